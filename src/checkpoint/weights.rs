@@ -1,0 +1,95 @@
+//! Between tensors on disk and a model on a device.
+
+use std::borrow::Cow;
+
+use burn::tensor::TensorMetadata;
+use burn::tensor::ops::FloatTensor;
+
+use super::{Checkpoint, Dtype, TensorInfo, TensorSource};
+use crate::error::Result;
+use crate::model::init::from_f32;
+use crate::model::{Llama, ModelConfig};
+use crate::ops::{LlamaOps, tensor};
+
+impl Checkpoint {
+    /// The model on a device, float32.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn load<B: LlamaOps>(&self, device: &B::Device) -> Result<Llama<B>> {
+        load(self.config(), self.source(), device)
+    }
+}
+
+/// A model of shape `config` with the weights of `source` (Meta's names), a tensor at a time, float32.
+///
+/// # Errors
+/// Those of `source` and of [`ModelConfig::validate`].
+pub fn load<B: LlamaOps>(config: &ModelConfig, source: &dyn TensorSource, device: &B::Device) -> Result<Llama<B>> {
+    Llama::build(config, device, &mut |name, shape| read::<B>(source, name, shape, device))
+}
+
+/// One tensor, float32, which must have `shape`.
+pub(crate) fn read<B: LlamaOps>(
+    source: &dyn TensorSource,
+    name: &str,
+    shape: &[usize],
+    device: &B::Device,
+) -> Result<FloatTensor<B>> {
+    let (found, values) = source.read_f32(name)?;
+    if found != shape {
+        return Err(crate::Error::BadTensor {
+            path: Default::default(),
+            name: name.into(),
+            expected: format!("{shape:?}"),
+            got: format!("{found:?}"),
+            hint: "the checkpoint is of another model".into(),
+        });
+    }
+    Ok(from_f32::<B>(values, shape, device))
+}
+
+/// Float32 entries for tensors of these names and shapes.
+pub(crate) fn infos(parameters: &[(String, Vec<usize>)]) -> Vec<TensorInfo> {
+    parameters.iter().map(|(name, shape)| TensorInfo { name: name.clone(), shape: shape.clone(), dtype: Dtype::F32 }).collect()
+}
+
+/// A tensor's elements as little-endian float32.
+pub(crate) fn to_bytes<B: LlamaOps>(p: FloatTensor<B>) -> Vec<u8> {
+    let n = p.shape().num_elements();
+    let data = tensor::<B, 1>(B::float_reshape(p, [n].into())).into_data().convert::<f32>();
+    data.iter::<f32>().flat_map(f32::to_le_bytes).collect()
+}
+
+/// A model on a device as a source of tensors, for saving it in any format.
+pub struct ModelTensors<B: LlamaOps> {
+    infos: Vec<TensorInfo>,
+    parameters: Vec<FloatTensor<B>>,
+}
+
+impl<B: LlamaOps> ModelTensors<B> {
+    /// The weights of `model`, shared.
+    pub fn new(model: &Llama<B>) -> Self {
+        Self { infos: infos(&model.config().parameters()), parameters: model.parameters() }
+    }
+}
+
+impl<B: LlamaOps> TensorSource for ModelTensors<B> {
+    fn list(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn read(&self, name: &str) -> Result<super::Tensor<'_>> {
+        let Some(i) = self.infos.iter().position(|info| info.name == name) else {
+            return Err(crate::Error::BadTensor {
+                path: Default::default(),
+                name: name.into(),
+                expected: "a parameter of the model".into(),
+                got: "nothing".into(),
+                hint: "ModelConfig::parameters lists them".into(),
+            });
+        };
+        let bytes = Cow::Owned(to_bytes::<B>(self.parameters[i].clone()));
+        Ok(super::Tensor { shape: self.infos[i].shape.clone(), dtype: Dtype::F32, bytes })
+    }
+}

@@ -1,0 +1,17 @@
+//! recua
+
+#![warn(missing_docs)]
+
+pub mod backend;
+pub mod error;
+
+pub mod checkpoint;
+pub mod eval;
+pub mod generate;
+pub mod model;
+pub mod optim;
+#[cfg(feature = "train")]
+pub mod train;
+pub mod ops;
+
+pub use error::{Error, Result};

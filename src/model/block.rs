@@ -1,0 +1,225 @@
+//! One transformer layer (Touvron et al. 2023, section 2.2), in reading order: linear, norm, rotary tables, attention,
+//! feed-forward, block.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+use super::config::{ModelConfig, RopeScaling};
+use crate::ops::{self, LlamaOps};
+
+/// A matrix without bias, `y = x W^T`.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    /// `[d_out, d_in]`
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+impl<B: LlamaOps> Linear<B> {
+    /// # Shapes
+    /// - `x`: `[batch, seq, d_in]`; returns `[batch, seq, d_out]`
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        ops::linear(x, self.weight.val())
+    }
+}
+
+/// Root mean square normalisation with a learned gain.
+#[derive(Module, Debug)]
+pub struct RmsNorm<B: Backend> {
+    /// `[dim]`
+    pub weight: Param<Tensor<B, 1>>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+impl<B: LlamaOps> RmsNorm<B> {
+    /// # Shapes
+    /// - `x` and the result: `[batch, seq, dim]`
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        ops::rms_norm(x, self.weight.val(), self.eps)
+    }
+}
+
+/// Cosines and sines of the rotary angles, for every position up to `max_seq_len`.
+#[derive(Module, Debug)]
+pub struct Rope<B: Backend> {
+    /// `[max_seq_len, head_dim / 2]`
+    cos: Tensor<B, 2>,
+    /// `[max_seq_len, head_dim / 2]`
+    sin: Tensor<B, 2>,
+}
+
+impl<B: Backend> Rope<B> {
+    /// The tables for a model, computed in float64.
+    pub fn new(config: &ModelConfig, device: &B::Device) -> Self {
+        let inv_freq = inverse_frequencies(config);
+        let angles = || (0..config.max_seq_len).flat_map(|pos| inv_freq.iter().map(move |f| pos as f64 * f));
+        let table = |values: Vec<f32>| {
+            Tensor::from_data(TensorData::new(values, [config.max_seq_len, inv_freq.len()]), device)
+        };
+        Self { cos: table(angles().map(|a| a.cos() as f32).collect()), sin: table(angles().map(|a| a.sin() as f32).collect()) }
+    }
+
+    /// From the two tables, `[max_seq_len, head_dim / 2]` each: cosines, sines.
+    pub(crate) fn from_tables([cos, sin]: [Tensor<B, 2>; 2]) -> Self {
+        Self { cos, sin }
+    }
+
+    /// Cosines and sines, `[max_seq_len, head_dim / 2]` each.
+    pub(crate) fn tables(&self) -> [Tensor<B, 2>; 2] {
+        [self.cos.clone(), self.sin.clone()]
+    }
+
+    /// The tables of `seq` positions from `start`, `[seq, head_dim / 2]` each.
+    pub fn at(&self, start: usize, seq: usize) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        (self.cos.clone().narrow(0, start, seq), self.sin.clone().narrow(0, start, seq))
+    }
+}
+
+/// Radians per position of each pair, `head_dim / 2` of them, after the extension to longer sequences.
+pub fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
+    let head_dim = config.head_dim() as f64;
+    let base = |theta: f64| (0..config.head_dim() / 2).map(move |i| theta.powf(-2.0 * i as f64 / head_dim));
+    match config.rope_scaling {
+        RopeScaling::None => base(config.rope_theta).collect(),
+        RopeScaling::Linear { factor } => base(config.rope_theta).map(|f| f / factor).collect(),
+        RopeScaling::Ntk { factor } => base(config.rope_theta * factor.powf(head_dim / (head_dim - 2.0).max(1.0))).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => base(config.rope_theta)
+            .map(|f| {
+                let turns = original_max_seq_len as f64 * f / std::f64::consts::TAU;
+                // 0 below low_freq_factor turns over the original length, 1 above high_freq_factor.
+                let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                f * keep + f / factor * (1.0 - keep)
+            })
+            .collect(),
+    }
+}
+
+/// Keys and values of the positions seen so far, of one layer. Room is made once; a step writes its rows in place.
+#[derive(Clone, Debug)]
+pub struct KvCache<B: Backend> {
+    /// `[batch, n_kv_heads, capacity, head_dim]`
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    len: usize,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// An empty cache with room for `capacity` positions.
+    pub fn new(config: &ModelConfig, batch: usize, capacity: usize, device: &B::Device) -> Self {
+        let k = Tensor::zeros([batch, config.kv_heads(), capacity, config.head_dim()], device);
+        Self { v: k.clone(), k, len: 0 }
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no position is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends `[batch, n_kv_heads, seq, head_dim]` and gives all keys and values so far.
+    fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let [batch, kv, seq, head_dim] = k.dims();
+        let capacity = self.k.dims()[2];
+        assert!(self.len + seq <= capacity, "kv cache: {} + {seq} positions in room for {capacity}", self.len);
+        let at = [0..batch, 0..kv, self.len..self.len + seq, 0..head_dim];
+        // The old handle is given up first, so that the backend may write in place.
+        let write = |all: &mut Tensor<B, 4>, new: Tensor<B, 4>| {
+            let empty = Tensor::empty([1, 1, 1, 1], &new.device());
+            let old = std::mem::replace(all, empty);
+            *all = old.slice_assign(at.clone(), new);
+        };
+        write(&mut self.k, k);
+        write(&mut self.v, v);
+        self.len += seq;
+        (self.k.clone().narrow(2, 0, self.len), self.v.clone().narrow(2, 0, self.len))
+    }
+}
+
+/// Causal self-attention with rotary positions; fewer key/value heads than query heads share them (grouped queries).
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// Queries, `[n_heads * head_dim, dim]`.
+    pub wq: Linear<B>,
+    /// Keys, `[n_kv_heads * head_dim, dim]`.
+    pub wk: Linear<B>,
+    /// Values, `[n_kv_heads * head_dim, dim]`.
+    pub wv: Linear<B>,
+    /// Back to the residual stream, `[dim, n_heads * head_dim]`.
+    pub wo: Linear<B>,
+    /// Width of one head; the numbers of heads follow from the weights' shapes.
+    pub head_dim: usize,
+}
+
+impl<B: LlamaOps> Attention<B> {
+    /// # Shapes
+    /// - `x` and the result: `[batch, seq, dim]`
+    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, cache: Option<&mut KvCache<B>>) -> Tensor<B, 3> {
+        let [batch, seq, _] = x.dims();
+        let heads = |t: Tensor<B, 3>| {
+            let width = t.dims()[2];
+            t.reshape([batch, seq, width / self.head_dim, self.head_dim])
+        };
+        let q = heads(self.wq.forward(x.clone()));
+        let k = heads(self.wk.forward(x.clone()));
+        let v = heads(self.wv.forward(x));
+
+        let (cos, sin) = rope.at(cache.as_ref().map_or(0, |c| c.len()), seq);
+        let q = ops::rope(q, cos.clone(), sin.clone()).swap_dims(1, 2); // [batch, n_heads, seq, head_dim]
+        let k = ops::rope(k, cos, sin).swap_dims(1, 2);
+        let v = v.swap_dims(1, 2);
+        let (k, v) = match cache {
+            Some(cache) => cache.append(k, v),
+            None => (k, v),
+        };
+
+        let y = ops::attention(q, k, v).swap_dims(1, 2); // [batch, seq, n_heads, head_dim]
+        let [_, _, n_heads, _] = y.dims();
+        self.wo.forward(y.reshape([batch, seq, n_heads * self.head_dim]))
+    }
+}
+
+/// `w2(silu(w1 x) * w3 x)`.
+#[derive(Module, Debug)]
+pub struct FeedForward<B: Backend> {
+    /// Gate, `[hidden_dim, dim]`.
+    pub w1: Linear<B>,
+    /// Down, `[dim, hidden_dim]`.
+    pub w2: Linear<B>,
+    /// Up, `[hidden_dim, dim]`.
+    pub w3: Linear<B>,
+}
+
+impl<B: LlamaOps> FeedForward<B> {
+    /// # Shapes
+    /// - `x` and the result: `[batch, seq, dim]`
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.w2.forward(ops::swiglu(self.w1.forward(x.clone()), self.w3.forward(x)))
+    }
+}
+
+/// A layer: `h = x + attention(norm(x))`, `h + feed_forward(norm(h))`.
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    /// Before attention.
+    pub attention_norm: RmsNorm<B>,
+    /// Self-attention.
+    pub attention: Attention<B>,
+    /// Before the feed-forward.
+    pub ffn_norm: RmsNorm<B>,
+    /// Feed-forward.
+    pub feed_forward: FeedForward<B>,
+}
+
+impl<B: LlamaOps> Block<B> {
+    /// # Shapes
+    /// - `x` and the result: `[batch, seq, dim]`
+    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, cache: Option<&mut KvCache<B>>) -> Tensor<B, 3> {
+        let h = x.clone() + self.attention.forward(self.attention_norm.forward(x), rope, cache);
+        h.clone() + self.feed_forward.forward(self.ffn_norm.forward(h))
+    }
+}

@@ -1,0 +1,191 @@
+//! The whole model: embedding, blocks, norm, output projection.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Int, Tensor, TensorMetadata};
+use burn_autodiff::Autodiff;
+use burn_autodiff::grads::Gradients;
+
+use super::block::{Attention, Block, FeedForward, KvCache, Linear, RmsNorm, Rope};
+use super::config::ModelConfig;
+use crate::error::Result;
+use crate::ops::{self, LlamaOps, primitive, tensor};
+
+/// LLaMA (Touvron et al. 2023, arXiv:2302.13971).
+///
+/// Runs on any backend; under `Autodiff<B>` it is differentiable, for losses of one's own.
+#[derive(Module, Debug)]
+pub struct Llama<B: Backend> {
+    /// `[vocab_size, dim]`
+    pub tok_embeddings: Linear<B>,
+    /// The transformer layers.
+    pub layers: Vec<Block<B>>,
+    /// Before the output projection.
+    pub norm: RmsNorm<B>,
+    /// `[vocab_size, dim]`, not tied to `tok_embeddings`.
+    pub output: Linear<B>,
+    rope: Rope<B>,
+    #[module(skip)]
+    config: ModelConfig,
+}
+
+impl<B: LlamaOps> Llama<B> {
+    /// Builds the model from a function that gives each parameter by name and shape, in the order of
+    /// [`ModelConfig::parameters`]. Initialisation, checkpoints and gradients all go through here.
+    ///
+    /// # Errors
+    /// Those of `weights`, and of [`ModelConfig::validate`].
+    pub fn build(
+        config: &ModelConfig,
+        device: &B::Device,
+        weights: &mut dyn FnMut(&str, &[usize]) -> Result<FloatTensor<B>>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let mut all = Vec::new();
+        for (name, shape) in config.parameters() {
+            all.push(weights(&name, &shape)?);
+        }
+        Ok(Self::from_primitives(config, Rope::new(config, device), all))
+    }
+
+    /// `all`: in the order of [`ModelConfig::parameters`].
+    fn from_primitives(config: &ModelConfig, rope: Rope<B>, all: Vec<FloatTensor<B>>) -> Self {
+        fn take<T>(all: &mut impl Iterator<Item = T>) -> T {
+            all.next().expect("one tensor per entry of ModelConfig::parameters")
+        }
+        let all = &mut all.into_iter();
+        let linear = |p| Linear { weight: Param::from_tensor(tensor::<B, 2>(p)) };
+        let norm = |p| RmsNorm { weight: Param::from_tensor(tensor::<B, 1>(p)), eps: config.norm_eps };
+        let head_dim = config.head_dim();
+        // Struct fields are evaluated as written: the order of the list.
+        let model = Self {
+            tok_embeddings: linear(take(all)),
+            layers: (0..config.n_layers)
+                .map(|_| {
+                    let attention_norm = norm(take(all));
+                    let [wq, wk, wv, wo] = std::array::from_fn(|_| linear(take(all)));
+                    let ffn_norm = norm(take(all));
+                    let [w1, w2, w3] = std::array::from_fn(|_| linear(take(all)));
+                    let attention = Attention { wq, wk, wv, wo, head_dim };
+                    Block { attention_norm, attention, ffn_norm, feed_forward: FeedForward { w1, w2, w3 } }
+                })
+                .collect(),
+            norm: norm(take(all)),
+            output: linear(take(all)),
+            rope,
+            config: config.clone(),
+        };
+        assert!(all.next().is_none(), "more tensors than ModelConfig::parameters has entries");
+        model
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the model is.
+    pub fn device(&self) -> B::Device {
+        self.output.weight.device()
+    }
+
+    /// Final hidden states, after the last norm: what the output projection reads.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[batch, seq]`, ids below `vocab_size`, `seq` at most `max_seq_len`; returns `[batch, seq, dim]`
+    pub fn hidden(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.hidden_with(tokens, None, &mut |_, _| {})
+    }
+
+    /// [`Llama::hidden`] with a cache of earlier positions (one entry a layer), showing each block's output to `see`.
+    pub fn hidden_with(
+        &self,
+        tokens: Tensor<B, 2, Int>,
+        mut cache: Option<&mut [KvCache<B>]>,
+        see: &mut dyn FnMut(usize, &Tensor<B, 3>),
+    ) -> Tensor<B, 3> {
+        let [batch, seq] = tokens.dims();
+        let dim = self.config.dim;
+        let start = cache.as_ref().map_or(0, |c| c[0].len());
+        let max = self.config.max_seq_len;
+        assert!(start + seq <= max, "{} positions are more than max_seq_len {max}", start + seq);
+        let mut x = self.tok_embeddings.weight.val().select(0, tokens.reshape([batch * seq])).reshape([batch, seq, dim]);
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, &self.rope, cache.as_mut().map(|c| &mut c[i]));
+            see(i, &x);
+        }
+        self.norm.forward(x)
+    }
+
+    /// Logits of the next token at every position.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[batch, seq]`; returns `[batch, seq, vocab_size]`
+    pub fn forward(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.output.forward(self.hidden(tokens))
+    }
+
+    /// Sum of the cross-entropy over all targets of at least 0 (natural logarithm), `[1]`. Never holds all logits.
+    ///
+    /// # Shapes
+    /// - `tokens`, `targets`: `[batch, seq]`; a target is the token that follows
+    pub fn loss_sum(&self, tokens: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+        ops::linear_cross_entropy(self.hidden(tokens), self.output.weight.val(), targets)
+    }
+
+    /// Empty caches for decoding `batch` sequences of up to `capacity` positions, one a layer.
+    pub fn caches(&self, batch: usize, capacity: usize) -> Vec<KvCache<B>> {
+        let device = self.device();
+        (0..self.layers.len()).map(|_| KvCache::new(&self.config, batch, capacity, &device)).collect()
+    }
+
+    /// Every parameter, in the order of [`ModelConfig::parameters`].
+    pub fn parameters(&self) -> Vec<FloatTensor<B>> {
+        self.clone().into_parameters()
+    }
+
+    /// Every parameter, giving up the model, so that an update may work in place.
+    pub fn into_parameters(self) -> Vec<FloatTensor<B>> {
+        let matrix = |l: Linear<B>| primitive(l.weight.into_value());
+        let vector = |n: RmsNorm<B>| primitive(n.weight.into_value());
+        let mut all = vec![matrix(self.tok_embeddings)];
+        for Block { attention_norm, attention, ffn_norm, feed_forward } in self.layers {
+            all.push(vector(attention_norm));
+            all.extend([attention.wq, attention.wk, attention.wv, attention.wo].map(matrix));
+            all.push(vector(ffn_norm));
+            all.extend([feed_forward.w1, feed_forward.w2, feed_forward.w3].map(matrix));
+        }
+        all.push(vector(self.norm));
+        all.push(matrix(self.output));
+        all
+    }
+
+    /// The model with each parameter replaced by `f(index, parameter)`; the old handle is given to `f`.
+    pub fn map_parameters(self, mut f: impl FnMut(usize, FloatTensor<B>) -> FloatTensor<B>) -> Self {
+        let (config, rope) = (self.config.clone(), self.rope.clone());
+        let all = self.into_parameters().into_iter().enumerate().map(|(i, p)| f(i, p)).collect();
+        Self::from_primitives(&config, rope, all)
+    }
+
+    /// The same weights (shared, not copied) under `Autodiff<B>`, ready to differentiate.
+    pub fn autodiff(&self) -> Llama<Autodiff<B>> {
+        let rope = Rope::from_tables(self.rope.tables().map(Tensor::from_inner));
+        let all = self.parameters().into_iter().map(<Autodiff<B> as AutodiffBackend>::from_inner).collect();
+        Llama::from_primitives(&self.config, rope, all)
+    }
+}
+
+impl<B: LlamaOps> Llama<Autodiff<B>> {
+    /// Every parameter's gradient, in the order of [`ModelConfig::parameters`]; zeros where the loss did not reach.
+    pub fn take_gradients(&self, grads: &mut Gradients) -> Vec<FloatTensor<B>> {
+        let all = self.parameters();
+        all.iter()
+            .map(|p| {
+                <Autodiff<B> as AutodiffBackend>::grad_remove(p, grads).unwrap_or_else(|| {
+                    B::float_zeros(p.shape(), &B::float_device(&p.primitive), p.dtype().into())
+                })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,5 @@
+//! Loss to weights.
+
+pub mod metrics;
+pub mod report;
+pub mod step;
