@@ -5,6 +5,9 @@
 pub mod backend;
 pub mod error;
 
+pub mod data;
+pub mod tokenizer;
+
 pub mod checkpoint;
 pub mod eval;
 pub mod generate;

@@ -287,6 +287,7 @@ fn validation_reads_in_order_and_ends() {
 }
 
 #[test]
+#[cfg(feature = "train")]
 fn token_windows_are_a_burn_dataset() {
     use burn_dataset::Dataset;
     let dir = tempdir().unwrap();

@@ -13,6 +13,8 @@
 //! 7. Samples to batches: [`Loader::batch`] for any place, [`Loader::batches`] for the batches of one rank in order,
 //!    [`Prefetch`] to make them on another thread; [`SequentialBatches`] for validation.
 
+#[cfg(feature = "train")]
+pub mod crates;
 mod dataset;
 mod loader;
 mod mixture;

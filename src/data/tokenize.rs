@@ -1,9 +1,6 @@
 //! Text to token shards: reads, encodes in parallel and writes, in the documents' order and in bounded memory.
 
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{path::PathBuf, sync::atomic::Ordering};
 
 use rayon::prelude::*;
 
@@ -12,7 +9,7 @@ use super::{
     shards::Vocab,
     text::{Document, Documents, Skipped, nothing},
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Tokens per shard unless asked otherwise: 256 MiB of u16.
 pub const DEFAULT_SHARD_TOKENS: u64 = 1 << 27;
@@ -72,7 +69,7 @@ pub struct Summary {
 /// `progress` is called on this thread after every batch.
 ///
 /// # Errors
-/// [`crate::Error::Nothing`] if no text is found, and those of [`Documents::open`] and [`DatasetWriter`].
+/// [`Error::Nothing`] if no text is found, and those of [`Documents::open`] and [`DatasetWriter`].
 pub fn tokenize(
     inputs: &[PathBuf],
     encode: &(dyn Fn(&str) -> Vec<u32> + Sync),
@@ -82,13 +79,12 @@ pub fn tokenize(
     let mut documents = Documents::open(inputs, &config.text_key)?;
     let (read, input_total) = (documents.read_bytes(), documents.total_bytes());
     let names = inputs.iter().map(|i| i.display().to_string()).collect();
-    let mut with_bytes =
-        |p: Progress| progress(Progress { input_bytes: AtomicU64::load(&read, Ordering::Relaxed), input_total, ..p });
+    let mut with_bytes = |p: Progress| progress(Progress { input_bytes: read.load(Ordering::Relaxed), input_total, ..p });
     let made = tokenize_documents(&mut documents, names, encode, config, &mut with_bytes);
     let skipped = documents.skipped().clone();
     skipped.warn();
     match made {
-        Err(crate::error::Error::Nothing { .. }) => {
+        Err(Error::Nothing { .. }) => {
             let problem = format!("{} files or lines are not UTF-8, {} documents are empty", skipped.not_text, skipped.empty);
             Err(nothing(inputs, &problem))
         }

@@ -1,5 +1,11 @@
-//! Loss to weights.
+//! Loss to weights: settings ([`config`]), one step ([`step`]), the loop ([`run`]), what it writes down ([`metrics`],
+//! [`report`]).
 
+pub mod config;
 pub mod metrics;
 pub mod report;
+pub mod run;
 pub mod step;
+
+pub use config::{Layers, RunConfig};
+pub use run::{Observer, RunInfo, RunSummary, Start, Trainer};

@@ -1,0 +1,175 @@
+//! `tokenizer.json`: those that this library trains get its own encoder, all others run on the crate `tokenizers`.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tokenizers::utils::SysRegex;
+
+use super::bpe::{FastMap, SplitBpe};
+use super::decode::{Piece, Pieces, byte_of, byte_token};
+use super::train::PATTERN;
+use crate::error::{Error, Result};
+
+/// A foreign `tokenizer.json`.
+pub(super) struct HuggingFace {
+    /// Takes the text of special tokens as text.
+    plain: tokenizers::Tokenizer,
+    /// Takes it as special tokens; made when first needed.
+    special: OnceLock<tokenizers::Tokenizer>,
+}
+
+impl HuggingFace {
+    pub(super) fn encode(&self, text: &str, with_special: bool) -> Vec<u32> {
+        let tokenizer = if with_special {
+            self.special.get_or_init(|| {
+                let mut tokenizer = self.plain.clone();
+                tokenizer.set_encode_special_tokens(false);
+                tokenizer
+            })
+        } else {
+            &self.plain
+        };
+        match tokenizer.encode_fast(text, false) {
+            Ok(encoding) => encoding.get_ids().to_vec(),
+            Err(e) => {
+                // `load` has excluded what can fail: unknown text without an unknown token.
+                log::error!("tokenizer: {} bytes of text could not be encoded: {e}", text.len());
+                Vec::new()
+            }
+        }
+    }
+
+    /// Ids must be in the vocabulary.
+    pub(super) fn decode(&self, ids: &[u32], show_special: bool) -> Result<String, String> {
+        self.plain.decode(ids, !show_special).map_err(|e| e.to_string())
+    }
+}
+
+/// Which encoder a `tokenizer.json` gets.
+pub(super) enum Loaded {
+    /// One of ours.
+    Split(Box<SplitBpe>, Pieces),
+    /// Any other.
+    Foreign(Box<HuggingFace>, Pieces),
+}
+
+/// Reads a `tokenizer.json`; `path` is for messages. Also gives what the hash is taken over.
+pub(super) fn load(bytes: &[u8], path: &Path) -> Result<(Loaded, Value)> {
+    let hint = "get the file again; it must be the tokenizer.json that Hugging Face `tokenizers` writes";
+    let bad = |problem: String| Error::bad_file("tokenizer.json", path, problem, hint);
+    let mut json: Value = serde_json::from_slice(bytes).map_err(|e| bad(format!("not JSON: {e}")))?;
+    // Cutting, padding and random merges have no place in the encoding of documents.
+    for (at, key) in [("", "truncation"), ("", "padding"), ("/model", "dropout")] {
+        if let Some(Value::Object(map)) = json.pointer_mut(at)
+            && let Some(value) = map.get_mut(key)
+        {
+            *value = Value::Null;
+        }
+    }
+    let loaded = match split(&json) {
+        Some((encoder, pieces)) => Loaded::Split(Box::new(encoder), pieces),
+        None => {
+            check(&json).map_err(bad)?;
+            let text = serde_json::to_vec(&json).map_err(|e| bad(e.to_string()))?;
+            let mut plain = tokenizers::Tokenizer::from_bytes(text).map_err(|e| bad(e.to_string()))?;
+            plain.set_encode_special_tokens(true);
+            let pieces = pieces(&plain);
+            Loaded::Foreign(Box::new(HuggingFace { plain, special: OnceLock::new() }), pieces)
+        }
+    };
+    if let Value::Object(map) = &mut json {
+        map.retain(|key, _| ["added_tokens", "normalizer", "pre_tokenizer", "decoder", "model"].contains(&key.as_str()));
+    }
+    Ok((loaded, json))
+}
+
+/// Finds what `tokenizers` would only find when it meets unknown text, or not at all.
+fn check(json: &Value) -> Result<(), String> {
+    let model = json.get("model").filter(|m| m.is_object()).ok_or("no model")?;
+    let vocab = model.get("vocab").ok_or("no model.vocab")?;
+    let ids = vocab.as_object().map_or(0, |v| v.len()).max(vocab.as_array().map_or(0, Vec::len)) as u64;
+    if ids == 0 {
+        return Err("model.vocab is empty".into());
+    }
+    let added = json.get("added_tokens").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    // The table of pieces has a place for every id up to the highest.
+    let limit = 4 * (ids + added.len() as u64) + 100_000;
+    let mut all = vocab.as_object().into_iter().flat_map(|v| v.values()).chain(added.iter().filter_map(|t| t.get("id")));
+    if let Some(id) = all.find(|id| id.as_u64().is_none_or(|id| id > limit)) {
+        return Err(format!("the id {id} with only {ids} tokens"));
+    }
+    let unknown = model.get("unk_token").filter(|t| !t.is_null());
+    let known = |token: &Value| token.as_str().is_some_and(|t| vocab.get(t).is_some());
+    let kind = model.get("type").and_then(Value::as_str);
+    match kind.unwrap_or(if vocab.is_array() { "Unigram" } else { "BPE" }) {
+        "BPE" if unknown.is_some_and(|t| !known(t)) => Err(format!("unk_token {} is not in the vocabulary", model["unk_token"])),
+        "BPE" => Ok(()),
+        "Unigram" if model.get("unk_id").and_then(Value::as_u64).is_none_or(|id| id >= ids) => {
+            Err("a Unigram model without an unk_id in the vocabulary".into())
+        }
+        "Unigram" => Ok(()),
+        "WordPiece" | "WordLevel" if unknown.is_some_and(known) => Ok(()),
+        "WordPiece" | "WordLevel" => Err("unk_token is not in the vocabulary".into()),
+        other => Err(format!("model type {other}; known are BPE, Unigram, WordPiece, WordLevel")),
+    }
+}
+
+/// Every id's token of a foreign tokenizer.
+fn pieces(tokenizer: &tokenizers::Tokenizer) -> Pieces {
+    let vocab = tokenizer.get_vocab(true);
+    let mut list = vec![Piece::Gap; vocab.values().max().map_or(0, |id| *id as usize + 1)];
+    let added = tokenizer.get_added_tokens_decoder();
+    for (token, id) in vocab {
+        let special = added.get(&id).is_some_and(|t| t.special);
+        list[id as usize] = if special { Piece::Control(token.into()) } else { Piece::Text(token.into()) };
+    }
+    Pieces { list, spaces: None, unknown: "".into() }
+}
+
+/// One of our own: raw text cut by [`PATTERN`], all 256 bytes, decoded by joining. `None` for anything else.
+fn split(json: &Value) -> Option<(SplitBpe, Pieces)> {
+    let part = |key: &str| json.get(key).unwrap_or(&Value::Null);
+    let pre_tokenizer =
+        serde_json::json!({"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": false});
+    let decoder = serde_json::json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]});
+    let model = part("model");
+    let falsy = |key: &str| matches!(model.get(key), None | Some(Value::Null | Value::Bool(false)));
+    let ours = part("normalizer").is_null()
+        && *part("pre_tokenizer") == pre_tokenizer
+        && *part("decoder") == decoder
+        && model.get("type") == Some(&"BPE".into())
+        && model.get("byte_fallback") == Some(&true.into())
+        && ["continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "ignore_merges"].into_iter().all(falsy);
+    let vocab = model.get("vocab").filter(|_| ours)?.as_object()?;
+    let mut list = vec![Piece::Gap; vocab.len()];
+    let mut ids = FastMap::default();
+    for (token, id) in vocab {
+        let id = u32::try_from(id.as_u64()?).ok()?;
+        let place = list.get_mut(id as usize)?;
+        if *place != Piece::Gap {
+            return None;
+        }
+        *place = byte_of(token).map_or_else(|| Piece::Text(token.as_str().into()), Piece::Byte);
+        ids.insert(token.as_str(), id);
+    }
+    for added in part("added_tokens").as_array()? {
+        let token = added.get("content")?.as_str()?;
+        let plain = |key: &str| added.get(key) == Some(&false.into());
+        let exact = ["single_word", "lstrip", "rstrip", "normalized"].into_iter().all(plain);
+        let id = *ids.get(token)?;
+        if added.get("special") != Some(&true.into()) || added.get("id") != Some(&id.into()) || !exact || byte_of(token).is_some() {
+            return None;
+        }
+        list[id as usize] = Piece::Control(token.into());
+    }
+    let bytes = (0..=255).map(|b| ids.get(byte_token(b).as_str()).copied()).collect::<Option<Vec<u32>>>()?;
+    let mut merges = FastMap::default();
+    for (rank, merge) in (0..).zip(model.get("merges")?.as_array()?) {
+        let [left, right] = merge.as_array()?.as_slice() else { return None };
+        let (left, right) = (left.as_str()?, right.as_str()?);
+        merges.insert((*ids.get(left)?, *ids.get(right)?), (rank, *ids.get(format!("{left}{right}").as_str())?));
+    }
+    let encoder = SplitBpe::new(SysRegex::new(PATTERN).ok()?, ids.iter().map(|(t, id)| (*t, *id)), bytes, merges);
+    Some((encoder, Pieces { list, spaces: None, unknown: "".into() }))
+}

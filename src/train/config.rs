@@ -1,0 +1,270 @@
+//! A run's settings: defaults, then a preset, then a TOML file, then `--set a.b=c`. The resolved whole is `config.toml`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+use crate::generate::SampleConfig;
+use crate::model::{InitConfig, ModelConfig};
+use crate::optim::OptimConfig;
+
+/// Everything that decides a training run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Loop, batch and bookkeeping.
+    pub train: TrainConfig,
+    /// Where the tokens are.
+    pub data: DataConfig,
+    /// Learning rate and the rest of the optimizer.
+    pub optim: OptimConfig,
+    /// First weights.
+    pub init: InitConfig,
+    /// Texts written during training.
+    pub sample: SampleTexts,
+    /// Shape of the model. `model.preset` takes a named size first.
+    pub model: ModelConfig,
+}
+
+/// The loop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimizer steps of the whole run; the cosine ends here.
+    pub steps: u64,
+    /// Samples (windows of `seq_len` tokens) of one step.
+    pub batch: usize,
+    /// Samples of one forward and backward pass; a divisor of `batch`. `None`: as `batch`.
+    pub micro_batch: Option<usize>,
+    /// Targets of a sample. `None`: the model's `max_seq_len`.
+    pub seq_len: Option<usize>,
+    /// Seed of the data order.
+    pub seed: u64,
+    /// A validation every this many steps (and at the end). 0: never.
+    pub val_every: u64,
+    /// Windows of a validation. `None`: all.
+    pub val_windows: Option<u64>,
+    /// A checkpoint every this many steps (and at the end). 0: only at the end and on a signal.
+    pub checkpoint_every: u64,
+    /// The newest checkpoints that are kept.
+    pub keep_last: usize,
+    /// Checkpoints whose step is a multiple of this are kept for ever.
+    pub keep_every: Option<u64>,
+    /// After this many skipped steps in a row the run stops.
+    pub max_skipped: u64,
+    /// Leaves out an update whose loss or gradient norm is this many standard deviations above the last 128 steps.
+    pub spike_z: Option<f64>,
+    /// The device's dense peak for the MFU. `None`: no MFU.
+    pub peak_tflops: Option<f64>,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 8,
+            micro_batch: None,
+            seq_len: None,
+            seed: 1,
+            val_every: 250,
+            val_windows: Some(64),
+            checkpoint_every: 250,
+            keep_last: 2,
+            keep_every: None,
+            max_skipped: 10,
+            spike_z: None,
+            peak_tflops: None,
+        }
+    }
+}
+
+/// Where the tokens are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Training datasets (folders made by `recua data tokenize`).
+    pub train: Vec<PathBuf>,
+    /// Their shares of the samples, one a dataset. Empty: by size.
+    pub weights: Vec<f64>,
+    /// Held-out dataset.
+    pub valid: Option<PathBuf>,
+    /// Tokenizer, copied into the run. `None`: looked for beside the first dataset.
+    pub tokenizer: Option<PathBuf>,
+    /// Check every shard's checksum at the start (reads all data once).
+    pub verify: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { train: Vec::new(), weights: Vec::new(), valid: None, tokenizer: None, verify: true }
+    }
+}
+
+/// Texts written during training, to be looked at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleTexts {
+    /// A text every this many steps (and at the end). 0: never.
+    pub every: u64,
+    /// What the text begins with.
+    pub prompt: String,
+    /// Its length in tokens.
+    pub tokens: usize,
+    /// How tokens are chosen.
+    pub sampler: SampleConfig,
+}
+
+impl Default for SampleTexts {
+    fn default() -> Self {
+        Self { every: 250, prompt: String::new(), tokens: 96, sampler: SampleConfig::default() }
+    }
+}
+
+/// Where settings come from, in the order in which they count.
+#[derive(Clone, Debug, Default)]
+pub struct Layers<'a> {
+    /// A TOML file.
+    pub file: Option<&'a Path>,
+    /// `a.b=c`, one each.
+    pub set: &'a [String],
+}
+
+impl RunConfig {
+    /// Puts the layers on the defaults. Says whether `model.vocab_size` was stated by any of them (a preset does not count).
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`] and [`Error::BadValue`] naming the file or flag and the key; [`Error::Io`].
+    pub fn resolve(layers: &Layers<'_>) -> Result<(Self, bool)> {
+        let mut table = Table::new();
+        let mut origin = String::from("--set");
+        if let Some(path) = layers.file {
+            origin = path.display().to_string();
+            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            table = text.parse().map_err(|e| parse_error(&origin, &e))?;
+        }
+        for entry in layers.set {
+            let (key, value) = entry
+                .split_once('=')
+                .ok_or_else(|| Error::bad_value("--set", format!("expected KEY=VALUE, got `{entry}`"), "e.g. --set optim.lr=1e-4"))?;
+            // A value that is no TOML is a string: `--set sample.prompt=fn` needs no quotes.
+            let value = value.trim();
+            let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+            insert(&mut table, key.trim(), parsed.unwrap_or_else(|| Value::String(value.into())))?;
+        }
+        let model = table.get_mut("model").and_then(Value::as_table_mut);
+        let vocab_stated = model.as_ref().is_some_and(|m| m.contains_key("vocab_size"));
+        if let Some(model) = model
+            && let Some(preset) = model.remove("preset")
+        {
+            let name = preset.as_str().unwrap_or_default();
+            let base = Table::try_from(ModelConfig::preset(name)?)
+                .map_err(|e| Error::bad_value("model.preset", e.to_string(), "leave it out"))?;
+            for (key, value) in base {
+                model.entry(key).or_insert(value);
+            }
+        }
+        let config: Self = table.try_into().map_err(|e| parse_error(&origin, &e))?;
+        Ok((config, vocab_stated))
+    }
+
+    /// Reads a run's `config.toml`.
+    ///
+    /// # Errors
+    /// As [`RunConfig::resolve`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(Self::resolve(&Layers { file: Some(path), set: &[] })?.0)
+    }
+
+    /// As TOML, every value.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for a value that TOML cannot say.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::bad_value("config", e.to_string(), "TOML holds no integer above 2^63 - 1"))
+    }
+
+    /// Targets of a sample.
+    pub fn seq_len(&self) -> usize {
+        self.train.seq_len.unwrap_or(self.model.max_seq_len)
+    }
+
+    /// Samples of one forward and backward pass.
+    pub fn micro_batch(&self) -> usize {
+        self.train.micro_batch.unwrap_or(self.train.batch)
+    }
+
+    /// Checks every setting against the others.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] or [`Error::TooLong`] naming the setting.
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.optim.validate()?;
+        let t = &self.train;
+        let bad = |key: &str, problem: String, hint: &str| Err(Error::bad_value(key, problem, hint));
+        if t.steps == 0 {
+            return bad("train.steps", "expected at least 1, got 0".into(), "give the number of optimizer steps");
+        }
+        if t.batch == 0 || self.micro_batch() == 0 || !t.batch.is_multiple_of(self.micro_batch()) {
+            let problem = format!("batch {} is not a multiple of micro_batch {}", t.batch, self.micro_batch());
+            return bad("train.micro_batch", problem, "choose a divisor of train.batch");
+        }
+        if self.seq_len() == 0 {
+            return bad("train.seq_len", "expected at least 1, got 0".into(), "leave it out to use the model's max_seq_len");
+        }
+        if self.seq_len() > self.model.max_seq_len {
+            return Err(Error::TooLong {
+                what: "train.seq_len".into(),
+                got: self.seq_len(),
+                max: self.model.max_seq_len,
+                hint: "raise model.max_seq_len or lower train.seq_len".into(),
+            });
+        }
+        if t.keep_last == 0 {
+            return bad("train.keep_last", "expected at least 1, got 0".into(), "the newest checkpoint is always kept");
+        }
+        if t.max_skipped == 0 {
+            return bad("train.max_skipped", "expected at least 1, got 0".into(), "10 is a good number");
+        }
+        if t.spike_z.is_some_and(|z| !(z.is_finite() && z > 0.0)) {
+            return bad("train.spike_z", "expected a number above 0".into(), "5 to 8 catches spikes; leave it out for none");
+        }
+        if !self.data.weights.is_empty() && self.data.weights.len() != self.data.train.len() {
+            let problem = format!("{} weights for {} datasets", self.data.weights.len(), self.data.train.len());
+            return bad("data.weights", problem, "give one a dataset, or none");
+        }
+        crate::generate::Sampler::new(self.sample.sampler.clone())?;
+        Ok(())
+    }
+}
+
+fn insert(table: &mut Table, key: &str, value: Value) -> Result<()> {
+    let bad = || Error::bad_value("--set", format!("`{key}` is not a setting"), "e.g. --set optim.lr=1e-4");
+    let mut parts = key.split('.').peekable();
+    let mut at = table;
+    while let Some(part) = parts.next() {
+        if part.is_empty() {
+            return Err(bad());
+        }
+        if parts.peek().is_none() {
+            at.insert(part.into(), value);
+            return Ok(());
+        }
+        at = at.entry(part).or_insert_with(|| Value::Table(Table::new())).as_table_mut().ok_or_else(bad)?;
+    }
+    Err(bad())
+}
+
+/// The deserializer's own text names the place, the key and the known keys.
+fn parse_error(origin: &str, e: &toml::de::Error) -> Error {
+    let text = e.to_string();
+    let message = e.message();
+    if let Some(rest) = message.strip_prefix("unknown field `") {
+        let (key, hint) = rest.split_once('`').unwrap_or((rest, ""));
+        let key = text.lines().find_map(|l| l.strip_prefix("in `")).map_or(key.to_string(), |s| format!("{}.{key}", s.trim_end_matches('`')));
+        return Error::UnknownKey { origin: origin.into(), key, hint: hint.trim_start_matches([',', ' ']).into() };
+    }
+    Error::bad_value(origin, text.trim().replace('\n', " "), "see `recua train --help`")
+}

@@ -1,0 +1,513 @@
+//! The loop: data -> step -> metrics, validation, samples, checkpoints; stops on signals and goes on bit for bit.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::config::RunConfig;
+use super::metrics::{MetricsLog, StepRecord};
+use super::step::{MicroBatch, StepOutput, batch_loss, train_step};
+use crate::checkpoint::native::{self, MODEL, OPTIM};
+use crate::checkpoint::weights::{infos, read, to_bytes};
+use crate::checkpoint::{Checkpoint, NativeCheckpoint};
+use crate::data::{Loader, LoaderState, Plan, Prefetch, SequentialBatches, Shards, Source, TokenWindows, Verify};
+use crate::error::{Error, Result};
+use crate::generate::{Sampler, generate};
+use crate::model::Llama;
+use crate::ops::LlamaOps;
+use crate::optim::AdamW;
+use crate::tokenizer::Tokenizer;
+
+/// What the loop tells while it runs. Every method has an empty default.
+pub trait Observer {
+    /// Before the first step, once everything is open.
+    fn start(&mut self, _info: &RunInfo) {}
+    /// After every step.
+    fn step(&mut self, _record: &StepRecord, _eta_s: f64) {}
+    /// A checkpoint was saved.
+    fn saved(&mut self, _step: u64, _path: &Path) {}
+    /// Something that the user should know: a skipped step, a corrupt checkpoint passed over.
+    fn note(&mut self, _text: &str) {}
+}
+
+/// No output.
+impl Observer for () {}
+
+/// What a run is, said once.
+#[derive(Clone, Debug)]
+pub struct RunInfo {
+    /// Parameters of the model.
+    pub params: u64,
+    /// Optimizer steps of the whole run.
+    pub steps: u64,
+    /// Steps already made (a resumed run).
+    pub done: u64,
+    /// Tokens of a step.
+    pub tokens_per_step: u64,
+    /// Windows of the training data.
+    pub windows: u64,
+    /// Where the run is.
+    pub dir: PathBuf,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct RunSummary {
+    /// The last step's record.
+    pub last: StepRecord,
+    /// The last validation: nats a token, bits a byte.
+    pub valid: Option<(f64, f64)>,
+    /// Median tokens a second over this process's steps, its first ones left out.
+    pub tok_s: f64,
+    /// Steps whose update was left out.
+    pub skipped: u64,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// Where a run starts.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// Fresh weights.
+    Fresh,
+    /// The weights of a checkpoint of any format; moments and data from the beginning.
+    Init(PathBuf),
+    /// The run's newest whole checkpoint, bit for bit.
+    Resume,
+}
+
+/// What a checkpoint keeps beside weights and moments.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct State {
+    /// Exponent of the bias correction.
+    optim_steps: u64,
+    /// Optimizer steps of the whole run: the cosine's end.
+    total_steps: u64,
+    /// Tokens trained on.
+    tokens: u64,
+    skipped: u64,
+    skipped_in_a_row: u64,
+    loader: LoaderState,
+    /// Losses and norms of the last steps, for the spike test; as bits, since JSON would round.
+    recent: Vec<[u64; 2]>,
+}
+
+/// Steps that the spike test looks back.
+const SPIKE_WINDOW: usize = 128;
+
+/// A training run on one device.
+pub struct Trainer<B: LlamaOps> {
+    config: RunConfig,
+    dir: PathBuf,
+    /// Taken out during a step, so that the update may work in place.
+    model: Option<Llama<B>>,
+    optim: AdamW<B>,
+    loader: Arc<Loader>,
+    valid: Option<Valid>,
+    tokenizer: Option<Tokenizer>,
+    state: State,
+    /// Steps made.
+    step: u64,
+    metrics: MetricsLog,
+    saved: Option<PathBuf>,
+}
+
+struct Valid {
+    windows: TokenWindows,
+    /// Tokens a byte of text: from nats a token to bits a byte.
+    tokens_per_byte: f64,
+}
+
+/// Opens a dataset.
+fn open_shards(path: &Path, verify: bool) -> Result<Arc<Shards>> {
+    Ok(Arc::new(Shards::open(path, if verify { Verify::Full } else { Verify::Header })?))
+}
+
+impl<B: LlamaOps> Trainer<B> {
+    /// Opens data, weights and the run directory `dir`, which is made if need be.
+    ///
+    /// # Errors
+    /// A setting that cannot be, data or tokenizer of another vocabulary, a run directory in use, and those of the files.
+    pub fn open(config: RunConfig, dir: &Path, start: &Start, device: &B::Device, observer: &mut dyn Observer) -> Result<Self> {
+        config.validate()?;
+        if config.data.train.is_empty() {
+            return Err(Error::bad_value("data.train", "no dataset given", "pass --data DIR (made by `recua data tokenize`)"));
+        }
+        let mut sources = Vec::new();
+        for (i, path) in config.data.train.iter().enumerate() {
+            sources.push(Source { shards: open_shards(path, config.data.verify)?, weight: config.data.weights.get(i).copied() });
+        }
+        let seq_len = config.seq_len();
+        let loader = Arc::new(Loader::new(&sources, seq_len, config.train.seed)?);
+        let vocabulary = |left: String, left_size: usize| {
+            if left_size == config.model.vocab_size {
+                return Ok(());
+            }
+            let hint = "set model.vocab_size to the data's, or tokenize again".to_string();
+            Err(Error::Vocabulary { left, left_size, right: "the model".into(), right_size: config.model.vocab_size, hint })
+        };
+        for (source, path) in sources.iter().zip(&config.data.train) {
+            vocabulary(path.display().to_string(), source.shards.vocab().size as usize)?;
+        }
+        let valid = match &config.data.valid {
+            None => None,
+            Some(path) => {
+                let shards = open_shards(path, config.data.verify)?;
+                shards.check_vocab(sources[0].shards.vocab(), "the training data")?;
+                let index = shards.index();
+                let tokens_per_byte = index.tokens as f64 / index.text_bytes.max(1) as f64;
+                Some(Valid { windows: TokenWindows::new(shards, seq_len)?, tokens_per_byte })
+            }
+        };
+        let root = dir.join("checkpoints");
+        let resumed = if matches!(start, Start::Resume) {
+            let latest = native::latest_valid(&root)?;
+            for skipped in &latest.skipped {
+                observer.note(&format!("skipped checkpoint {}: {}", skipped.path.display(), skipped.reason));
+            }
+            let checkpoint = latest.checkpoint.ok_or_else(|| Error::Nothing {
+                what: "checkpoint to resume from".into(),
+                path: root.clone(),
+                hint: "start the run without --resume".into(),
+            })?;
+            Some(checkpoint)
+        } else {
+            if root.exists() && !native::list(&root)?.is_empty() {
+                let problem = format!("{} already holds a run", dir.display());
+                return Err(Error::bad_value("--run", problem, "pass --resume to go on, or another folder"));
+            }
+            None
+        };
+        std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
+        let tokenizer = Self::open_tokenizer(&config, dir, &sources[0].shards)?;
+        write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+
+        let (model, optim, state, step) = match &resumed {
+            Some(checkpoint) => Self::restore(&config, checkpoint, &loader, device)?,
+            None => {
+                let model = match start {
+                    Start::Init(path) => {
+                        let checkpoint = Checkpoint::open(path)?;
+                        same_shape(checkpoint.config(), &config, path)?;
+                        crate::checkpoint::weights::load::<B>(&config.model, checkpoint.source(), device)?
+                    }
+                    _ => Llama::init(&config.model, &config.init, device)?,
+                };
+                let optim = AdamW::new(config.optim.clone(), &model);
+                let state = State {
+                    optim_steps: 0,
+                    total_steps: config.train.steps,
+                    tokens: 0,
+                    skipped: 0,
+                    skipped_in_a_row: 0,
+                    loader: loader.state(0),
+                    recent: Vec::new(),
+                };
+                (model, optim, state, 0)
+            }
+        };
+        let metrics = MetricsLog::open(dir, resumed.as_ref().map(|_| step))?;
+        let saved = resumed.map(|c| c.dir().to_path_buf());
+        let dir = dir.to_path_buf();
+        Ok(Self { config, dir, model: Some(model), optim, loader, valid, tokenizer, state, step, metrics, saved })
+    }
+
+    /// The run's tokenizer, copied into the run so that the run can be used alone.
+    fn open_tokenizer(config: &RunConfig, dir: &Path, shards: &Shards) -> Result<Option<Tokenizer>> {
+        let beside = |folder: &Path| {
+            ["tokenizer.json", "tokenizer.model"].iter().map(|name| folder.join(name)).find(|path| path.exists())
+        };
+        let Some(path) = config.data.tokenizer.clone().or_else(|| beside(dir)).or_else(|| beside(shards.dir())) else {
+            return Ok(None);
+        };
+        let tokenizer = Tokenizer::open(&path)?;
+        let (size, data) = (tokenizer.vocab_size(), shards.vocab());
+        if size != data.size as usize || tokenizer.hash() != data.hash {
+            return Err(Error::Vocabulary {
+                left: format!("tokenizer {}", path.display()),
+                left_size: size,
+                right: format!("dataset {}", shards.dir().display()),
+                right_size: data.size as usize,
+                hint: "pass the tokenizer that the dataset was made with".into(),
+            });
+        }
+        let name = if path.extension().is_some_and(|e| e == "model") { "tokenizer.model" } else { "tokenizer.json" };
+        if !dir.join(name).exists() {
+            let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            write_atomic(&dir.join(name), &bytes)?;
+        }
+        Ok(Some(tokenizer))
+    }
+
+    fn restore(
+        config: &RunConfig,
+        checkpoint: &NativeCheckpoint,
+        loader: &Loader,
+        device: &B::Device,
+    ) -> Result<(Llama<B>, AdamW<B>, State, u64)> {
+        let path = checkpoint.dir();
+        same_shape(checkpoint.model(), config, path)?;
+        let state: State = serde_json::from_value(checkpoint.state().clone()).map_err(|e| {
+            Error::bad_file("checkpoint", path.join("state.json"), e.to_string(), "resume with the version that wrote it")
+        })?;
+        if state.total_steps != config.train.steps {
+            let problem = format!("the run was planned for {} steps, now {}", state.total_steps, config.train.steps);
+            return Err(Error::bad_value("train.steps", problem, "the cosine depends on it: keep it, or start a run with --init"));
+        }
+        loader.resume(&state.loader)?;
+        let model = crate::checkpoint::weights::load::<B>(&config.model, &checkpoint.tensors(MODEL)?, device)?;
+        let file = checkpoint.tensors(OPTIM)?;
+        let mut moments = Vec::new();
+        for (name, shape) in config.model.parameters() {
+            let moment = |which: &str| read::<B>(&file, &format!("{which}.{name}"), &shape, device);
+            moments.push([moment("exp_avg")?, moment("exp_avg_sq")?]);
+        }
+        let optim = AdamW { config: config.optim.clone(), steps: state.optim_steps, moments };
+        Ok((model, optim, state, checkpoint.step()))
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &Llama<B> {
+        self.model.as_ref().expect("the model is put back after every step")
+    }
+
+    /// The run's tokenizer.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Trains to the last step, or until `stop` is set: then saves and returns [`Error::Interrupted`].
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], [`Error::Diverged`], and those of data and files.
+    pub fn run(mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<(Self, RunSummary)> {
+        let (steps, batch) = (self.config.train.steps, self.config.train.batch);
+        let tokens_per_step = (batch * self.config.seq_len()) as u64;
+        observer.start(&RunInfo {
+            params: self.config.model.num_params(),
+            steps,
+            done: self.step,
+            tokens_per_step,
+            windows: self.loader.windows(),
+            dir: self.dir.clone(),
+        });
+        let plan = Plan::single(batch, self.config.micro_batch());
+        let per_step = plan.micro_batches();
+        let batches = self.loader.batches(plan, self.state.loader.next_sample)?;
+        let mut batches = Prefetch::new(batches, 2 * per_step, &self.config.data.train[0])?;
+        let mut recent: VecDeque<[f64; 2]> = self.state.recent.iter().map(|r| r.map(f64::from_bits)).collect();
+        let mut rates = Vec::new();
+        let mut last = StepRecord::default();
+        let mut valid = None;
+        while self.step < steps {
+            if stop.load(Ordering::Relaxed) {
+                let path = self.save(&recent, observer)?;
+                return Err(Error::Interrupted { step: self.step, path });
+            }
+            let began = Instant::now();
+            let micro = self.next_micro_batches(&mut batches, per_step);
+            let (model, out, lr) = self.one_step(micro, &recent)?;
+            self.model = Some(model);
+            let first_sample = self.state.loader.next_sample;
+            self.advance(&out, tokens_per_step, batch as u64, &mut recent);
+            let step_s = began.elapsed().as_secs_f64();
+            let tok_s = tokens_per_step as f64 / step_s;
+            rates.push(tok_s);
+            let flop = self.config.model.train_flop_per_token(self.config.seq_len());
+            last = StepRecord {
+                step: self.step,
+                tokens: self.state.tokens,
+                loss: out.loss,
+                lr,
+                grad_norm: out.grad_norm,
+                tok_s,
+                mfu: self.config.train.peak_tflops.map(|peak| flop * tok_s / (peak * 1e12)),
+                step_s,
+                skipped: self.state.skipped,
+                ..Default::default()
+            };
+            let due = |every: u64| every > 0 && (self.step.is_multiple_of(every) || self.step == steps);
+            if due(self.config.train.val_every)
+                && let Some(v) = self.validate()?
+            {
+                valid = Some(v);
+                (last.val_loss, last.val_bpb) = (Some(v.0), Some(v.1));
+            }
+            if due(self.config.sample.every) {
+                last.sample = self.sample()?;
+            }
+            self.metrics.append(&last)?;
+            observer.step(&last, median(&rates[rates.len().saturating_sub(20)..]).map_or(0.0, |r| {
+                (steps - self.step) as f64 * tokens_per_step as f64 / r
+            }));
+            if out.skipped {
+                observer.note(&format!("step {}: update left out (loss {}, gradient norm {})", self.step, out.loss, out.grad_norm));
+            }
+            if self.state.skipped_in_a_row >= self.config.train.max_skipped {
+                return Err(Error::Diverged {
+                    step: self.step,
+                    in_a_row: self.state.skipped_in_a_row,
+                    checkpoint: self.saved.map_or("none".into(), |path| path.display().to_string()),
+                    sample: first_sample,
+                });
+            }
+            if due(self.config.train.checkpoint_every) || self.step == steps {
+                self.save(&recent, observer)?;
+            }
+        }
+        let steady = if rates.len() > 4 { &rates[2..] } else { &rates[..] };
+        let summary = RunSummary {
+            last,
+            valid,
+            tok_s: median(steady).unwrap_or(0.0),
+            skipped: self.state.skipped,
+            checkpoint: self.saved.clone().unwrap_or_default(),
+        };
+        Ok((self, summary))
+    }
+
+    fn next_micro_batches(&self, batches: &mut Prefetch, count: usize) -> Vec<Result<MicroBatch>> {
+        let seq_len = self.config.seq_len();
+        let to_micro = |b: crate::data::Batch| MicroBatch { tokens: b.tokens, batch: b.batch, seq_len };
+        batches.take(count).map(|b| b.map(to_micro)).collect()
+    }
+
+    /// The step itself; the model is taken out and comes back updated.
+    fn one_step(&mut self, micro: Vec<Result<MicroBatch>>, recent: &VecDeque<[f64; 2]>) -> Result<(Llama<B>, StepOutput, f64)> {
+        let lr = self.config.optim.lr_at(self.step, self.state.total_steps);
+        let spike_z = self.config.train.spike_z;
+        let mut skip = |loss: f64, norm: f64| spike_z.is_some_and(|z| is_spike(recent, [loss, norm], z));
+        let model = self.model.take().expect("the model is put back after every step");
+        let (model, out) = train_step(model, &mut self.optim, micro, lr, &mut skip)?;
+        Ok((model, out, lr))
+    }
+
+    fn advance(&mut self, out: &StepOutput, tokens: u64, samples: u64, recent: &mut VecDeque<[f64; 2]>) {
+        self.step += 1;
+        self.state.tokens += tokens;
+        self.state.loader.next_sample += samples;
+        self.state.optim_steps = self.optim.steps;
+        if out.skipped {
+            self.state.skipped += 1;
+            self.state.skipped_in_a_row += 1;
+            return;
+        }
+        self.state.skipped_in_a_row = 0;
+        recent.push_back([out.loss, out.grad_norm]);
+        if recent.len() > SPIKE_WINDOW {
+            recent.pop_front();
+        }
+    }
+
+    /// Mean loss in nats a token and in bits a byte over the held-out windows.
+    ///
+    /// # Errors
+    /// Those of the data.
+    pub fn validate(&self) -> Result<Option<(f64, f64)>> {
+        self.validate_on(self.config.train.val_windows)
+    }
+
+    /// [`Trainer::validate`] over at most `windows` windows (`None`: all).
+    ///
+    /// # Errors
+    /// Those of the data.
+    pub fn validate_on(&self, windows: Option<u64>) -> Result<Option<(f64, f64)>> {
+        let Some(valid) = &self.valid else { return Ok(None) };
+        let seq_len = self.config.seq_len();
+        let (mut sum, mut count) = (0.0, 0);
+        for batch in SequentialBatches::new(valid.windows.clone(), self.config.micro_batch(), windows)? {
+            let batch = batch?;
+            let (loss, n) = batch_loss(self.model(), &MicroBatch { tokens: batch.tokens, batch: batch.batch, seq_len });
+            sum += loss * n as f64;
+            count += n;
+        }
+        let loss = sum / count.max(1) as f64;
+        Ok(Some((loss, loss / std::f64::consts::LN_2 * valid.tokens_per_byte)))
+    }
+
+    /// A text by the model as it stands; `None` without a tokenizer.
+    fn sample(&self) -> Result<Option<String>> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
+        let c = &self.config.sample;
+        let prompt = tokenizer.encode_document(&c.prompt, true, false);
+        if prompt.is_empty() || prompt.len() >= self.config.model.max_seq_len {
+            return Ok(None);
+        }
+        let mut sampler = Sampler::new(c.sampler.clone())?;
+        let see = &mut |_| std::ops::ControlFlow::Continue(());
+        let (tokens, _) = generate(self.model(), &prompt, c.tokens, tokenizer.eos_id(), &mut sampler, see)?;
+        Ok(Some(format!("{}{}", c.prompt, tokenizer.decode(&tokens)?)))
+    }
+
+    /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.
+    fn save(&mut self, recent: &VecDeque<[f64; 2]>, observer: &mut dyn Observer) -> Result<PathBuf> {
+        self.metrics.sync()?;
+        self.state.recent = recent.iter().map(|r| r.map(f64::to_bits)).collect();
+        let root = self.dir.join("checkpoints");
+        let names = self.config.model.parameters();
+        let path = native::save(&root, self.step, &mut |writer| {
+            writer.model(&self.config.model);
+            writer.state(json!(self.state));
+            let parameters = self.model().parameters();
+            writer.tensors(MODEL, &infos(&names), &mut |i| Ok(to_bytes::<B>(parameters[i].clone()).into()))?;
+            let of_moments: Vec<(String, Vec<usize>)> = names
+                .iter()
+                .flat_map(|(name, shape)| ["exp_avg", "exp_avg_sq"].map(|which| (format!("{which}.{name}"), shape.clone())))
+                .collect();
+            let moments = &self.optim.moments;
+            writer.tensors(OPTIM, &infos(&of_moments), &mut |i| Ok(to_bytes::<B>(moments[i / 2][i % 2].clone()).into()))
+        })?;
+        native::prune(&root, self.config.train.keep_last, self.config.train.keep_every)?;
+        observer.saved(self.step, &path);
+        self.saved = Some(path.clone());
+        Ok(path)
+    }
+}
+
+fn same_shape(found: &crate::model::ModelConfig, config: &RunConfig, path: &Path) -> Result<()> {
+    if found.parameters() == config.model.parameters() && found.n_heads == config.model.n_heads {
+        return Ok(());
+    }
+    Err(Error::bad_value(
+        "model",
+        format!("{} holds a model of another shape than this run's", path.display()),
+        "use its config.toml, or leave the model's settings out",
+    ))
+}
+
+/// Whether either number lies more than `z` standard deviations above the last steps; never before half a window is full.
+fn is_spike(recent: &VecDeque<[f64; 2]>, now: [f64; 2], z: f64) -> bool {
+    if recent.len() < SPIKE_WINDOW / 2 {
+        return false;
+    }
+    let n = recent.len() as f64;
+    (0..2).any(|i| {
+        let mean = recent.iter().map(|r| r[i]).sum::<f64>() / n;
+        let variance = recent.iter().map(|r| (r[i] - mean).powi(2)).sum::<f64>() / n;
+        now[i] - mean > z * variance.sqrt().max(1e-12)
+    })
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
+/// Writes a small file through a temporary name.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    let write = || {
+        use std::io::Write;
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(Error::io("write", path))
+}
