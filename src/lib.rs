@@ -18,3 +18,8 @@ pub mod train;
 pub mod ops;
 
 pub use error::{Error, Result};
+
+#[cfg(feature = "train")]
+pub mod bench;
+#[cfg(feature = "cli")]
+pub mod quickstart;

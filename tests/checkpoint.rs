@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use recua::checkpoint::native::MODEL;
 use recua::checkpoint::{
-    Checkpoint, Dtype, Format, HfConfig, HfFolder, MetaFolder, SafetensorsFile, SaveOptions, Tensor, TensorInfo,
-    TensorSource, convert, meta, save, write_safetensors,
+    Checkpoint, Dtype, Format, HfConfig, HfFolder, MetaFolder, SafetensorsFile, SaveOptions, Tensor, TensorInfo, TensorSource,
+    convert, meta, save, write_safetensors,
 };
 use recua::error::{Error, Result};
 use recua::model::{ModelConfig, RopeScaling};
@@ -86,7 +86,8 @@ impl TensorSource for Memory {
 }
 
 fn config(n_kv_heads: Option<usize>) -> ModelConfig {
-    let small = ModelConfig { dim: 32, n_layers: 2, n_heads: 4, n_kv_heads, vocab_size: 48, multiple_of: 8, ..ModelConfig::default() };
+    let small =
+        ModelConfig { dim: 32, n_layers: 2, n_heads: 4, n_kv_heads, vocab_size: 48, multiple_of: 8, ..ModelConfig::default() };
     ModelConfig { max_seq_len: 100, norm_eps: 1e-6, rope_theta: 500_000.0, ..small }
 }
 
@@ -164,13 +165,17 @@ fn a_dtype_can_be_chosen() {
     // 1 + 2^-8 is half way between two bfloat16; 65520 rounds to infinity in float16.
     let values = [1.0f32 + 1.0 / 256.0, 65520.0, -0.0, 3.0].repeat(8);
     memory.1.insert("norm.weight".into(), values.iter().flat_map(|v| v.to_le_bytes()).collect());
-    for (dtype, expected) in [(Dtype::BF16, [1.0f32, 65536.0, -0.0, 3.0]), (Dtype::F16, [1.003_906_2, f32::INFINITY, -0.0, 3.0])] {
+    for (dtype, expected) in [(Dtype::BF16, [1.0f32, 65536.0, -0.0, 3.0]), (Dtype::F16, [1.003_906_2, f32::INFINITY, -0.0, 3.0])]
+    {
         let out = dir.path().join(dtype.to_string());
         save(&out, Format::Hf, &config, &memory, &SaveOptions { dtype: Some(dtype), ..SaveOptions::default() }).unwrap();
         let folder = HfFolder::open(&out).unwrap();
         assert!(folder.list().iter().all(|i| i.dtype == dtype));
         let (shape, got) = folder.read_f32("norm.weight").unwrap();
-        assert_eq!((shape, got[..4].iter().map(|v| v.to_bits()).collect::<Vec<_>>()), (vec![32], expected.map(f32::to_bits).to_vec()));
+        assert_eq!(
+            (shape, got[..4].iter().map(|v| v.to_bits()).collect::<Vec<_>>()),
+            (vec![32], expected.map(f32::to_bits).to_vec())
+        );
         let json: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
         assert_eq!((&json["dtype"], &json["torch_dtype"]), (&json!(dtype.torch_name()), &json!(dtype.torch_name())));
     }
@@ -270,7 +275,12 @@ fn both_spellings_of_hf_configs_are_read() {
 
     // Llama 3.1: in transformers 4 beside theta, in 5 together with it. Without an original length it is the whole length.
     let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0 });
-    let expected = |original_max_seq_len| RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq_len };
+    let expected = |original_max_seq_len| RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_seq_len,
+    };
     let original = with(llama3.clone(), &[("original_max_position_embeddings", json!(1024))]);
     assert_eq!(parse(&with(four(), &[("rope_scaling", original.clone())])).unwrap().model.rope_scaling, expected(1024));
     let got = parse(&rope(with(original.clone(), &[("rope_theta", json!(500000.0))]))).unwrap().model;
@@ -341,8 +351,10 @@ fn tied_embeddings_are_the_output() {
     assert_error(HfFolder::open(&hf), &["lm_head.weight", "[48, 32]", "nothing"]);
 }
 
+type Tensors = Vec<(TensorInfo, Vec<u8>)>;
+
 /// Rewrites a safetensors file with another list of tensors.
-fn rewrite(path: &Path, edit: impl FnOnce(&mut Vec<(TensorInfo, Vec<u8>)>)) {
+fn rewrite(path: &Path, edit: impl FnOnce(&mut Tensors)) {
     let file = SafetensorsFile::open(path).unwrap();
     let mut list: Vec<_> = file.list().iter().map(|i| (i.clone(), file.read(&i.name).unwrap().bytes.into_owned())).collect();
     drop(file);
@@ -370,27 +382,59 @@ fn hf_folders_that_do_not_fit_are_refused_by_name() {
         let bytes = vec![0; info.byte_len().unwrap()];
         (info, bytes)
     };
-    let model = |edit: &dyn Fn(&mut Vec<(TensorInfo, Vec<u8>)>), d: &Path| rewrite(&d.join(MODEL), edit);
-    case(&whole, &|d| model(&|l| l.retain(|(i, _)| !i.name.contains("1.self_attn.k_proj")), d), &["layers.1.self_attn.k_proj", "[16, 32]", "nothing"]);
-    case(&whole, &|d| model(&|l| l.retain(|(i, _)| !i.name.contains("1.mlp")), d), &["mlp.gate_proj", "2 more", "mlp.down_proj", "mlp.up_proj"]);
+    let model = |edit: &dyn Fn(&mut Tensors), d: &Path| rewrite(&d.join(MODEL), edit);
+    case(
+        &whole,
+        &|d| model(&|l| l.retain(|(i, _)| !i.name.contains("1.self_attn.k_proj")), d),
+        &["layers.1.self_attn.k_proj", "[16, 32]", "nothing"],
+    );
+    case(
+        &whole,
+        &|d| model(&|l| l.retain(|(i, _)| !i.name.contains("1.mlp")), d),
+        &["mlp.gate_proj", "2 more", "mlp.down_proj", "mlp.up_proj"],
+    );
     case(&whole, &|d| model(&|l| l.push(extra("model.layers.0.self_attn.q_proj.bias", &[32])), d), &["q_proj.bias", "no biases"]);
-    case(&whole, &|d| model(&|l| l.push(extra("model.layers.0.self_attn.q_norm.weight", &[8])), d), &["q_norm", "no plain LLaMA"]);
-    case(&whole, &|d| edit_json(&d.join("config.json"), |c| c["vocab_size"] = json!(64)), &["embed_tokens", "[64, 32]", "[48, 32]"]);
+    case(
+        &whole,
+        &|d| model(&|l| l.push(extra("model.layers.0.self_attn.q_norm.weight", &[8])), d),
+        &["q_norm", "no plain LLaMA"],
+    );
+    case(
+        &whole,
+        &|d| edit_json(&d.join("config.json"), |c| c["vocab_size"] = json!(64)),
+        &["embed_tokens", "[64, 32]", "[48, 32]"],
+    );
     case(&whole, &|d| edit_json(&d.join("config.json"), |c| c["num_hidden_layers"] = json!(1)), &["layers.1", "no plain LLaMA"]);
-    case(&whole, &|d| edit_json(&d.join("config.json"), |c| c["num_hidden_layers"] = json!(1 << 29)), &["n_layers", "21 tensors"]);
+    case(
+        &whole,
+        &|d| edit_json(&d.join("config.json"), |c| c["num_hidden_layers"] = json!(1 << 29)),
+        &["n_layers", "21 tensors"],
+    );
     case(&whole, &|d| fs::remove_file(d.join(MODEL)).unwrap(), &["no model.safetensors", "pytorch_model.bin"]);
     case(&whole, &|d| fs::write(d.join("config.json"), "{").unwrap(), &["config.json", "not JSON"]);
     let shard = fs::read_dir(&sharded).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let shard = { shard }.find(|n| n.starts_with("model-00002-of")).unwrap();
     case(&sharded, &|d| fs::remove_file(d.join(&shard)).unwrap(), &["shards missing", &shard]);
     let index = "model.safetensors.index.json";
-    case(&sharded, &|d| edit_json(&d.join(index), |i| i["weight_map"]["model.norm.weight"] = json!("../x")), &["model.norm.weight", "plain file name"]);
-    case(&sharded, &|d| edit_json(&d.join(index), |i| i["weight_map"]["lm_head.weight"] = json!(shard)), &["lm_head.weight", &shard]);
+    case(
+        &sharded,
+        &|d| edit_json(&d.join(index), |i| i["weight_map"]["model.norm.weight"] = json!("../x")),
+        &["model.norm.weight", "plain file name"],
+    );
+    case(
+        &sharded,
+        &|d| edit_json(&d.join(index), |i| i["weight_map"]["lm_head.weight"] = json!(shard)),
+        &["lm_head.weight", &shard],
+    );
     case(&sharded, &|d| edit_json(&d.join(index), |i| i["weight_map"] = json!(1)), &["weight_map"]);
-    case(&sharded, &|d| {
-        let bytes = fs::read(d.join(&shard)).unwrap();
-        fs::write(d.join(&shard), &bytes[..bytes.len() - 1]).unwrap();
-    }, &[&shard, "truncated"]);
+    case(
+        &sharded,
+        &|d| {
+            let bytes = fs::read(d.join(&shard)).unwrap();
+            fs::write(d.join(&shard), &bytes[..bytes.len() - 1]).unwrap();
+        },
+        &[&shard, "truncated"],
+    );
     // Buffers that old versions saved are no parameters.
     rewrite(&whole.join(MODEL), |l| l.push(extra("model.layers.0.self_attn.rotary_emb.inv_freq", &[4])));
     assert_same(&memory, &HfFolder::open(&whole).unwrap());
@@ -484,7 +528,8 @@ fn outputs_appear_whole_or_not_at_all() {
         }
     }
     for format in [Format::Native, Format::Hf, Format::Meta] {
-        let to = |name: &str, source: &dyn TensorSource| save(dir.path().join(name), format, &config, source, &SaveOptions::default());
+        let to =
+            |name: &str, source: &dyn TensorSource| save(dir.path().join(name), format, &config, source, &SaveOptions::default());
         assert_error(to("full", &memory), &["full", "not empty"]);
         assert_error(to("new", &Failing(memory.clone())), &["no more"]);
         let mut short = memory.clone();

@@ -311,6 +311,9 @@ impl Keys<'_> {
     }
 }
 
+/// Tensors by their name in the files, with the index of the file.
+type Found = BTreeMap<String, (usize, TensorInfo)>;
+
 /// A Hugging Face folder seen with Meta's names and layout.
 #[derive(Debug)]
 pub struct HfFolder {
@@ -357,11 +360,10 @@ impl HfFolder {
         Ok(Self { dir: dir.into(), config, files, infos, places })
     }
 
-    /// The files, and every tensor by its name with the index of its file.
-    #[allow(clippy::type_complexity)]
-    fn find(dir: &Path) -> Result<(Vec<SafetensorsFile>, BTreeMap<String, (usize, TensorInfo)>)> {
+    /// The files and what is in them.
+    fn find(dir: &Path) -> Result<(Vec<SafetensorsFile>, Found)> {
         let (single, index) = (dir.join("model.safetensors"), dir.join("model.safetensors.index.json"));
-        let mut found = BTreeMap::new();
+        let mut found = Found::new();
         if single.exists() {
             let file = SafetensorsFile::open(&single)?;
             found.extend(file.list().iter().map(|i| (i.name.clone(), (0, i.clone()))));

@@ -106,12 +106,16 @@ pub struct Tensor<'a> {
 impl<'a> Tensor<'a> {
     /// The elements as float32 (exact from every [`Dtype`]).
     pub fn to_f32(&self) -> Vec<f32> {
-        let two = |c: &[u8]| [c[0], c[1]];
-        match self.dtype {
-            Dtype::F32 => self.bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
-            Dtype::F16 => self.bytes.chunks_exact(2).map(|c| f16::from_le_bytes(two(c)).to_f32()).collect(),
-            Dtype::BF16 => self.bytes.chunks_exact(2).map(|c| bf16::from_le_bytes(two(c)).to_f32()).collect(),
-        }
+        self.values().collect()
+    }
+
+    fn values(&self) -> impl Iterator<Item = f32> {
+        let dtype = self.dtype;
+        self.bytes.chunks_exact(dtype.size()).map(move |c| match dtype {
+            Dtype::F32 => f32::from_le_bytes([c[0], c[1], c[2], c[3]]),
+            Dtype::F16 => f16::from_le_bytes([c[0], c[1]]).to_f32(),
+            Dtype::BF16 => bf16::from_le_bytes([c[0], c[1]]).to_f32(),
+        })
     }
 
     /// The same tensor in another element type, rounded to nearest even; unchanged where the type is the same.
@@ -119,9 +123,8 @@ impl<'a> Tensor<'a> {
         if dtype == self.dtype {
             return self;
         }
-        let values = self.to_f32();
-        let mut bytes = Vec::with_capacity(values.len() * dtype.size());
-        for v in values {
+        let mut bytes = Vec::with_capacity(self.bytes.len() / self.dtype.size() * dtype.size());
+        for v in self.values() {
             match dtype {
                 Dtype::F32 => bytes.extend_from_slice(&v.to_le_bytes()),
                 Dtype::F16 => bytes.extend_from_slice(&f16::from_f32(v).to_le_bytes()),

@@ -16,6 +16,10 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         if a.dtype() == DType::F32 { matmul_f32(a, b) } else { Self::float_matmul(a, b) }
     }
 
+    fn pool_bytes(device: &Self::Device) -> Option<u64> {
+        R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
+    }
+
     fn bodies() -> &'static str {
         "matmul: cubek SimpleUnit in float32 (never TF32), Burn's choice otherwise; others: default (Burn tensor operations)"
     }

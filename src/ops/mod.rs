@@ -116,6 +116,11 @@ pub trait LlamaOps: Backend {
         adamw::step::<Self>(w, grad, m, v, s)
     }
 
+    /// Bytes that the device's memory pool holds; `None` where memory is the process's own.
+    fn pool_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// Which body each operation runs here, for `recua info --ops`.
     fn bodies() -> &'static str {
         "default (Burn tensor operations)"

@@ -104,7 +104,7 @@ fn check(json: &Value) -> Result<(), String> {
     let kind = model.get("type").and_then(Value::as_str);
     match kind.unwrap_or(if vocab.is_array() { "Unigram" } else { "BPE" }) {
         "BPE" if unknown.is_some_and(|t| !known(t)) => Err(format!("unk_token {} is not in the vocabulary", model["unk_token"])),
-        "BPE" => Ok(()),
+        "BPE" => check_merges(model),
         "Unigram" if model.get("unk_id").and_then(Value::as_u64).is_none_or(|id| id >= ids) => {
             Err("a Unigram model without an unk_id in the vocabulary".into())
         }
@@ -113,6 +113,22 @@ fn check(json: &Value) -> Result<(), String> {
         "WordPiece" | "WordLevel" => Err("unk_token is not in the vocabulary".into()),
         other => Err(format!("model type {other}; known are BPE, Unigram, WordPiece, WordLevel")),
     }
+}
+
+/// `tokenizers` panics on a merge whose result is longer than every token.
+fn check_merges(model: &Value) -> Result<(), String> {
+    let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).map_or(0, str::len);
+    for merge in model.get("merges").and_then(Value::as_array).into_iter().flatten() {
+        let pair = match merge {
+            Value::String(pair) => pair.split_once(' '),
+            _ => merge.get(0).and_then(Value::as_str).zip(merge.get(1).and_then(Value::as_str)),
+        };
+        let merged = pair.and_then(|(left, right)| Some(format!("{left}{}", right.get(prefix..)?)));
+        if merged.is_none_or(|token| model["vocab"].get(token).is_none()) {
+            return Err(format!("the merge {merge} does not make a token of the vocabulary"));
+        }
+    }
+    Ok(())
 }
 
 /// Every id's token of a foreign tokenizer.
@@ -158,7 +174,8 @@ fn split(json: &Value) -> Option<(SplitBpe, Pieces)> {
         let plain = |key: &str| added.get(key) == Some(&false.into());
         let exact = ["single_word", "lstrip", "rstrip", "normalized"].into_iter().all(plain);
         let id = *ids.get(token)?;
-        if added.get("special") != Some(&true.into()) || added.get("id") != Some(&id.into()) || !exact || byte_of(token).is_some() {
+        if added.get("special") != Some(&true.into()) || added.get("id") != Some(&id.into()) || !exact || byte_of(token).is_some()
+        {
             return None;
         }
         list[id as usize] = Piece::Control(token.into());

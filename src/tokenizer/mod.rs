@@ -355,7 +355,9 @@ impl DecodeStream {
             let all = hf.decode(&self.ids, false).unwrap_or_default();
             // A character takes at most four tokens of a byte each.
             let waiting = all.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.read < 4;
-            if !waiting && all.len() > old.len() {
+            if all == old {
+                self.read = self.ids.len(); // a special token, or a space that the decoder takes off
+            } else if !waiting {
                 out = all.get(old.len()..).unwrap_or_default().into();
                 self.ids.drain(..self.read);
                 self.read = self.ids.len();

@@ -19,8 +19,7 @@ use crate::error::{Error, Result};
 /// How trained tokenizers cut text before merging: a word with the space or sign before it; a digit; signs with the space before
 /// and the line ends after them; white space. It has no look-around, so that it takes linear time, and no piece can hold the
 /// whole text of a special token or of a byte token.
-pub(super) const PATTERN: &str =
-    r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s+";
+pub(super) const PATTERN: &str = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s+";
 
 /// The special tokens of trained tokenizers, ids 0, 1, 2.
 pub(super) const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];

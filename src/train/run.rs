@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::config::RunConfig;
 use super::metrics::{MetricsLog, StepRecord};
+use super::report::ReportInfo;
 use super::step::{MicroBatch, StepOutput, batch_loss, train_step};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
@@ -31,6 +32,8 @@ pub trait Observer {
     fn step(&mut self, _record: &StepRecord, _eta_s: f64) {}
     /// A checkpoint was saved.
     fn saved(&mut self, _step: u64, _path: &Path) {}
+    /// How far the work before the first step is.
+    fn say(&mut self, _text: &str) {}
     /// Something that the user should know: a skipped step, a corrupt checkpoint passed over.
     fn note(&mut self, _text: &str) {}
 }
@@ -51,6 +54,8 @@ pub struct RunInfo {
     pub tokens_per_step: u64,
     /// Windows of the training data.
     pub windows: u64,
+    /// Samples (windows) of a step.
+    pub batch: usize,
     /// Where the run is.
     pub dir: PathBuf,
 }
@@ -294,6 +299,7 @@ impl<B: LlamaOps> Trainer<B> {
             done: self.step,
             tokens_per_step,
             windows: self.loader.windows(),
+            batch,
             dir: self.dir.clone(),
         });
         let plan = Plan::single(batch, self.config.micro_batch());
@@ -369,6 +375,31 @@ impl<B: LlamaOps> Trainer<B> {
             checkpoint: self.saved.clone().unwrap_or_default(),
         };
         Ok((self, summary))
+    }
+
+    /// What `report.html` says beside the curves.
+    pub fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo {
+        let model = &self.config.model;
+        let mut rows = vec![
+            ("parameters".to_string(), model.num_params().to_string()),
+            ("steps".into(), summary.last.step.to_string()),
+            ("tokens".into(), summary.last.tokens.to_string()),
+            ("training loss".into(), format!("{:.4} nats a token", summary.last.loss)),
+            ("speed".into(), format!("{:.0} tok/s (median)", summary.tok_s)),
+        ];
+        if let Some(mfu) = summary.last.mfu {
+            rows.push(("MFU".into(), format!("{:.1} % (6N + 12 n_layers dim seq_len FLOP a token)", 100.0 * mfu)));
+        }
+        let mut bits_per_byte = Vec::new();
+        if let Some((loss, bpb)) = summary.valid {
+            rows.push(("validation loss".into(), format!("{loss:.4} nats a token, {bpb:.3} bits per byte")));
+            bits_per_byte.push(("this model".to_string(), bpb));
+        }
+        let subtitle = format!(
+            "LLaMA: dim {}, {} layers, {} heads, vocabulary {}, sequences of {} tokens",
+            model.dim, model.n_layers, model.n_heads, model.vocab_size, self.config.seq_len()
+        );
+        ReportInfo { title: title.into(), subtitle, rows, bits_per_byte }
     }
 
     fn next_micro_batches(&self, batches: &mut Prefetch, count: usize) -> Vec<Result<MicroBatch>> {

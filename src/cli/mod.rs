@@ -1,0 +1,194 @@
+//! The command line: one file a verb. Results go to stdout, everything else to stderr.
+
+mod bench;
+mod convert;
+mod data;
+mod eval;
+mod generate;
+mod info;
+mod progress;
+mod quickstart;
+//SELF mod selftest;
+mod tokenizer;
+mod train;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, Parser, Subcommand};
+use recua::backend::BackendName;
+use recua::{Error, Result};
+
+/// LLaMA end to end: raw text -> tokens -> a trained model -> text.
+///
+/// The whole path in one command, on the source code in Cargo's own registry:
+///     recua quickstart
+///
+/// Step by step:
+///     recua tokenizer train --input texts/ --out tokenizer.json --vocab-size 8192
+///     recua data tokenize --input texts/ --tokenizer tokenizer.json --out data/
+///     recua train --data data/ --run runs/first --preset 15m --steps 1000
+///     recua generate --model runs/first "Once upon a time"
+#[derive(Parser)]
+#[command(name = "recua", version, verbatim_doc_comment, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Train a small LLaMA on what is on this disk and show what it writes and how well
+    Quickstart(quickstart::Quickstart),
+    /// Text files to token datasets
+    #[command(subcommand)]
+    Data(data::Data),
+    /// Train a tokenizer, encode, decode
+    #[command(subcommand)]
+    Tokenizer(tokenizer::TokenizerVerb),
+    /// Train a model on token datasets
+    Train(Box<train::Train>),
+    /// Write text with a model
+    Generate(generate::Generate),
+    /// Score given tokens
+    #[command(subcommand)]
+    Eval(eval::Eval),
+    /// Turn a checkpoint into another format (Hugging Face, Meta, native)
+    Convert(convert::Convert),
+    /// Measure training, attention and decoding speed on this machine
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Check every operation of a backend against CPU references
+    //SELF Selftest(selftest::Selftest),
+    /// List backends, devices and what they can do
+    Info(info::Info),
+}
+
+/// Where and with how many threads to compute.
+#[derive(Args, Clone, Debug)]
+struct Device {
+    /// Backend and device: flex, ndarray, wgpu, wgpu:1, wgpu:cpu, cuda, cuda:0 (`recua info` lists them)
+    #[arg(long, value_name = "NAME", default_value_t = BackendName::default())]
+    backend: BackendName,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl Device {
+    /// Sets the number of threads for the whole process.
+    fn apply(&self) -> Result<()> {
+        let Some(n) = self.threads else { return Ok(()) };
+        if n == 0 {
+            return Err(Error::bad_value("--threads", "expected at least 1, got 0", "leave it out to use all cores"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+        pool.map_err(|e| Error::bad_value("--threads", e.to_string(), "leave it out to use all cores"))
+    }
+}
+
+/// Warnings of the library, on stderr.
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        // The shader compiler and drivers warn about what they then handle.
+        metadata.level() <= if metadata.target().starts_with("recua") { log::Level::Warn } else { log::Level::Error }
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let _ = writeln!(std::io::stderr(), "{}: {}", record.level().as_str().to_lowercase(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Set by SIGINT and SIGTERM.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// From here on the first SIGINT or SIGTERM asks the loop to save and stop; the second ends the process at once.
+fn stop_on_signal() -> Result<&'static AtomicBool> {
+    let handler = || {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        let _ = writeln!(std::io::stderr(), "\nstopping after this step; once more to stop at once");
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::bad_value("signals", e.to_string(), "run outside of another handler"))?;
+    Ok(&STOP)
+}
+
+/// Prints a line to stdout; a closed pipe (`recua ... | head`) ends the program quietly.
+fn print(text: &str) {
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Prints without a line end, at once.
+fn print_now(text: &str) {
+    let mut out = std::io::stdout();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Prints a value as one line of JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|e| Error::bad_value("--json", e.to_string(), "report this"))?;
+    print(&text);
+    Ok(())
+}
+
+/// `1234567` as `1.23M`.
+fn human(n: f64) -> String {
+    for (unit, size) in [("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)] {
+        if n >= size {
+            return format!("{:.*}{unit}", if n >= 100.0 * size { 0 } else if n >= 10.0 * size { 1 } else { 2 }, n / size);
+        }
+    }
+    format!("{n:.0}")
+}
+
+/// Seconds as `1h02m` or `3m20s` or `12s`.
+fn duration(seconds: f64) -> String {
+    let s = seconds.round().max(0.0) as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        _ => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if log::set_logger(&Stderr).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+    let done = match cli.verb {
+        Verb::Quickstart(verb) => verb.run(),
+        Verb::Data(verb) => verb.run(),
+        Verb::Tokenizer(verb) => verb.run(),
+        Verb::Train(verb) => verb.run(),
+        Verb::Generate(verb) => verb.run(),
+        Verb::Eval(verb) => verb.run(),
+        Verb::Convert(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
+        //SELF Verb::Selftest(verb) => verb.run(),
+        Verb::Info(verb) => verb.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "error: {e}");
+            ExitCode::from(match e {
+                Error::Interrupted { .. } => 130,
+                Error::UnknownKey { .. } | Error::BadValue { .. } => 2,
+                _ => 1,
+            })
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `recua train`
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use recua::backend::Job;
+use recua::data::DatasetIndex;
+use recua::ops::LlamaOps;
+use recua::train::{Layers, RunConfig, Start, Trainer};
+use recua::{Error, Result};
+use serde_json::json;
+
+use super::progress::Lines;
+
+/// Train a model on token datasets
+///
+/// Settings: defaults, then the preset, then --config FILE.toml, then flags, then --set. The resolved whole is RUN/config.toml;
+/// unknown keys are errors. `--dry-run` prints it.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  recua train --data data/ --run runs/a --preset 15m --steps 2000 --set optim.lr=1e-3 --set optim.warmup_steps=200
+  recua train --run runs/a --resume
+  recua train --data data/ --run runs/b --init runs/a        (weights only; also Hugging Face or Meta folders)")]
+pub(crate) struct Train {
+    /// Training datasets (made by `recua data tokenize`)
+    #[arg(long, num_args = 1.., value_name = "DIR")]
+    data: Vec<PathBuf>,
+    /// Share of the samples of each dataset [default: by size]
+    #[arg(long, num_args = 1.., value_name = "W")]
+    weights: Vec<f64>,
+    /// Held-out dataset
+    #[arg(long, value_name = "DIR")]
+    valid: Option<PathBuf>,
+    /// The run directory
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// Model size: debug, 15m, 42m, 110m, 1b, 7b, 13b, 33b, 65b
+    #[arg(long)]
+    preset: Option<String>,
+    /// Optimizer steps of the whole run
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Tokenizer, if it is not beside the data; used for samples and copied into the run
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Start from these weights: a run, a checkpoint, a Hugging Face or a Meta folder
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    init: Option<PathBuf>,
+    /// Go on from the run's newest whole checkpoint, bit for bit
+    #[arg(long)]
+    resume: bool,
+    /// Settings in TOML
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting, e.g. optim.lr=1e-4; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the resolved settings and sizes, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Show the texts written during training
+    #[arg(long)]
+    samples: bool,
+    /// burn-train's dashboard instead of lines
+    #[cfg(feature = "tui")]
+    #[arg(long)]
+    tui: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: super::Device,
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.into()).to_string()
+}
+
+fn absolute(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+    path.to_str().map(quoted).ok_or_else(|| Error::bad_value("path", format!("{} is not UTF-8", path.display()), "rename it"))
+}
+
+impl Train {
+    /// Flags as settings, before those of --set.
+    fn settings(&self) -> Result<Vec<String>> {
+        let mut set = Vec::new();
+        if !self.data.is_empty() {
+            let paths = self.data.iter().map(|p| absolute(p)).collect::<Result<Vec<_>>>()?;
+            set.push(format!("data.train=[{}]", paths.join(", ")));
+        }
+        if !self.weights.is_empty() {
+            set.push(format!("data.weights={:?}", self.weights));
+        }
+        if let Some(path) = &self.valid {
+            set.push(format!("data.valid={}", absolute(path)?));
+        }
+        if let Some(path) = &self.tokenizer {
+            set.push(format!("data.tokenizer={}", absolute(path)?));
+        }
+        if let Some(preset) = &self.preset {
+            set.push(format!("model.preset={}", quoted(preset)));
+        }
+        if let Some(steps) = self.steps {
+            set.push(format!("train.steps={steps}"));
+        }
+        set.extend(self.set.iter().cloned());
+        Ok(set)
+    }
+
+    fn resolve(&self) -> Result<RunConfig> {
+        let own = self.run.join("config.toml");
+        let file = self.config.as_deref().or((self.resume && own.exists()).then_some(own.as_path()));
+        let (mut config, vocab_stated) = RunConfig::resolve(&Layers { file, set: &self.settings()? })?;
+        if let (false, Some(dir)) = (vocab_stated, config.data.train.first()) {
+            config.model.vocab_size = DatasetIndex::read(dir)?.vocab.size as usize;
+        }
+        if let Some(init) = &self.init
+            && self.preset.is_none()
+            && !self.set.iter().any(|s| s.starts_with("model."))
+            && self.config.is_none()
+        {
+            config.model = recua::checkpoint::Checkpoint::open(init)?.config().clone();
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    pub(crate) fn run(self) -> Result<()> {
+        self.device.apply()?;
+        let config = self.resolve()?;
+        if self.dry_run {
+            super::print(&config.to_toml()?);
+            let per_step = config.train.batch * config.seq_len();
+            super::print(&format!(
+                "# {} parameters; {per_step} tokens a step, {} in all; {:.3e} FLOP a token",
+                config.model.num_params(),
+                per_step as u64 * config.train.steps,
+                config.model.train_flop_per_token(config.seq_len())
+            ));
+            return Ok(());
+        }
+        let backend = self.device.backend;
+        backend.run(Run { flags: self, config })
+    }
+}
+
+struct Run {
+    flags: Train,
+    config: RunConfig,
+}
+
+impl Job for Run {
+    type Output = ();
+
+    fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
+        let Self { flags, config } = self;
+        let start = match (&flags.init, flags.resume) {
+            (Some(path), _) => Start::Init(path.clone()),
+            (None, true) => Start::Resume,
+            (None, false) => Start::Fresh,
+        };
+        let stop = super::stop_on_signal()?;
+        let mut lines = Lines::new(Duration::from_secs(5), flags.samples);
+        let trainer = Trainer::<B>::open(config, &flags.run, &start, &device, &mut lines)?;
+        #[cfg(feature = "tui")]
+        let (trainer, summary) = if flags.tui {
+            trainer.run(stop, &mut super::tui::Dashboard::new(stop))?
+        } else {
+            trainer.run(stop, &mut lines)?
+        };
+        #[cfg(not(feature = "tui"))]
+        let (trainer, summary) = trainer.run(stop, &mut lines)?;
+        let report = recua::train::report::write(&flags.run, &trainer.report_info(&summary, &flags.run.display().to_string()))?;
+        if flags.json {
+            return super::print_json(&json!({
+                "step": summary.last.step, "loss": summary.last.loss, "tok_s": summary.tok_s, "skipped": summary.skipped,
+                "val_loss": summary.valid.map(|v| v.0), "val_bpb": summary.valid.map(|v| v.1),
+                "checkpoint": summary.checkpoint, "report": report,
+            }));
+        }
+        super::print(&format!("loss {:.4} after {} steps; {}", summary.last.loss, summary.last.step, summary.checkpoint.display()));
+        super::print(&format!("curves and samples: {}", report.display()));
+        Ok(())
+    }
+}
