@@ -5,6 +5,7 @@ use std::time::Instant;
 use burn::tensor::{Distribution, Tensor};
 use serde::Serialize;
 
+use crate::backend::{BackendName, Job};
 use crate::error::Result;
 use crate::generate::Decoder;
 use crate::model::{InitConfig, Llama, ModelConfig};
@@ -29,6 +30,45 @@ pub struct Measured {
     pub loss: Option<f64>,
     /// Parameters of the model.
     pub params: u64,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Training steps.
+    Train,
+    /// One layer's causal attention, forward and backward.
+    Attention,
+    /// KV-cached decoding.
+    Decode,
+}
+
+/// Measures on a backend chosen at run time.
+///
+/// # Errors
+/// Those of the backend, and of [`train`], [`attention`], [`decode`].
+pub fn run(
+    backend: &BackendName,
+    what: What,
+    model: &ModelConfig,
+    batch: usize,
+    seq_len: usize,
+    steps: usize,
+) -> Result<Measured> {
+    struct Measure<'a>(What, &'a ModelConfig, usize, usize, usize);
+    impl Job for Measure<'_> {
+        type Output = Measured;
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Measured> {
+            let Self(what, model, batch, seq_len, steps) = self;
+            match what {
+                What::Train => train::<B>(model, batch, seq_len, steps, &device),
+                What::Attention => attention::<B>(model, batch, seq_len, steps, &device),
+                What::Decode => decode::<B>(model, seq_len, steps, &device),
+            }
+        }
+    }
+    model.validate()?;
+    backend.run(Measure(what, model, batch, seq_len, steps))
 }
 
 /// Steps that are run first and not counted.

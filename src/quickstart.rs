@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::{BackendName, Job};
 use crate::bench;
 use crate::data::crates::{Corpus, CorpusOptions, Doc, cargo_home};
 use crate::data::{Document, TokenizeConfig, Vocab, tokenize_documents};
@@ -92,7 +93,18 @@ const PROMPTS: [&str; 3] = ["", "/// Returns the ", "fn new("];
 ///
 /// # Errors
 /// [`Error::Nothing`] if there is no text, [`Error::Interrupted`] after a signal, and those of the parts.
-pub fn run<B: LlamaOps>(q: &Quickstart, device: &B::Device, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
+pub fn run(q: &Quickstart, backend: &BackendName, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
+    struct Run<'a>(&'a Quickstart, &'a AtomicBool, &'a mut dyn Observer);
+    impl Job for Run<'_> {
+        type Output = Outcome;
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Outcome> {
+            run_on::<B>(self.0, &device, self.1, self.2)
+        }
+    }
+    backend.run(Run(q, stop, observer))
+}
+
+fn run_on<B: LlamaOps>(q: &Quickstart, device: &B::Device, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
     let began = Instant::now();
     if !(q.minutes.is_finite() && q.minutes > 0.0) {
         return Err(Error::bad_value("--minutes", format!("expected a number above 0, got {}", q.minutes), "5 is the default"));

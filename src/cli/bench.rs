@@ -2,10 +2,8 @@
 
 use clap::{Args, Subcommand};
 use recua::Result;
-use recua::backend::Job;
-use recua::bench::{self, Measured};
+use recua::bench::{self, What};
 use recua::model::ModelConfig;
-use recua::ops::LlamaOps;
 
 #[derive(Subcommand)]
 pub(crate) enum Bench {
@@ -15,13 +13,6 @@ pub(crate) enum Bench {
     Attention(Shape),
     /// KV-cached decoding, one token at a time, after a prompt of half of --seq
     Decode(Shape),
-}
-
-#[derive(Clone, Copy)]
-enum What {
-    Train,
-    Attention,
-    Decode,
 }
 
 #[derive(Args)]
@@ -72,8 +63,17 @@ impl Bench {
         };
         shape.device.apply()?;
         let (json, peak) = (shape.json, shape.peak_tflops);
-        let backend = shape.device.backend;
-        let mut m = backend.run(Measure { what, shape })?;
+        let model = ModelConfig {
+            dim: shape.dim,
+            n_layers: shape.layers,
+            n_heads: shape.heads,
+            n_kv_heads: shape.kv_heads,
+            vocab_size: shape.vocab,
+            ffn_dim: Some(shape.ffn),
+            max_seq_len: shape.seq,
+            ..Default::default()
+        };
+        let mut m = bench::run(&shape.device.backend, what, &model, shape.batch, shape.seq, shape.steps)?;
         m.mfu = peak.map(|peak| m.gflop_s / 1e3 / peak);
         if json {
             return super::print_json(&m);
@@ -86,34 +86,5 @@ impl Bench {
             super::print(&format!("work memory {mb:.0} MiB"));
         }
         Ok(())
-    }
-}
-
-struct Measure {
-    what: What,
-    shape: Shape,
-}
-
-impl Job for Measure {
-    type Output = Measured;
-
-    fn run<B: LlamaOps>(self, device: B::Device) -> Result<Measured> {
-        let s = &self.shape;
-        let model = ModelConfig {
-            dim: s.dim,
-            n_layers: s.layers,
-            n_heads: s.heads,
-            n_kv_heads: s.kv_heads,
-            vocab_size: s.vocab,
-            ffn_dim: Some(s.ffn),
-            max_seq_len: s.seq,
-            ..Default::default()
-        };
-        model.validate()?;
-        match self.what {
-            What::Train => bench::train::<B>(&model, s.batch, s.seq, s.steps, &device),
-            What::Attention => bench::attention::<B>(&model, s.batch, s.seq, s.steps, &device),
-            What::Decode => bench::decode::<B>(&model, s.seq, s.steps, &device),
-        }
     }
 }

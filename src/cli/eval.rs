@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use recua::Result;
-use recua::backend::Job;
 use recua::checkpoint::Checkpoint;
-use recua::eval::logprobs;
-use recua::ops::LlamaOps;
+use recua::eval::scorer;
 use serde_json::json;
 
 #[derive(Subcommand)]
@@ -21,9 +19,7 @@ pub(crate) enum Eval {
 impl Eval {
     pub(crate) fn run(self) -> Result<()> {
         let Self::Score(verb) = self;
-        verb.device.apply()?;
-        let backend = verb.device.backend;
-        backend.run(verb)
+        verb.run()
     }
 }
 
@@ -39,14 +35,13 @@ pub(crate) struct Score {
     device: super::Device,
 }
 
-impl Job for Score {
-    type Output = ();
-
-    fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
-        let model = Checkpoint::open(&self.model)?.load::<B>(&device)?;
+impl Score {
+    fn run(self) -> Result<()> {
+        self.device.apply()?;
+        let score = scorer(&Checkpoint::open(&self.model)?, &self.device.backend)?;
         super::tokenizer::for_lines(|number, line| {
             let tokens: Vec<u32> = super::tokenizer::parse(number, &line, "a JSON array of token ids")?;
-            let scores = logprobs(&model, &tokens)?;
+            let scores = score(&tokens)?;
             if self.json {
                 return super::print_json(&json!({ "logprobs": scores }));
             }

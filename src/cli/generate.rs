@@ -4,10 +4,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
-use recua::backend::Job;
 use recua::checkpoint::Checkpoint;
-use recua::generate::{SampleConfig, Sampler, Stop, generate};
-use recua::ops::LlamaOps;
+use recua::generate::{SampleConfig, Sampler, Stop, writer};
 use recua::tokenizer::Tokenizer;
 use recua::{Error, Result};
 
@@ -51,15 +49,6 @@ pub(crate) struct Generate {
 impl Generate {
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
-        let backend = self.device.backend;
-        backend.run(self)
-    }
-}
-
-impl Job for Generate {
-    type Output = ();
-
-    fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
         let checkpoint = Checkpoint::open(&self.model)?;
         let path = self.tokenizer.as_deref().or(checkpoint.tokenizer_path());
         let tokenizer = Tokenizer::open(path.ok_or_else(|| Error::Nothing {
@@ -85,7 +74,7 @@ impl Job for Generate {
         };
         let mut sampler = Sampler::new(sampler)?;
         let prompt = tokenizer.encode_document(&self.prompt, true, false);
-        let model = checkpoint.load::<B>(&device)?;
+        let write = writer(&checkpoint, &self.device.backend)?;
         if !self.json {
             super::print_now(&self.prompt);
         }
@@ -99,7 +88,7 @@ impl Job for Generate {
             ControlFlow::Continue(())
         };
         let began = std::time::Instant::now();
-        let (tokens, stop) = generate(&model, &prompt, self.tokens, tokenizer.eos_id(), &mut sampler, &mut see)?;
+        let (tokens, stop) = write(&prompt, self.tokens, tokenizer.eos_id(), &mut sampler, &mut see)?;
         let seconds = began.elapsed().as_secs_f64();
         if self.json {
             let stop = match stop {

@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use recua::backend::Job;
-use recua::ops::LlamaOps;
 use recua::quickstart::{self, Outcome};
 use recua::{Error, Result};
 
@@ -51,26 +49,14 @@ impl Quickstart {
                 .find(|dir| !quickstart::is_finished(dir))
                 .unwrap_or_default(),
         };
-        let backend = self.device.backend;
         let quickstart = quickstart::Quickstart { input: self.input, run, minutes: self.minutes, vocab_size: self.vocab_size };
-        let outcome = backend.run(Run(quickstart.clone()))?;
+        let mut lines = Lines::new(Duration::from_secs(10), true);
+        let outcome = quickstart::run(&quickstart, &self.device.backend, super::stop_on_signal()?, &mut lines)?;
         if self.json {
             return super::print_json(&outcome);
         }
         show(&outcome, &quickstart.run);
         Ok(())
-    }
-}
-
-struct Run(quickstart::Quickstart);
-
-impl Job for Run {
-    type Output = Outcome;
-
-    fn run<B: LlamaOps>(self, device: B::Device) -> Result<Outcome> {
-        let stop = super::stop_on_signal()?;
-        let mut lines = Lines::new(Duration::from_secs(10), true);
-        quickstart::run::<B>(&self.0, &device, stop, &mut lines)
     }
 }
 

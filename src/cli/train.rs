@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use recua::backend::Job;
 use recua::data::DatasetIndex;
-use recua::ops::LlamaOps;
-use recua::train::{Layers, RunConfig, Start, Trainer};
+use recua::train::report::REPORT_FILE;
+use recua::train::{Layers, Observer, RunConfig, Start, train};
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -142,39 +141,25 @@ impl Train {
             ));
             return Ok(());
         }
-        let backend = self.device.backend;
-        backend.run(Run { flags: self, config })
-    }
-}
-
-struct Run {
-    flags: Train,
-    config: RunConfig,
-}
-
-impl Job for Run {
-    type Output = ();
-
-    fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
-        let Self { flags, config } = self;
-        let start = match (&flags.init, flags.resume) {
+        let start = match (&self.init, self.resume) {
             (Some(path), _) => Start::Init(path.clone()),
             (None, true) => Start::Resume,
             (None, false) => Start::Fresh,
         };
         let stop = super::stop_on_signal()?;
-        let mut lines = Lines::new(Duration::from_secs(5), flags.samples);
-        let trainer = Trainer::<B>::open(config, &flags.run, &start, &device, &mut lines)?;
+        let mut lines = Lines::new(Duration::from_secs(5), self.samples);
         #[cfg(feature = "tui")]
-        let (trainer, summary) = if flags.tui {
-            trainer.run(stop, &mut super::tui::Dashboard::new(stop))?
-        } else {
-            trainer.run(stop, &mut lines)?
+        let mut dashboard = self.tui.then(|| super::tui::Dashboard::new(stop));
+        #[cfg(feature = "tui")]
+        let observer: &mut dyn Observer = match &mut dashboard {
+            Some(dashboard) => dashboard,
+            None => &mut lines,
         };
         #[cfg(not(feature = "tui"))]
-        let (trainer, summary) = trainer.run(stop, &mut lines)?;
-        let report = recua::train::report::write(&flags.run, &trainer.report_info(&summary, &flags.run.display().to_string()))?;
-        if flags.json {
+        let observer: &mut dyn Observer = &mut lines;
+        let summary = train(config, &self.run, &start, &self.device.backend, stop, observer)?;
+        let report = self.run.join(REPORT_FILE);
+        if self.json {
             return super::print_json(&json!({
                 "step": summary.last.step, "loss": summary.last.loss, "tok_s": summary.tok_s, "skipped": summary.skipped,
                 "val_loss": summary.valid.map(|v| v.0), "val_bpb": summary.valid.map(|v| v.1),

@@ -4,4 +4,4 @@
 pub mod baselines;
 mod score;
 
-pub use score::logprobs;
+pub use score::{Scorer, logprobs, scorer};

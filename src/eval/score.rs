@@ -3,6 +3,8 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
+use crate::backend::{BackendName, Job};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::generate::{check_tokens, token_tensor};
 use crate::model::Llama;
@@ -42,4 +44,23 @@ pub fn logprobs<B: LlamaOps>(model: &Llama<B>, tokens: &[u32]) -> Result<Vec<f32
         all.extend(picked.iter::<f32>());
     }
     Ok(all)
+}
+
+/// [`logprobs`] of a model of any backend.
+pub type Scorer = dyn Fn(&[u32]) -> Result<Vec<f32>>;
+
+/// Loads a model onto a backend chosen at run time, ready to score.
+///
+/// # Errors
+/// Those of the backend and of the checkpoint's files.
+pub fn scorer(checkpoint: &Checkpoint, backend: &BackendName) -> Result<Box<Scorer>> {
+    struct Load<'a>(&'a Checkpoint);
+    impl Job for Load<'_> {
+        type Output = Box<Scorer>;
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Box<Scorer>> {
+            let model = self.0.load::<B>(&device)?;
+            Ok(Box::new(move |tokens| logprobs(&model, tokens)))
+        }
+    }
+    backend.run(Load(checkpoint))
 }

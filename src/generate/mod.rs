@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::backend::{BackendName, Job};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{KvCache, Llama};
 use crate::ops::LlamaOps;
@@ -126,4 +128,24 @@ pub fn generate<B: LlamaOps>(
         logits = decoder.feed(&[token])?;
     }
     Ok((context.split_off(prompt.len()), Stop::Length))
+}
+
+/// Generation by a model of any backend: [`generate`] without its first argument.
+pub type Writer =
+    dyn Fn(&[u32], usize, Option<u32>, &mut Sampler, &mut dyn FnMut(u32) -> ControlFlow<()>) -> Result<(Vec<u32>, Stop)>;
+
+/// Loads a model onto a backend chosen at run time, ready to generate.
+///
+/// # Errors
+/// Those of the backend and of the checkpoint's files.
+pub fn writer(checkpoint: &Checkpoint, backend: &BackendName) -> Result<Box<Writer>> {
+    struct Load<'a>(&'a Checkpoint);
+    impl Job for Load<'_> {
+        type Output = Box<Writer>;
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Box<Writer>> {
+            let model = self.0.load::<B>(&device)?;
+            Ok(Box::new(move |prompt, max_new, eos, sampler, see| generate(&model, prompt, max_new, eos, sampler, see)))
+        }
+    }
+    backend.run(Load(checkpoint))
 }

@@ -10,6 +10,7 @@
 mod adamw;
 mod attention;
 mod autodiff;
+#[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;

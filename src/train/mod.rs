@@ -8,4 +8,4 @@ pub mod run;
 pub mod step;
 
 pub use config::{Layers, RunConfig};
-pub use run::{Observer, RunInfo, RunSummary, Start, Trainer};
+pub use run::{Observer, RunInfo, RunSummary, Start, Trainer, train};

@@ -13,6 +13,7 @@ use super::config::RunConfig;
 use super::metrics::{MetricsLog, StepRecord};
 use super::report::ReportInfo;
 use super::step::{MicroBatch, StepOutput, batch_loss, train_step};
+use crate::backend::{BackendName, Job};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
 use crate::checkpoint::{Checkpoint, NativeCheckpoint};
@@ -100,6 +101,32 @@ struct State {
     loader: LoaderState,
     /// Losses and norms of the last steps, for the spike test; as bits, since JSON would round.
     recent: Vec<[u64; 2]>,
+}
+
+/// Opens and runs a training on a backend chosen at run time, and writes its `report.html`.
+///
+/// # Errors
+/// Those of [`Trainer::open`] and [`Trainer::run`].
+pub fn train(
+    config: RunConfig,
+    dir: &Path,
+    start: &Start,
+    backend: &BackendName,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<RunSummary> {
+    struct Train<'a>(RunConfig, &'a Path, &'a Start, &'a AtomicBool, &'a mut dyn Observer);
+    impl Job for Train<'_> {
+        type Output = RunSummary;
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<RunSummary> {
+            let Self(config, dir, start, stop, observer) = self;
+            let trainer = Trainer::<B>::open(config, dir, start, &device, observer)?;
+            let (trainer, summary) = trainer.run(stop, observer)?;
+            super::report::write(dir, &trainer.report_info(&summary, &dir.display().to_string()))?;
+            Ok(summary)
+        }
+    }
+    backend.run(Train(config, dir, start, stop, observer))
 }
 
 /// Steps that the spike test looks back.

@@ -160,7 +160,7 @@ def make(a):
     plan["steps"] = train(model, batches, plan)
     dump("train.json", plan)
     save("trained", dict(model.named_parameters()))
-    options = [x for x in sys.argv[1:] if x != str(a.out)]
+    options = [x for x in sys.argv[1:] if pathlib.Path(x) != a.out]
     dump("provenance.json", {"torch": torch.__version__, "transformers": transformers.__version__, "seed": a.seed,
                              "dtype": a.dtype, "attention": a.attention, "options": " ".join(options)})
 

@@ -1,0 +1,38 @@
+//! Loads a Hugging Face (or Meta, or native) checkpoint and generates.
+//!
+//!     cargo run --release --example 02_hugging_face [FOLDER [PROMPT]]
+//!
+//! Without a folder it loads the small random model of the tests and prints 16 greedy token ids; with a folder that has a
+//! tokenizer it prints text.
+
+use std::ops::ControlFlow;
+
+use recua::backend::Flex;
+use recua::checkpoint::Checkpoint;
+use recua::generate::{SampleConfig, Sampler, generate};
+use recua::tokenizer::Tokenizer;
+
+fn main() -> recua::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let folder = args.next().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny_llama").into());
+    let text = args.next().unwrap_or_else(|| "The pack train".into());
+
+    let checkpoint = Checkpoint::open(&folder)?;
+    println!("{}: {}, {} parameters", folder, checkpoint.format(), checkpoint.config().num_params());
+    let model = checkpoint.load::<Flex>(&Default::default())?;
+
+    let tokenizer = checkpoint.tokenizer_path().map(Tokenizer::open).transpose()?;
+    let prompt = match &tokenizer {
+        Some(tokenizer) => tokenizer.encode_document(&text, true, false),
+        None => vec![1, 42, 7],
+    };
+    let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() })?;
+    let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+    let mut see = |_| ControlFlow::Continue(());
+    let (ids, why) = generate(&model, &prompt, 16, eos, &mut sampler, &mut see)?;
+    match tokenizer {
+        Some(tokenizer) => println!("{text}{} ({why:?})", tokenizer.decode(&ids)?),
+        None => println!("{prompt:?} -> {ids:?} ({why:?})"),
+    }
+    Ok(())
+}

@@ -1,0 +1,440 @@
+//! The binary itself: the whole path by command line, what it says to misuse, signals, and kill -9 at any moment.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const WORDS: &[&str] = &[
+    "the", "pack", "train", "walks", "over", "a", "high", "pass", "and", "carries", "salt", "wool", "maize", "42", "llamas", "slowly",
+    "down", "to", "every", "village",
+];
+
+/// Text that can be learned: each word has three likely successors.
+fn text(sentences: usize, seed: u64) -> String {
+    let mut rng = Rng(seed);
+    let (mut out, mut word) = (String::new(), 0);
+    for _ in 0..sentences {
+        for _ in 0..6 + rng.below(6) {
+            word = (word * 7 + 1 + rng.below(3)) % WORDS.len();
+            out.push_str(WORDS[word]);
+            out.push(' ');
+        }
+        out.push_str(".\n");
+    }
+    out
+}
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+/// A folder with a tokenizer and two datasets, made by the command line.
+struct Fixture {
+    dir: TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let it = Self { dir: tempfile::tempdir().unwrap() };
+        for (name, sentences, seed) in [("train", 1500, 1), ("valid", 150, 2)] {
+            std::fs::create_dir(it.path(name)).unwrap();
+            for (i, part) in ["a", "b"].iter().enumerate() {
+                std::fs::write(it.path(name).join(format!("{part}.txt")), text(sentences, seed + 10 * i as u64)).unwrap();
+            }
+        }
+        it.ok(&["tokenizer", "train", "--input", "train", "--out", "tokenizer.json", "--vocab-size", "300"]);
+        for name in ["train", "valid"] {
+            it.ok(&["data", "tokenize", "--input", name, "--tokenizer", "tokenizer.json", "--out", &format!("{name}-tokens")]);
+        }
+        it
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_recua"));
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs to the end, with `input` on stdin.
+    fn run_with(&self, args: &[&str], input: &str) -> Output {
+        let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
+        // A verb that fails early does not read.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs to the end and must succeed; gives stdout.
+    #[track_caller]
+    fn ok_with(&self, args: &[&str], input: &str) -> String {
+        let out = self.run_with(args, input);
+        assert!(out.status.success(), "recua {}: {}\n{}", args.join(" "), out.status, String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        self.ok_with(args, "")
+    }
+
+    /// Must fail with `code`, without a panic, saying each of `parts` on stderr and nothing on stdout.
+    #[track_caller]
+    fn fails_with(&self, args: &[&str], input: &str, code: i32, parts: &[&str]) {
+        let out = self.run_with(args, input);
+        let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        let what = format!("recua {}\nstdout: {stdout}\nstderr: {stderr}", args.join(" "));
+        assert_eq!(out.status.code(), Some(code), "{what}");
+        assert!(!stderr.contains("panicked"), "{what}");
+        assert!(stdout.is_empty(), "{what}");
+        for part in parts {
+            assert!(stderr.contains(part), "`{part}` is not in stderr of {what}");
+        }
+    }
+
+    #[track_caller]
+    fn fails(&self, args: &[&str], code: i32, parts: &[&str]) {
+        self.fails_with(args, "", code, parts);
+    }
+
+    /// The bytes of a file of a run's checkpoint.
+    #[track_caller]
+    fn saved(&self, run: &str, step: u64, file: &str) -> Vec<u8> {
+        let path = self.path(run).join(format!("checkpoints/step-{step}")).join(file);
+        std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    /// A run's metrics without the times: step, tokens, loss, learning rate, gradient norm, as written.
+    #[track_caller]
+    fn metrics(&self, run: &str) -> Vec<[String; 5]> {
+        let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        text.lines()
+            .map(|line| {
+                let record: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+                ["step", "tokens", "loss", "lr", "grad_norm"].map(|key| record[key].to_string())
+            })
+            .collect()
+    }
+}
+
+/// Arguments of a small run: 32 tokens a sample, a step takes about a millisecond.
+fn train<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base = [
+        "train", "--run", run, "--data", "train-tokens", "--valid", "valid-tokens", "--preset", "debug", "--set", "model.dim=32",
+        "--set", "model.n_layers=1", "--set", "model.max_seq_len=32", "--set", "train.batch=4", "--set", "train.val_windows=8",
+        "--set", "optim.warmup_steps=5", "--set", "optim.lr=3e-3", "--set", "sample.tokens=8",
+    ];
+    base.into_iter().chain(more.iter().copied()).collect()
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+#[test]
+fn text_to_tokens_to_weights_to_text() {
+    let f = Fixture::new();
+    // Tokens: decode turns back what encode made.
+    let line = "the pack train 1942 \u{2581}\u{1F999} </s>\n";
+    let ids = f.ok_with(&["tokenizer", "encode", "--tokenizer", "tokenizer.json", "--json"], &format!("{}\n", Value::from(line)));
+    let back = f.ok_with(&["tokenizer", "decode", "--tokenizer", "tokenizer.json", "--json"], &ids);
+    assert_eq!(json(&back), Value::from(line));
+
+    // Weights: the loss falls well below that of guessing, ln(vocabulary).
+    let summary = json(&f.ok(&train("run", &["--steps", "150", "--json"])));
+    let vocab = json(&std::fs::read_to_string(f.path("train-tokens/dataset.json")).unwrap())["vocab"]["size"].as_f64().unwrap();
+    let loss = summary["val_loss"].as_f64().unwrap();
+    assert!(loss < 0.7 * vocab.ln(), "validation loss {loss} of a vocabulary of {vocab}");
+    for file in ["config.toml", "metrics.jsonl", "report.html", "log.txt", "tokenizer.json", "checkpoints/step-150/state.json"] {
+        assert!(f.path("run").join(file).exists(), "{file}");
+    }
+    assert!(std::fs::read_dir(f.path("run")).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with("events.")));
+
+    // Text: the same seed writes the same.
+    let generate = ["generate", "--model", "run", "the pack", "--tokens", "20", "--seed", "7"];
+    let first = f.ok(&generate);
+    assert!(first.starts_with("the pack") && first.len() > "the pack".len() + 1, "{first:?}");
+    assert_eq!(first, f.ok(&generate));
+
+    // Scores survive every format, exactly; the formats are told apart without being named.
+    let lines = "[1,5,6,7,100,200]\n[1]\n[1,260,261,262]\n";
+    let score = |model: &str| f.ok_with(&["eval", "score", "--model", model, "--json"], lines);
+    let scores = score("run");
+    let rows: Vec<Value> = scores.lines().map(json).collect();
+    assert_eq!(rows.iter().map(|r| r["logprobs"].as_array().unwrap().len()).collect::<Vec<_>>(), [5, 0, 3]);
+    assert!(rows.iter().flat_map(|r| r["logprobs"].as_array().unwrap()).all(|p| p.as_f64().unwrap() < 0.0));
+    for (from, to, format) in [("run", "as-hf", "hf"), ("as-hf", "as-meta", "meta"), ("as-meta", "as-native", "native")] {
+        f.ok(&["convert", from, to, "--to", format]);
+        assert_eq!(score(to), scores, "{format}");
+    }
+    // Training goes on from any of them; the model's shape comes from there.
+    let start = ["train", "--run", "more", "--init", "as-hf", "--data", "train-tokens", "--steps", "2", "--json"];
+    assert!(json(&f.ok(&start))["loss"].as_f64().unwrap() < 0.7 * vocab.ln());
+}
+
+#[test]
+fn misuse_is_told_by_exit_code_2() {
+    let f = Fixture::new();
+    // The parser's own.
+    f.fails(&[], 2, &["Usage: recua"]);
+    f.fails(&["fly"], 2, &["unrecognized subcommand 'fly'"]);
+    f.fails(&["train", "--run", "r", "--backend", "tpu"], 2, &["no backend is called `tpu`", "flex, ndarray, wgpu"]);
+    f.fails(&["train", "--run", "r", "--backend", "flex:1"], 2, &["`flex` has one device only"]);
+    f.fails(&["convert", "a", "b", "--to", "gguf"], 2, &["choose hf, meta or native"]);
+    // Settings: a wrong key names the right ones.
+    f.fails(&train("r", &["--set", "optim.learning_rate=1"]), 2, &["unknown key `optim.learning_rate`", "`lr`"]);
+    f.fails(&train("r", &["--set", "optimizer.lr=1"]), 2, &["unknown key `optimizer`", "`optim`"]);
+    f.fails(&train("r", &["--set", "optim.lr=fast"]), 2, &["optim", "lr"]);
+    f.fails(&train("r", &["--set", "optim.lr=-1"]), 2, &["optim.lr: expected a number of at least 0, got -1"]);
+    f.fails(&train("r", &["--set", "optim.lr"]), 2, &["expected KEY=VALUE, got `optim.lr`"]);
+    f.fails(&train("r", &["--set", "train.steps=0"]), 2, &["train.steps: expected at least 1, got 0"]);
+    f.fails(&train("r", &["--set", "train.micro_batch=3"]), 2, &["batch 4 is not a multiple of micro_batch 3"]);
+    f.fails(&["train", "--run", "r", "--data", "train-tokens", "--preset", "8b"], 2, &["no preset `8b`", "7b", "debug"]);
+    f.fails(&["train", "--run", "r"], 2, &["no dataset given", "pass --data DIR"]);
+    f.fails(&train("r", &["--weights", "1", "2"]), 2, &["2 weights for 1 datasets"]);
+    f.fails(&["train", "--run", "r", "--data", "train-tokens", "--threads", "0"], 2, &["--threads: expected at least 1"]);
+    // stdin.
+    let score = ["eval", "score", "--json", "--model", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny_llama")];
+    for (input, part) in [("[1, 2\n", "stdin line 1: expected a JSON array of token ids"), ("[1,9999]\n", "token 9999 is outside")] {
+        f.fails_with(&score, input, 2, &[part]);
+    }
+    let encode = ["tokenizer", "encode", "--tokenizer", "tokenizer.json", "--json"];
+    f.fails_with(&encode, "no json\n", 2, &["stdin line 1: expected a JSON string"]);
+    let decode = ["tokenizer", "decode", "--tokenizer", "tokenizer.json"];
+    f.fails_with(&decode, "1 two\n", 2, &["stdin line 1: `two` is not a token id"]);
+    // Nothing of all this made a run.
+    assert!(!f.path("r").exists());
+}
+
+#[test]
+fn what_cannot_be_done_is_told_by_exit_code_1() {
+    let f = Fixture::new();
+    // Nothing there, nothing in it.
+    f.fails(&["tokenizer", "train", "--input", "nowhere", "--out", "t.json"], 1, &["nowhere"]);
+    std::fs::create_dir(f.path("empty")).unwrap();
+    std::fs::write(f.path("empty/blank.txt"), "").unwrap();
+    f.fails(&["tokenizer", "train", "--input", "empty", "--out", "t.json"], 1, &["no "]);
+    f.fails(&["data", "tokenize", "--input", "empty", "--tokenizer", "tokenizer.json", "--out", "e"], 1, &["empty", "no "]);
+    f.fails(&["train", "--run", "r", "--data", "nowhere"], 1, &["nowhere"]);
+    f.fails(&["generate", "--model", "nowhere", "x"], 1, &["nowhere", "no checkpoint"]);
+    f.fails(&["quickstart", "--run", "q", "--input", "empty"], 1, &["empty", "no "]);
+    // Longer than the model.
+    f.fails(&train("r", &["--set", "train.seq_len=33"]), 1, &["train.seq_len", "33 tokens are more than the 32"]);
+    // Vocabularies that differ: of model and data, of tokenizer and data, of tokenizer and model.
+    f.fails(&train("r", &["--set", "model.vocab_size=299"]), 1, &["vocabulary mismatch", "the model has 299"]);
+    f.ok(&["tokenizer", "train", "--input", "valid", "--out", "other.json", "--vocab-size", "270"]);
+    f.fails(&train("r", &["--tokenizer", "other.json"]), 1, &["vocabulary mismatch", "other.json", "pass the tokenizer"]);
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny_llama");
+    f.fails(&["generate", "--model", golden, "x"], 1, &["no tokenizer", "pass --tokenizer FILE"]);
+    f.ok(&["tokenizer", "train", "--input", "train", "--out", "large.json", "--vocab-size", "520"]);
+    let large = json(&std::fs::read_to_string(f.path("large.json")).unwrap());
+    if large["model"]["vocab"].as_object().unwrap().len() > 512 {
+        f.fails(&["generate", "--model", golden, "--tokenizer", "large.json", "x"], 1, &["vocabulary mismatch", "the model has 512"]);
+    }
+    // Backends that this build or machine does not have.
+    if !cfg!(feature = "cuda") {
+        f.fails(&train("r", &["--backend", "cuda"]), 1, &["backend `cuda`: not compiled", "--features cuda"]);
+    }
+    if !cfg!(feature = "wgpu") {
+        f.fails(&train("r", &["--backend", "wgpu:cpu"]), 1, &["backend `wgpu:cpu`: not compiled", "--features wgpu"]);
+    }
+    f.fails(&train("r", &["--resume"]), 1, &["no checkpoint to resume from", "without --resume"]);
+    assert!(!f.path("r/checkpoints/step-1").exists());
+
+    // Files that are damaged are named, with what to do.
+    let shard = std::fs::read_dir(f.path("train-tokens")).unwrap().map(|e| e.unwrap().path());
+    let shard = shard.max_by_key(|p| p.metadata().unwrap().len()).unwrap();
+    let whole = std::fs::read(&shard).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(&shard, &damaged).unwrap();
+    let name = shard.file_name().unwrap().to_str().unwrap();
+    f.fails(&train("r2", &["--steps", "1"]), 1, &[name, "checksum"]);
+    std::fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    f.fails(&train("r2", &["--steps", "1"]), 1, &[name]);
+    std::fs::write(&shard, &whole).unwrap();
+
+    f.ok(&train("r2", &["--steps", "1"]));
+    f.fails(&train("r2", &["--steps", "1"]), 2, &["r2 already holds a run", "--resume"]);
+    // A resumption that is refused leaves the run as it was.
+    let config = std::fs::read_to_string(f.path("r2/config.toml")).unwrap();
+    f.fails(&train("r2", &["--steps", "2", "--resume"]), 2, &["planned for 1 steps, now 2"]);
+    f.fails(&["train", "--run", "r2", "--resume", "--set", "train.seed=9"], 2, &["seed"]);
+    assert_eq!(std::fs::read_to_string(f.path("r2/config.toml")).unwrap(), config);
+    let weights = f.path("r2/checkpoints/step-1/model.safetensors");
+    let mut damaged = std::fs::read(&weights).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, damaged).unwrap();
+    f.fails(&["eval", "score", "--model", "r2/checkpoints/step-1"], 1, &["model.safetensors", "not a usable checkpoint"]);
+    f.fails(&["generate", "--model", "r2", "x"], 1, &["no whole checkpoint", "model.safetensors"]);
+    f.fails(&["train", "--run", "r2", "--resume"], 1, &["no checkpoint to resume from", "step-1"]);
+}
+
+#[test]
+fn dry_run_prints_settings_that_train_takes() {
+    let f = Fixture::new();
+    let printed = f.ok(&train("r", &["--dry-run", "--steps", "3"]));
+    assert!(printed.contains("\n# ") && printed.contains("tokens a step"), "{printed}");
+    assert!(!f.path("r").exists());
+    std::fs::write(f.path("settings.toml"), &printed).unwrap();
+    f.ok(&train("a", &["--steps", "3"]));
+    f.ok(&["train", "--run", "b", "--config", "settings.toml"]);
+    assert_eq!(f.saved("a", 3, "model.safetensors"), f.saved("b", 3, "model.safetensors"));
+    let config = |run: &str| std::fs::read_to_string(f.path(run).join("config.toml")).unwrap();
+    assert_eq!(config("a"), config("b"));
+    assert!(printed.starts_with(&config("a")), "{printed}");
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::os::unix::process::ExitStatusExt;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Waits until a run's metrics have `lines` lines.
+    fn wait_for_steps(f: &Fixture, run: &str, lines: usize) {
+        let began = Instant::now();
+        let path = f.path(run).join("metrics.jsonl");
+        while std::fs::read_to_string(&path).map_or(0, |t| t.lines().count()) < lines {
+            assert!(began.elapsed() < Duration::from_secs(60), "{run}: no step {lines} after a minute");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[track_caller]
+    fn same_end(f: &Fixture, run: &str, whole: &str, steps: u64) {
+        for file in ["model.safetensors", "optim.safetensors"] {
+            assert!(f.saved(run, steps, file) == f.saved(whole, steps, file), "{run}: {file} differs from {whole}'s");
+        }
+        assert_eq!(f.metrics(run), f.metrics(whole), "{run}: metrics");
+    }
+
+    #[test]
+    fn an_interrupted_run_saves_and_goes_on_bit_for_bit() {
+        let f = Fixture::new();
+        let steps = ["--steps", "400", "--set", "train.checkpoint_every=0", "--set", "train.val_every=100"];
+        f.ok(&train("whole", &steps));
+        for (signal, run) in [(libc::SIGINT, "int"), (libc::SIGTERM, "term")] {
+            let child = f.command(&train(run, &steps)).spawn().unwrap();
+            wait_for_steps(&f, run, 20);
+            // SAFETY: kill has no preconditions; the child has not been waited for, so that its number is its own.
+            assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+            let out = child.wait_with_output().unwrap();
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(out.status.code(), Some(130), "{stderr}");
+            assert!(stderr.contains("interrupted at step") && stderr.contains("go on with --resume"), "{stderr}");
+            let done = f.metrics(run).len();
+            assert!((20..400).contains(&done), "{done} steps were made");
+            assert!(f.path(run).join(format!("checkpoints/step-{done}/state.json")).exists());
+            f.ok(&["train", "--run", run, "--resume"]);
+            same_end(&f, run, "whole", 400);
+        }
+    }
+
+    #[test]
+    fn resume_truncates_metrics_and_skips_what_is_half_written() {
+        let f = Fixture::new();
+        let more = ["--steps", "12", "--set", "train.checkpoint_every=4", "--set", "train.keep_last=3"];
+        f.ok(&train("run", &more));
+        f.ok(&train("whole", &more));
+        // Step 12 is damaged, a later one half-written, and the metrics end in the middle of a line.
+        let run = f.path("run");
+        let weights = run.join("checkpoints/step-12/model.safetensors");
+        let bytes = std::fs::read(&weights).unwrap();
+        std::fs::write(&weights, &bytes[..bytes.len() - 100]).unwrap();
+        let half = run.join("checkpoints/step-16.tmp-1");
+        std::fs::create_dir(&half).unwrap();
+        std::fs::write(half.join("model.safetensors"), &bytes[..100]).unwrap();
+        let metrics = run.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&metrics).unwrap();
+        std::fs::write(&metrics, format!("{text}{{\"step\":13,\"tok")).unwrap();
+        // It goes on from step 8 and says why.
+        let out = f.run_with(&["train", "--run", "run", "--resume"], "");
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{stderr}");
+        assert!(stderr.contains("step-16.tmp-1") && stderr.contains("half-written"), "{stderr}");
+        assert!(stderr.contains("step-12") && stderr.contains("model.safetensors"), "{stderr}");
+        assert!(stderr.contains("going on after step 8"), "{stderr}");
+        same_end(&f, "run", "whole", 12);
+    }
+
+    /// Runs of 60 steps with a checkpoint every 3, killed again and again: at a random moment, or as soon as a checkpoint
+    /// is being written, in turn. At least 12 kills.
+    fn kills(backend: &str, seed: u64) {
+        const STEPS: u64 = 60;
+        const KILLS: u64 = 12;
+        let f = Fixture::new();
+        let more = ["--backend", backend, "--steps", "60", "--set", "train.checkpoint_every=3", "--set", "train.val_every=20"];
+        let more: Vec<&str> = more.into_iter().chain(["--set", "sample.every=20"]).collect();
+        let began = Instant::now();
+        f.ok(&train("whole", &more));
+        let whole = began.elapsed();
+        assert_eq!(f.metrics("whole").len() as u64, STEPS);
+
+        let mut rng = Rng(seed);
+        let (mut kills, mut while_saving, mut round, mut starts) = (0, 0, 0, 0);
+        while kills < KILLS {
+            round += 1;
+            let run = format!("killed-{round}");
+            loop {
+                starts += 1;
+                assert!(starts < 400, "{kills} kills in {starts} starts");
+                // Before the first checkpoint there is nothing to resume.
+                let saved = checkpoints(&f.path(&run), false) > 0;
+                let args = if saved { vec!["train", "--run", &run, "--resume", "--backend", backend] } else { train(&run, &more) };
+                let mut child = f.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                let share = 0.05 + 0.01 * rng.below(70) as f64;
+                let at = Instant::now() + whole.mul_f64(share);
+                while Instant::now() < at && child.try_wait().unwrap().is_none() {
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+                if starts % 2 == 0 {
+                    while checkpoints(&f.path(&run), true) == 0 && child.try_wait().unwrap().is_none() {}
+                }
+                let _ = child.kill();
+                let status = child.wait().unwrap();
+                if status.signal() == Some(libc::SIGKILL) {
+                    kills += 1;
+                    while_saving += u64::from(checkpoints(&f.path(&run), true) > 0);
+                    continue;
+                }
+                assert!(status.success(), "{run}: {status}");
+                break;
+            }
+            same_end(&f, &run, "whole", STEPS);
+        }
+        println!("{backend}: {kills} kills in {round} runs, {while_saving} of them while a checkpoint was written");
+    }
+
+    /// Number of whole or half-written checkpoints.
+    fn checkpoints(run: &Path, half_written: bool) -> usize {
+        let names = std::fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten().map(|e| e.file_name());
+        names.filter(|name| name.to_string_lossy().contains(".tmp") == half_written).count()
+    }
+
+    #[test]
+    #[cfg(feature = "flex")]
+    fn killed_at_any_moment_a_run_ends_as_if_it_had_not_been_flex() {
+        kills("flex", 1);
+    }
+
+    #[test]
+    #[cfg(feature = "ndarray")]
+    fn killed_at_any_moment_a_run_ends_as_if_it_had_not_been_ndarray() {
+        kills("ndarray", 2);
+    }
+}
