@@ -44,7 +44,7 @@ fn main() -> recua::Result<()> {
     let encode = |text: &str| tokenizer.encode_document(text, true, true);
     let tokens = TokenizeConfig { force: true, ..TokenizeConfig::new(dir.join("data"), vocab) };
     let made = tokenize_documents(documents, vec!["example".into()], &encode, &tokens, &mut |_| {})?;
-    println!("{} tokens of {} kinds from {} bytes", made.index.tokens, vocab.size, text.len());
+    println!("{} tokens of {} kinds from {} bytes", made.tokens, vocab.size, text.len());
 
     // Tokens to weights.
     let config = RunConfig {

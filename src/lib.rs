@@ -1,4 +1,48 @@
-//! recua
+//! *recua* takes LLaMA (Touvron et al. 2023, arXiv:2302.13971) all the way in Rust: raw text -> tokens -> a trained model ->
+//! text and scores. One code for CUDA, wgpu and CPU, written against Burn's `Backend` trait.
+//!
+//! A tour in the order of the data:
+//!
+//! | | |
+//! |---|---|
+//! | [`backend`] | `"cuda:0"`, `"wgpu"`, `"flex"`, `"ndarray"` -> a device; runs generic code on the backend chosen at run time |
+//! | [`data`] | documents -> token shards -> windows -> batches, each step in a fixed order |
+//! | [`tokenizer`] | BPE with split digits and byte fallback; `tokenizer.json` and SentencePiece `.model` |
+//! | [`ops`] | the operations of LLaMA as one trait, a default body and faster ones by backend |
+//! | [`model`] | hyper-parameters, one layer, the whole, first weights |
+//! | [`checkpoint`] | native checkpoints, Hugging Face's and Meta's, and the way between them |
+//! | [`generate`] | KV-cached decoding and sampling |
+//! | [`eval`] | log-probabilities, baselines |
+//! | [`optim`] | AdamW, the global-norm clip, the schedule |
+//! | `train` | settings, one step, the loop, what it writes down (feature `train`) |
+//! | `quickstart` | all of it in one file (feature `cli`) |
+//!
+//! A model of any format on a backend chosen at run time:
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! use recua::checkpoint::Checkpoint;
+//! use recua::generate::{SampleConfig, Sampler, writer};
+//! use recua::tokenizer::Tokenizer;
+//!
+//! # fn main() -> recua::Result<()> {
+//! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder
+//! let tokenizer = Tokenizer::open("runs/first/tokenizer.json")?;
+//! let write = writer(&checkpoint, &"flex".parse()?)?;
+//! let prompt = tokenizer.encode_document("Once upon a time", true, false);
+//! let mut sampler = Sampler::new(SampleConfig::default())?;
+//! let (tokens, _) = write(&prompt, 64, tokenizer.eos_id(), &mut sampler, &mut |_| ControlFlow::Continue(()))?;
+//! println!("{}", tokenizer.decode(&tokens)?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A loss of one's own: [`model::Llama::autodiff`] gives the model under `Autodiff<B>`; see `examples/`.
+//!
+//! # Cargo features
+//! `flex`, `ndarray`, `wgpu`, `cuda`: the backends. `train`: training and the text pipeline. `cli`: the binary. `tui`: the
+//! dashboard. `default-features = false` with one backend gives model, operations, tokenizer, checkpoints and generation.
 
 #![warn(missing_docs)]
 
@@ -8,18 +52,21 @@ pub mod error;
 pub mod data;
 pub mod tokenizer;
 
+pub mod model;
+pub mod ops;
+
 pub mod checkpoint;
+
 pub mod eval;
 pub mod generate;
-pub mod model;
+
 pub mod optim;
 #[cfg(feature = "train")]
 pub mod train;
-pub mod ops;
-
-pub use error::{Error, Result};
 
 #[cfg(feature = "train")]
 pub mod bench;
 #[cfg(feature = "cli")]
 pub mod quickstart;
+
+pub use error::{Error, Result};

@@ -343,6 +343,26 @@ mod unix {
             f.ok(&["train", "--run", run, "--resume"]);
             same_end(&f, run, "whole", 400);
         }
+        // A run that is finished says how it ended once more, and stays as it is.
+        let summary = json(&f.ok(&["train", "--run", "int", "--resume", "--json"]));
+        let last = f.metrics("whole").pop().unwrap();
+        assert_eq!(["step", "loss"].map(|key| summary[key].to_string()), [last[0].clone(), last[2].clone()]);
+        assert!(summary["val_loss"].is_f64(), "{summary}");
+        same_end(&f, "int", "whole", 400);
+    }
+
+    #[test]
+    fn a_run_in_use_is_refused() {
+        let f = Fixture::new();
+        let args = train("run", &["--steps", "100000"]);
+        let mut child = f.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for_steps(&f, "run", 1);
+        f.fails(&args, 2, &["run is in use"]);
+        f.fails(&["train", "--run", "run", "--resume"], 2, &["run is in use"]);
+        let _ = child.kill();
+        child.wait().unwrap();
+        // The lock went with the process.
+        f.fails(&["train", "--run", "run", "--resume"], 1, &["no checkpoint to resume from"]);
     }
 
     #[test]
@@ -380,10 +400,14 @@ mod unix {
         let f = Fixture::new();
         let more = ["--backend", backend, "--steps", "60", "--set", "train.checkpoint_every=3", "--set", "train.val_every=20"];
         let more: Vec<&str> = more.into_iter().chain(["--set", "sample.every=20"]).collect();
-        let began = Instant::now();
-        f.ok(&train("whole", &more));
-        let whole = began.elapsed();
+        let [whole, again] = ["whole", "again"].map(|run| {
+            let began = Instant::now();
+            f.ok(&train(run, &more));
+            began.elapsed()
+        });
         assert_eq!(f.metrics("whole").len() as u64, STEPS);
+        same_end(&f, "again", "whole", STEPS);
+        let whole = whole.min(again);
 
         let mut rng = Rng(seed);
         let (mut kills, mut while_saving, mut round, mut starts) = (0, 0, 0, 0);
@@ -397,7 +421,7 @@ mod unix {
                 let saved = checkpoints(&f.path(&run), false) > 0;
                 let args = if saved { vec!["train", "--run", &run, "--resume", "--backend", backend] } else { train(&run, &more) };
                 let mut child = f.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-                let share = 0.05 + 0.01 * rng.below(70) as f64;
+                let share = 0.05 + 0.01 * rng.below(50) as f64;
                 let at = Instant::now() + whole.mul_f64(share);
                 while Instant::now() < at && child.try_wait().unwrap().is_none() {
                     std::thread::sleep(Duration::from_micros(300));

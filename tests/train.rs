@@ -71,7 +71,7 @@ impl Job for Steps {
 fn accumulation_of_micro_batches_equals_one_batch() {
     on_cpu_backends(|backend| {
         let (whole, outs) = backend.run(Steps { micro: 1 }).unwrap();
-        assert!(outs[4].loss < outs[0].loss || outs.iter().all(|o| o.loss.is_finite()));
+        assert!(outs.iter().all(|o| o.loss.is_finite() && !o.skipped));
         for micro in [2, 3, 12] {
             let (parts, part_outs) = backend.run(Steps { micro }).unwrap();
             for (a, b) in outs.iter().zip(&part_outs) {

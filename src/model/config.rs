@@ -192,7 +192,7 @@ impl ModelConfig {
                 return bad(key, format!("expected at most 2^30, got {v}"), "give a smaller number");
             }
         }
-        if self.dim % self.n_heads != 0 || !self.head_dim().is_multiple_of(2) {
+        if !self.dim.is_multiple_of(self.n_heads) || !self.head_dim().is_multiple_of(2) {
             let problem = format!("dim {} over {} heads is not an even head_dim", self.dim, self.n_heads);
             return bad("n_heads", problem, "choose n_heads so that dim / n_heads is an even whole number");
         }

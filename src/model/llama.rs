@@ -30,6 +30,9 @@ pub struct Llama<B: Backend> {
     config: ModelConfig,
 }
 
+/// Gives a parameter by name and shape; see [`Llama::build`].
+pub type Weights<'a, B> = dyn FnMut(&str, &[usize]) -> Result<FloatTensor<B>> + 'a;
+
 impl<B: LlamaOps> Llama<B> {
     /// Builds the model from a function that gives each parameter by name and shape, in the order of
     /// [`ModelConfig::parameters`]. Initialisation, checkpoints and gradients all go through here.
@@ -39,7 +42,7 @@ impl<B: LlamaOps> Llama<B> {
     pub fn build(
         config: &ModelConfig,
         device: &B::Device,
-        weights: &mut dyn FnMut(&str, &[usize]) -> Result<FloatTensor<B>>,
+        weights: &mut Weights<'_, B>,
     ) -> Result<Self> {
         config.validate()?;
         let mut all = Vec::new();

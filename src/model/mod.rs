@@ -11,4 +11,4 @@ pub mod llama;
 pub use block::{Attention, Block, FeedForward, KvCache, Linear, RmsNorm, Rope};
 pub use config::{ModelConfig, RopeScaling};
 pub use init::{InitConfig, initial_weights};
-pub use llama::Llama;
+pub use llama::{Llama, Weights};
