@@ -33,9 +33,8 @@ fn main() -> recua::Result<()> {
     let mut optim = AdamW::new(OptimConfig { lr: 3e-3, warmup_steps: 5, ..Default::default() }, &model);
 
     // Something to learn: each token is three times the one before, plus one.
-    let rows = (0..BATCH as i32).flat_map(|row| {
-        std::iter::successors(Some(row + 1), |t| Some((3 * t + 1) % 64)).take(SEQ + 1).collect::<Vec<_>>()
-    });
+    let rows = (0..BATCH as i32)
+        .flat_map(|row| std::iter::successors(Some(row + 1), |t| Some((3 * t + 1) % 64)).take(SEQ + 1).collect::<Vec<_>>());
     let tokens = Tensor::<Flex, 2, Int>::from_data(TensorData::new(rows.collect::<Vec<i32>>(), [BATCH, SEQ + 1]), &device);
     let inputs = tokens.clone().slice([0..BATCH, 0..SEQ]);
     let targets = tokens.slice([0..BATCH, 1..SEQ + 1]);
@@ -46,13 +45,14 @@ fn main() -> recua::Result<()> {
         let ad: Llama<Autodiff<Flex>> = model.autodiff();
         let (ce, z) = losses(ad.forward(Tensor::from_inner(inputs.clone())), Tensor::from_inner(targets.clone()));
         curve.push([ce.clone().into_scalar(), z.clone().into_scalar()]);
-        let loss = ce + z.mul_scalar(1e-2);
+        let loss = ce + z.mul_scalar(0.1);
         let grads = ad.take_gradients(&mut loss.backward());
         let norm = global_norm::<Flex>(&grads);
         let lr = optim.config.lr_at(step, 40);
         model = optim.step(model, grads, norm, lr);
         if step % 5 == 0 {
-            println!("step {step:2}  cross-entropy {:.4}  z-loss {:.4}  gradient norm {norm:.3}", curve[step as usize][0], curve[step as usize][1]);
+            let [ce, z] = curve[curve.len() - 1];
+            println!("step {step:2}  cross-entropy {ce:.4}  z-loss {z:.4}  gradient norm {norm:.3}");
         }
     }
     let (first, last) = (curve[0], curve[curve.len() - 1]);

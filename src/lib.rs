@@ -66,6 +66,8 @@ pub mod train;
 
 #[cfg(feature = "train")]
 pub mod bench;
+#[cfg(feature = "train")]
+pub mod selftest;
 #[cfg(feature = "cli")]
 pub mod quickstart;
 

@@ -102,6 +102,19 @@ fn forward_and_gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, t: &Toleranc
     assert_close("logits", &values(model.output.forward(hidden)), &floats(&path, "logits").1, t.logits);
     assert_close("logits of forward", &values(model.forward(inputs.clone())), &floats(&path, "logits").1, t.logits);
 
+    // Scores: the natural-log probability of each token after the first, by the reference's logits in float64.
+    let (shape, logits) = floats(&path, "logits");
+    let vocab = shape[2];
+    let ids: Vec<u32> = ints(&path, "input_ids").1[..seq].iter().map(|&t| t as u32).collect();
+    let scores = recua::eval::logprobs(model, &ids).unwrap();
+    assert_eq!(scores.len(), seq - 1);
+    for (i, score) in scores.iter().enumerate() {
+        let row = &logits[i * vocab..][..vocab];
+        let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+        let want = f64::from(row[ids[i + 1] as usize]) - sum.ln();
+        assert!((f64::from(*score) - want).abs() < 1e-4, "score {i}: {score}, expected {want}");
+    }
+
     let expected_loss = floats(&path, "loss").1;
     let mean = |sum: Vec<f32>| vec![sum[0] / (batch * seq) as f32];
     assert_close("loss", &mean(values(model.loss_sum(inputs.clone(), targets.clone()))), &expected_loss, t.loss);

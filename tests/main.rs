@@ -2,8 +2,12 @@
 
 mod checkpoint;
 mod checkpoint_native;
+mod cli;
 mod corpus;
 mod data;
 mod golden;
 mod metrics;
+mod model;
+mod ops;
 mod tokenizer;
+mod train;

@@ -8,9 +8,11 @@ mod generate;
 mod info;
 mod progress;
 mod quickstart;
-//SELF mod selftest;
+mod selftest;
 mod tokenizer;
 mod train;
+#[cfg(feature = "tui")]
+mod tui;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -60,7 +62,7 @@ enum Verb {
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Check every operation of a backend against CPU references
-    //SELF Selftest(selftest::Selftest),
+    Selftest(selftest::Selftest),
     /// List backends, devices and what they can do
     Info(info::Info),
 }
@@ -177,7 +179,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Eval(verb) => verb.run(),
         Verb::Convert(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
-        //SELF Verb::Selftest(verb) => verb.run(),
+        Verb::Selftest(verb) => verb.run(),
         Verb::Info(verb) => verb.run(),
     };
     match done {

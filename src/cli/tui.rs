@@ -127,13 +127,13 @@ impl Observer for Dashboard {
                 screen.update_valid(state("Loss", loss, format!("{loss:.4}")));
                 screen.update_valid(state("Bits per byte", bpb, format!("{bpb:.3}")));
             }
+            // Four lines fit; the time left stands beside the progress bar.
             let value = |tag: &str, value: u64| ProgressType::Value { tag: tag.into(), value: value as usize };
             let progress = || Progress { items_processed: r.step as usize, items_total: info.steps as usize };
             let status = vec![
                 ProgressType::Detailed { tag: "Step".into(), progress: progress() },
                 value("Tokens", r.tokens),
                 value("Skipped steps", r.skipped),
-                value("Seconds left", eta_s as u64),
             ];
             let item = TrainingProgress { progress: None, global_progress: progress(), iteration: Some(r.step as usize) };
             screen.render_train(item, status);
