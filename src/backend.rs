@@ -101,7 +101,8 @@ impl FromStr for BackendName {
             problem,
             hint: "take one of flex, ndarray, wgpu, wgpu:N, wgpu:cpu, cuda, cuda:N; `recua info` lists them".into(),
         };
-        let kind = Kind::ALL.into_iter().find(|k| k.name() == name).ok_or_else(|| bad(format!("no backend is called `{name}`")))?;
+        let kind =
+            Kind::ALL.into_iter().find(|k| k.name() == name).ok_or_else(|| bad(format!("no backend is called `{name}`")))?;
         let which = match device {
             None => Which::Best,
             Some("cpu") if kind == Kind::Wgpu => Which::Software,
@@ -159,10 +160,7 @@ impl BackendName {
             #[cfg(feature = "cuda")]
             Kind::Cuda => job.run::<Cuda>(self.cuda_device()?),
             #[allow(unreachable_patterns)]
-            kind => Err(self.error(
-                "not compiled into this build",
-                &format!("build with `--features {}`", kind.name()),
-            )),
+            kind => Err(self.error("not compiled into this build", &format!("build with `--features {}`", kind.name()))),
         }
     }
 
@@ -275,7 +273,8 @@ fn cuda_devices() -> std::result::Result<Vec<String>, (String, String)> {
     }
     // SAFETY: the signatures are those of the CUDA driver API; the buffer outlives the calls and is 256 bytes as stated.
     unsafe {
-        let symbol_error = |e: libloading::Error| (format!("the NVIDIA driver lacks a function: {e}"), "update the driver".to_string());
+        let symbol_error =
+            |e: libloading::Error| (format!("the NVIDIA driver lacks a function: {e}"), "update the driver".to_string());
         let init: libloading::Symbol<unsafe extern "C" fn(u32) -> c_int> = driver.get(b"cuInit").map_err(symbol_error)?;
         let count: libloading::Symbol<unsafe extern "C" fn(*mut c_int) -> c_int> =
             driver.get(b"cuDeviceGetCount").map_err(symbol_error)?;

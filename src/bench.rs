@@ -103,7 +103,13 @@ fn sync<B: LlamaOps>(device: &B::Device) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`ModelConfig::validate`]; a device that fails.
-pub fn train<B: LlamaOps>(model: &ModelConfig, batch: usize, seq_len: usize, steps: usize, device: &B::Device) -> Result<Measured> {
+pub fn train<B: LlamaOps>(
+    model: &ModelConfig,
+    batch: usize,
+    seq_len: usize,
+    steps: usize,
+    device: &B::Device,
+) -> Result<Measured> {
     let before = memory::resident_mb();
     let mut llama = Some(Llama::<B>::init(model, &InitConfig::default(), device)?);
     let mut optim = AdamW::new(OptimConfig { lr: 1e-4, ..Default::default() }, llama.as_ref().expect("just made"));
@@ -136,9 +142,16 @@ pub fn train<B: LlamaOps>(model: &ModelConfig, batch: usize, seq_len: usize, ste
 ///
 /// # Errors
 /// A device that fails.
-pub fn attention<B: LlamaOps>(model: &ModelConfig, batch: usize, seq_len: usize, steps: usize, device: &B::Device) -> Result<Measured> {
+pub fn attention<B: LlamaOps>(
+    model: &ModelConfig,
+    batch: usize,
+    seq_len: usize,
+    steps: usize,
+    device: &B::Device,
+) -> Result<Measured> {
     let before = memory::resident_mb();
-    let random = |heads| Tensor::<B, 4>::random([batch, heads, seq_len, model.head_dim()], Distribution::Normal(0.0, 1.0), device);
+    let random =
+        |heads| Tensor::<B, 4>::random([batch, heads, seq_len, model.head_dim()], Distribution::Normal(0.0, 1.0), device);
     let (q, k, v) = (random(model.n_heads), random(model.kv_heads()), random(model.kv_heads()));
     let scale = 1.0 / (model.head_dim() as f64).sqrt();
     let step_s = median_seconds::<B>(steps, device, &mut || {
@@ -211,7 +224,8 @@ fn work_mb<B: LlamaOps>(device: &B::Device, before: Option<f64>) -> Option<f64> 
 mod memory {
     fn status(key: &str) -> Option<f64> {
         let text = std::fs::read_to_string("/proc/self/status").ok()?;
-        let kb: f64 = text.lines().find_map(|l| l.strip_prefix(key))?.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
+        let kb: f64 =
+            text.lines().find_map(|l| l.strip_prefix(key))?.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
         Some(kb / 1024.0)
     }
 

@@ -114,7 +114,9 @@ pub enum Error {
         hint: String,
     },
     /// Training stopped because too many steps in a row had a non-finite loss or gradient.
-    #[error("step {step}: loss or gradient not finite {in_a_row} steps in a row; the last good checkpoint is {checkpoint}; lower optim.lr or look at the data around sample {sample}")]
+    #[error(
+        "step {step}: loss or gradient not finite {in_a_row} steps in a row; the last good checkpoint is {checkpoint}; lower optim.lr or look at the data around sample {sample}"
+    )]
     Diverged {
         /// The step that was the last straw.
         step: u64,

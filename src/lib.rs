@@ -66,9 +66,14 @@ pub mod train;
 
 #[cfg(feature = "train")]
 pub mod bench;
-#[cfg(feature = "train")]
-pub mod selftest;
 #[cfg(feature = "cli")]
 pub mod quickstart;
+#[cfg(feature = "train")]
+pub mod selftest;
 
 pub use error::{Error, Result};
+
+/// The README's program is compiled and run as a test.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -51,7 +51,12 @@ impl OptimConfig {
         check((0.0..1.0).contains(&self.beta1), "beta1", self.beta1, "0 to below 1")?;
         check((0.0..1.0).contains(&self.beta2), "beta2", self.beta2, "0 to below 1")?;
         check(self.eps.is_finite() && self.eps > 0.0, "eps", self.eps, "a number above 0")?;
-        check(self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "a number of at least 0")?;
+        check(
+            self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+            "weight_decay",
+            self.weight_decay,
+            "a number of at least 0",
+        )?;
         check(self.clip > 0.0, "clip", self.clip, "a number above 0 (inf: no clip)")
     }
 

@@ -117,15 +117,17 @@ fn run_on<B: LlamaOps>(q: &Quickstart, device: &B::Device, stop: &AtomicBool, ob
     let (prepared, config, start) = if state.exists() && q.run.join("checkpoints").exists() {
         observer.say(&format!("going on with {}", q.run.display()));
         let text = std::fs::read(&state).map_err(Error::io("read", &state))?;
-        let prepared = serde_json::from_slice(&text)
-            .map_err(|e| Error::bad_file("quickstart state", &state, e.to_string(), "remove the run directory and start again"))?;
+        let prepared = serde_json::from_slice(&text).map_err(|e| {
+            Error::bad_file("quickstart state", &state, e.to_string(), "remove the run directory and start again")
+        })?;
         let saved = !crate::checkpoint::native::list(&q.run.join("checkpoints"))?.is_empty();
         (prepared, RunConfig::read(&q.run.join("config.toml"))?, if saved { Start::Resume } else { Start::Fresh })
     } else {
         std::fs::create_dir_all(&q.run).map_err(Error::io("create", &q.run))?;
         let corpus = collect(q, observer)?;
         let (prepared, config) = prepare::<B>(q, &corpus, device, began, observer)?;
-        let json = serde_json::to_vec_pretty(&prepared).map_err(|e| Error::bad_value("quickstart", e.to_string(), "report this"))?;
+        let json =
+            serde_json::to_vec_pretty(&prepared).map_err(|e| Error::bad_value("quickstart", e.to_string(), "report this"))?;
         write_atomic(&state, &json)?;
         (prepared, config, Start::Fresh)
     };
@@ -194,7 +196,13 @@ fn prepare<B: LlamaOps>(
         let config = TokenizeConfig { force: true, ..TokenizeConfig::new(&out, vocab) };
         let documents = docs.iter().map(|doc| Ok(Document { text: doc.text()?, source: doc.source.clone() }));
         let encode = |text: &str| tokenizer.encode_document(text, true, true);
-        tokenize_documents(documents, vec![q.input.as_ref().map_or("cargo registry".into(), |d| d.display().to_string())], &encode, &config, &mut |_| {})?;
+        tokenize_documents(
+            documents,
+            vec![q.input.as_ref().map_or("cargo registry".into(), |d| d.display().to_string())],
+            &encode,
+            &config,
+            &mut |_| {},
+        )?;
         Ok(out)
     };
     let data = DataConfig {
@@ -212,7 +220,15 @@ fn prepare<B: LlamaOps>(
 /// The model and its training: at most 2 M parameters. The learning rate is what such a size bears.
 fn shape(vocab_size: usize, data: DataConfig, peak_tflops: f64) -> RunConfig {
     RunConfig {
-        model: ModelConfig { dim: 128, n_layers: 4, n_heads: 4, vocab_size, multiple_of: 32, max_seq_len: 256, ..Default::default() },
+        model: ModelConfig {
+            dim: 128,
+            n_layers: 4,
+            n_heads: 4,
+            vocab_size,
+            multiple_of: 32,
+            max_seq_len: 256,
+            ..Default::default()
+        },
         optim: OptimConfig { lr: 4e-3, ..Default::default() },
         train: TrainConfig { batch: 8, peak_tflops: Some(peak_tflops), ..Default::default() },
         sample: SampleTexts { tokens: 80, sampler: SampleConfig::default(), ..Default::default() },
@@ -285,11 +301,8 @@ fn finish<B: LlamaOps>(
         ("peak (measured product)".into(), format!("{:.0} GFLOP/s", 1e3 * prepared.peak_tflops)),
         ("corpus".into(), prepared.corpus.clone()),
     ]);
-    info.bits_per_byte = vec![
-        ("recua".into(), val_bpb),
-        ("order-2 n-gram".into(), prepared.ngram_bpb),
-        ("xz -9".into(), prepared.xz_bpb),
-    ];
+    info.bits_per_byte =
+        vec![("recua".into(), val_bpb), ("order-2 n-gram".into(), prepared.ngram_bpb), ("xz -9".into(), prepared.xz_bpb)];
     outcome.report = report::write(&q.run, &info)?;
     let json = serde_json::to_vec_pretty(&outcome).map_err(|e| Error::bad_value("quickstart", e.to_string(), "report this"))?;
     write_atomic(&q.run.join("outcome.json"), &json)?;

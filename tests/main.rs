@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod checkpoint_native;
+#[cfg(feature = "cli")]
 mod cli;
 mod corpus;
 mod data;
@@ -10,4 +11,5 @@ mod metrics;
 mod model;
 mod ops;
 mod tokenizer;
+#[cfg(feature = "train")]
 mod train;

@@ -71,7 +71,8 @@ fn first_weights_have_the_documented_spread() {
     }
     assert!(initial_weights(&config, &init, "layers.0.ffn_norm.weight", 9).iter().all(|&x| x == 1.0));
     // A value depends on seed, name and position alone: not on the length, the depth or the other parameters.
-    let wq = |config: &ModelConfig, seed: u64, n: usize| initial_weights(config, &InitConfig { seed, std: 0.02 }, "output.weight", n);
+    let wq =
+        |config: &ModelConfig, seed: u64, n: usize| initial_weights(config, &InitConfig { seed, std: 0.02 }, "output.weight", n);
     let long = wq(&config, 3, 150_000);
     assert_eq!(wq(&ModelConfig::default(), 3, 70_000), long[..70_000]);
     assert_ne!(wq(&config, 4, 100), long[..100]);
@@ -80,7 +81,15 @@ fn first_weights_have_the_documented_spread() {
 
 /// Grouped queries, more than one layer, an odd sequence.
 fn small() -> ModelConfig {
-    ModelConfig { dim: 48, n_layers: 3, n_heads: 6, n_kv_heads: Some(2), vocab_size: 97, max_seq_len: 40, ..ModelConfig::default() }
+    ModelConfig {
+        dim: 48,
+        n_layers: 3,
+        n_heads: 6,
+        n_kv_heads: Some(2),
+        vocab_size: 97,
+        max_seq_len: 40,
+        ..ModelConfig::default()
+    }
 }
 
 /// A model whose logits differ well (the default spread gives nearly even ones).
@@ -178,7 +187,8 @@ impl Job for Generation {
 }
 
 fn on_cpu_backends(run: impl Fn(BackendName)) {
-    let names: Vec<&str> = recua::backend::Kind::ALL.into_iter().filter(|k| k.compiled() && k.is_cpu()).map(|k| k.name()).collect();
+    let names: Vec<&str> =
+        recua::backend::Kind::ALL.into_iter().filter(|k| k.compiled() && k.is_cpu()).map(|k| k.name()).collect();
     assert!(!names.is_empty());
     names.into_iter().for_each(|name| run(name.parse().unwrap()));
 }

@@ -55,7 +55,10 @@ impl Job for Steps {
         let mut outs = Vec::new();
         for step in 0..5 {
             let rows = 12 / self.micro;
-            let micro = samples(step).chunks(rows * 17).map(|c| Ok(MicroBatch { tokens: c.to_vec(), batch: rows, seq_len: 16 })).collect();
+            let micro = samples(step)
+                .chunks(rows * 17)
+                .map(|c| Ok(MicroBatch { tokens: c.to_vec(), batch: rows, seq_len: 16 }))
+                .collect();
             let (next, out) = train_step(model, &mut optim, micro, 1e-2, &mut |_, _| false)?;
             model = next;
             outs.push(out);
@@ -76,7 +79,12 @@ fn accumulation_of_micro_batches_equals_one_batch() {
             let (parts, part_outs) = backend.run(Steps { micro }).unwrap();
             for (a, b) in outs.iter().zip(&part_outs) {
                 assert!((a.loss - b.loss).abs() < 2e-6 * a.loss.abs(), "{backend}, {micro}: loss {} and {}", a.loss, b.loss);
-                assert!((a.grad_norm / b.grad_norm - 1.0).abs() < 2e-5, "{backend}, {micro}: norm {} {}", a.grad_norm, b.grad_norm);
+                assert!(
+                    (a.grad_norm / b.grad_norm - 1.0).abs() < 2e-5,
+                    "{backend}, {micro}: norm {} {}",
+                    a.grad_norm,
+                    b.grad_norm
+                );
             }
             let pairs = whole.iter().flatten().zip(parts.iter().flatten());
             let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -210,7 +218,9 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run_with_its_checkpoint_int
         let dir = tempfile::tempdir().unwrap();
         let (run, good) = (dir.path().join("run"), config(dir.path().join("tokens")));
         dataset(dir.path());
-        let go = |config: &RunConfig, start: Start, stop_at: u64| backend.run(Run { config: config.clone(), dir: &run, start, stop_at });
+        let go = |config: &RunConfig, start: Start, stop_at: u64| {
+            backend.run(Run { config: config.clone(), dir: &run, start, stop_at })
+        };
 
         let e = go(&good, Start::Fresh, 10).unwrap_err();
         assert!(matches!(e, Error::Interrupted { step: 10, .. }), "{e}");
@@ -232,7 +242,8 @@ fn steps_that_are_not_finite_are_skipped_and_end_the_run_with_its_checkpoint_int
         let (weights, skipped, _) = go(&good, Start::Resume, 0).unwrap();
         assert_eq!(skipped, 0);
         let fresh = dir.path().join("fresh");
-        let (never_wrong, _, _) = backend.run(Run { config: good.clone(), dir: &fresh, start: Start::Fresh, stop_at: 0 }).unwrap();
+        let (never_wrong, _, _) =
+            backend.run(Run { config: good.clone(), dir: &fresh, start: Start::Fresh, stop_at: 0 }).unwrap();
         assert_eq!(weights, never_wrong);
         assert!(weights.iter().flatten().all(|x| x.is_finite()));
     });

@@ -9,8 +9,8 @@ pub mod hf;
 pub mod meta;
 mod meta_pickle;
 pub mod native;
-pub mod weights;
 mod tensors;
+pub mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use recua::checkpoint::{Checkpoint, Dtype, Format, SaveOptions, convert};
 use recua::Result;
+use recua::checkpoint::{Checkpoint, Dtype, Format, SaveOptions, convert};
 
 /// Turn a checkpoint into another format (Hugging Face, Meta, native)
 #[derive(Args)]

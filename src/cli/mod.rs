@@ -149,7 +149,17 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 fn human(n: f64) -> String {
     for (unit, size) in [("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)] {
         if n >= size {
-            return format!("{:.*}{unit}", if n >= 100.0 * size { 0 } else if n >= 10.0 * size { 1 } else { 2 }, n / size);
+            return format!(
+                "{:.*}{unit}",
+                if n >= 100.0 * size {
+                    0
+                } else if n >= 10.0 * size {
+                    1
+                } else {
+                    2
+                },
+                n / size
+            );
         }
     }
     format!("{n:.0}")

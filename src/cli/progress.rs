@@ -63,9 +63,6 @@ impl Observer for Lines {
             human(tokens),
             info.dir.display()
         ));
-        if info.done > 0 {
-            self.line(&format!("going on after step {}", info.done));
-        }
     }
 
     fn step(&mut self, r: &StepRecord, eta_s: f64) {

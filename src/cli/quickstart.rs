@@ -67,11 +67,20 @@ fn show(o: &Outcome, run: &Path) {
     }
     say("\n--- how well ---".into());
     say(format!("held-out loss       {:.4} nats a token", o.val_loss));
-    say(format!("bits per byte       {:.3}   this model ({} parameters, {} tokens)", o.val_bpb, super::human(o.params as f64), super::human(o.tokens as f64)));
+    say(format!(
+        "bits per byte       {:.3}   this model ({} parameters, {} tokens)",
+        o.val_bpb,
+        super::human(o.params as f64),
+        super::human(o.tokens as f64)
+    ));
     say(format!("                    {:.3}   order-2 byte n-gram of the same text", o.ngram_bpb));
     say(format!("                    {:.3}   xz -9 on the held-out text", o.xz_bpb));
     let mfu = o.mfu.map_or(String::new(), |m| {
-        format!(", MFU {:.0}% of the measured {:.0} GFLOP/s (6N + 12 n_layers dim seq_len FLOP a token)", 100.0 * m, 1e3 * o.peak_tflops)
+        format!(
+            ", MFU {:.0}% of the measured {:.0} GFLOP/s (6N + 12 n_layers dim seq_len FLOP a token)",
+            100.0 * m,
+            1e3 * o.peak_tflops
+        )
     });
     say(format!("speed               {} tok/s{mfu}", super::human(o.tok_s)));
     say(format!("time                {}", super::duration(o.seconds)));

@@ -128,7 +128,9 @@ impl Decode {
             let ids: Vec<u32> = if self.json {
                 parse(number, &line, "a JSON array of token ids")?
             } else {
-                let bad = |t: &str| Error::bad_value(format!("stdin line {number}"), format!("`{t}` is not a token id"), "give numbers");
+                let bad = |t: &str| {
+                    Error::bad_value(format!("stdin line {number}"), format!("`{t}` is not a token id"), "give numbers")
+                };
                 line.split_whitespace().map(|t| t.parse().map_err(|_| bad(t))).collect::<Result<_>>()?
             };
             let text = if self.special { tokenizer.decode_with_special(&ids)? } else { tokenizer.decode(&ids)? };
@@ -151,6 +153,7 @@ pub(crate) fn for_lines(mut f: impl FnMut(usize, String) -> Result<()>) -> Resul
 
 /// Parses a line of JSON.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(number: usize, line: &str, expected: &str) -> Result<T> {
-    serde_json::from_str(line)
-        .map_err(|e| Error::bad_value(format!("stdin line {number}"), format!("expected {expected}: {e}"), "one JSON value a line"))
+    serde_json::from_str(line).map_err(|e| {
+        Error::bad_value(format!("stdin line {number}"), format!("expected {expected}: {e}"), "one JSON value a line")
+    })
 }

@@ -166,7 +166,12 @@ impl Train {
                 "checkpoint": summary.checkpoint, "report": report,
             }));
         }
-        super::print(&format!("loss {:.4} after {} steps; {}", summary.last.loss, summary.last.step, summary.checkpoint.display()));
+        super::print(&format!(
+            "loss {:.4} after {} steps; {}",
+            summary.last.loss,
+            summary.last.step,
+            summary.checkpoint.display()
+        ));
         super::print(&format!("curves and samples: {}", report.display()));
         Ok(())
     }

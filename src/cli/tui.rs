@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use burn::data::dataloader::Progress;
 use burn_train::Interrupter;
-use burn_train::metric::{MetricAttributes, MetricDefinition, MetricEntry, MetricId, NumericAttributes, NumericEntry, SerializedEntry};
+use burn_train::metric::{
+    MetricAttributes, MetricDefinition, MetricEntry, MetricId, NumericAttributes, NumericEntry, SerializedEntry,
+};
 use burn_train::renderer::tui::TuiMetricsRendererWrapper;
 use burn_train::renderer::{MetricState, MetricsRenderer, MetricsRendererTraining, ProgressType, TrainingProgress};
 use recua::train::metrics::StepRecord;
@@ -106,7 +108,12 @@ impl Observer for Dashboard {
             for (name, unit, higher_is_better) in CURVES {
                 let unit = Some(unit.to_string()).filter(|unit| !unit.is_empty());
                 let attributes = MetricAttributes::Numeric(NumericAttributes { unit, higher_is_better });
-                screen.register_metric(MetricDefinition { metric_id: id(name), name: name.into(), description: None, attributes });
+                screen.register_metric(MetricDefinition {
+                    metric_id: id(name),
+                    name: name.into(),
+                    description: None,
+                    attributes,
+                });
             }
         });
     }
@@ -141,6 +148,9 @@ impl Observer for Dashboard {
     }
 
     fn saved(&mut self, step: u64, path: &Path) {
+        if self.screen.is_none() {
+            return self.lines.saved(step, path);
+        }
         self.line(&format!("step {step}: saved {}", path.display()), false);
     }
 

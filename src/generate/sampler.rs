@@ -92,7 +92,14 @@ impl Sampler {
             // The token that crosses the sum is kept.
             let target = p * weights.iter().sum::<f64>();
             let mut sum = 0.0;
-            let keep = weights.iter().take_while(|w| { let before = sum; sum += **w; before < target }).count();
+            let keep = weights
+                .iter()
+                .take_while(|w| {
+                    let before = sum;
+                    sum += **w;
+                    before < target
+                })
+                .count();
             weights.truncate(keep.max(1));
         }
         let mut draw = uniform(&mut self.rng) * weights.iter().sum::<f64>();

@@ -54,9 +54,7 @@ impl<B: Backend> Rope<B> {
     pub fn new(config: &ModelConfig, device: &B::Device) -> Self {
         let inv_freq = inverse_frequencies(config);
         let angles = || (0..config.max_seq_len).flat_map(|pos| inv_freq.iter().map(move |f| pos as f64 * f));
-        let table = |values: Vec<f32>| {
-            Tensor::from_data(TensorData::new(values, [config.max_seq_len, inv_freq.len()]), device)
-        };
+        let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [config.max_seq_len, inv_freq.len()]), device);
         Self { cos: table(angles().map(|a| a.cos() as f32).collect()), sin: table(angles().map(|a| a.sin() as f32).collect()) }
     }
 

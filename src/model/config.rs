@@ -219,7 +219,9 @@ impl RopeScaling {
                 if !(low > 0.0 && high > low && high.is_finite() && original > 0) {
                     return Err(Error::bad_value(
                         "model.rope_scaling",
-                        format!("expected 0 < low_freq_factor < high_freq_factor, got {low} and {high} (original length {original})"),
+                        format!(
+                            "expected 0 < low_freq_factor < high_freq_factor, got {low} and {high} (original length {original})"
+                        ),
                         "Llama 3.1 has 1 and 4 with an original length of 8192",
                     ));
                 }
@@ -229,6 +231,10 @@ impl RopeScaling {
         if factor.is_finite() && factor >= 1.0 {
             return Ok(());
         }
-        Err(Error::bad_value("model.rope_scaling.factor", format!("expected at least 1, got {factor}"), "8 stretches positions eightfold"))
+        Err(Error::bad_value(
+            "model.rope_scaling.factor",
+            format!("expected at least 1, got {factor}"),
+            "8 stretches positions eightfold",
+        ))
     }
 }

@@ -39,11 +39,7 @@ impl<B: LlamaOps> Llama<B> {
     ///
     /// # Errors
     /// Those of `weights`, and of [`ModelConfig::validate`].
-    pub fn build(
-        config: &ModelConfig,
-        device: &B::Device,
-        weights: &mut Weights<'_, B>,
-    ) -> Result<Self> {
+    pub fn build(config: &ModelConfig, device: &B::Device, weights: &mut Weights<'_, B>) -> Result<Self> {
         config.validate()?;
         let mut all = Vec::new();
         for (name, shape) in config.parameters() {
@@ -185,9 +181,8 @@ impl<B: LlamaOps> Llama<Autodiff<B>> {
         let all = self.parameters();
         all.iter()
             .map(|p| {
-                <Autodiff<B> as AutodiffBackend>::grad_remove(p, grads).unwrap_or_else(|| {
-                    B::float_zeros(p.shape(), &B::float_device(&p.primitive), p.dtype().into())
-                })
+                <Autodiff<B> as AutodiffBackend>::grad_remove(p, grads)
+                    .unwrap_or_else(|| B::float_zeros(p.shape(), &B::float_device(&p.primitive), p.dtype().into()))
             })
             .collect()
     }

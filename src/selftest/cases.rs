@@ -366,7 +366,8 @@ fn attention<B: LlamaOps>(s: AttentionShape, device: &B::Device, checks: &mut Ch
         let [gq, gk, gv] = B::attention_backward(saved, dout.heads::<B>(device));
         vec![Output::new::<B>(gq, &dq).scale(floor), Output::new::<B>(gk, &dk).scale(floor), Output::new::<B>(gv, &dv)]
     });
-    checks.row("autodiff causal_attention", &text, tolerance, || {
+    // Backward here takes the forward's own output and log-sum-exp: two passes, two independent errors.
+    checks.row("autodiff causal_attention", &text, tolerance * std::f64::consts::SQRT_2, || {
         let (qs, ks, vs) = (q.leaf::<B, 4>(device), k.leaf::<B, 4>(device), v.leaf::<B, 4>(device));
         let o = ops::attention(qs.clone(), ks.clone(), vs.clone());
         let inputs = [primitive(qs), primitive(ks), primitive(vs)];

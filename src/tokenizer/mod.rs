@@ -194,6 +194,9 @@ impl Tokenizer {
             let problem = format!("expected a {}, got {}", self.file_name(), path.display());
             return Err(Error::bad_value("tokenizer file", problem, "give the folder, or a name with the other ending"));
         }
+        if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        }
         write_atomically(&path, &self.0.source)?;
         if matches!(self.0.encoder, Encoder::SentencePiece(_)) {
             return Ok(());

@@ -145,9 +145,9 @@ impl RunConfig {
             table = text.parse().map_err(|e| parse_error(&origin, &e))?;
         }
         for entry in layers.set {
-            let (key, value) = entry
-                .split_once('=')
-                .ok_or_else(|| Error::bad_value("--set", format!("expected KEY=VALUE, got `{entry}`"), "e.g. --set optim.lr=1e-4"))?;
+            let (key, value) = entry.split_once('=').ok_or_else(|| {
+                Error::bad_value("--set", format!("expected KEY=VALUE, got `{entry}`"), "e.g. --set optim.lr=1e-4")
+            })?;
             // A value that is no TOML is a string: `--set sample.prompt=fn` needs no quotes.
             let value = value.trim();
             let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
@@ -263,7 +263,10 @@ fn parse_error(origin: &str, e: &toml::de::Error) -> Error {
     let message = e.message();
     if let Some(rest) = message.strip_prefix("unknown field `") {
         let (key, hint) = rest.split_once('`').unwrap_or((rest, ""));
-        let key = text.lines().find_map(|l| l.strip_prefix("in `")).map_or(key.to_string(), |s| format!("{}.{key}", s.trim_end_matches('`')));
+        let key = text
+            .lines()
+            .find_map(|l| l.strip_prefix("in `"))
+            .map_or(key.to_string(), |s| format!("{}.{key}", s.trim_end_matches('`')));
         return Error::UnknownKey { origin: origin.into(), key, hint: hint.trim_start_matches([',', ' ']).into() };
     }
     Error::bad_value(origin, text.trim().replace('\n', " "), "see `recua train --help`")

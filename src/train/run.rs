@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::config::RunConfig;
-use super::metrics::{MetricsLog, StepRecord};
+use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord};
 use super::report::ReportInfo;
 use super::step::{MicroBatch, StepOutput, batch_loss, train_step};
 use crate::backend::{BackendName, Job};
@@ -147,12 +147,28 @@ pub struct Trainer<B: LlamaOps> {
     step: u64,
     metrics: MetricsLog,
     saved: Option<PathBuf>,
+    /// Held as long as the run is open.
+    _lock: std::fs::File,
 }
 
 struct Valid {
     windows: TokenWindows,
     /// Tokens a byte of text: from nats a token to bits a byte.
     tokens_per_byte: f64,
+}
+
+/// Takes the run directory for this process; the system gives it back however the process ends.
+fn lock(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join(".lock");
+    let file = std::fs::File::create(&path).map_err(Error::io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let problem = format!("{} is in use by another process", dir.display());
+            Err(Error::bad_value("--run", problem, "wait for it or stop it, or give another folder"))
+        }
+        Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+    }
 }
 
 /// Opens a dataset.
@@ -197,28 +213,29 @@ impl<B: LlamaOps> Trainer<B> {
             }
         };
         let root = dir.join("checkpoints");
+        let nothing = || Error::Nothing {
+            what: "checkpoint to resume from".into(),
+            path: root.clone(),
+            hint: "start the run without --resume".into(),
+        };
+        if matches!(start, Start::Resume) && !root.exists() {
+            return Err(nothing());
+        }
+        std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
+        let lock = lock(dir)?;
         let resumed = if matches!(start, Start::Resume) {
             let latest = native::latest_valid(&root)?;
-            for skipped in &latest.skipped {
-                observer.note(&format!("skipped checkpoint {}: {}", skipped.path.display(), skipped.reason));
-            }
-            let checkpoint = latest.checkpoint.ok_or_else(|| Error::Nothing {
-                what: "checkpoint to resume from".into(),
-                path: root.clone(),
-                hint: "start the run without --resume".into(),
-            })?;
+            let checkpoint = latest.checkpoint.ok_or_else(nothing)?;
+            observer.say(&format!("going on from {}", checkpoint.dir().display()));
             Some(checkpoint)
         } else {
-            if root.exists() && !native::list(&root)?.is_empty() {
+            if !native::list(&root)?.is_empty() {
                 let problem = format!("{} already holds a run", dir.display());
                 return Err(Error::bad_value("--run", problem, "pass --resume to go on, or another folder"));
             }
             None
         };
-        std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
         let tokenizer = Self::open_tokenizer(&config, dir, &sources[0].shards)?;
-        write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
-
         let (model, optim, state, step) = match &resumed {
             Some(checkpoint) => Self::restore(&config, checkpoint, &loader, device)?,
             None => {
@@ -243,17 +260,18 @@ impl<B: LlamaOps> Trainer<B> {
                 (model, optim, state, 0)
             }
         };
+        // Only now: a start that is refused leaves the run as it was.
+        write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
         let metrics = MetricsLog::open(dir, resumed.as_ref().map(|_| step))?;
         let saved = resumed.map(|c| c.dir().to_path_buf());
         let dir = dir.to_path_buf();
-        Ok(Self { config, dir, model: Some(model), optim, loader, valid, tokenizer, state, step, metrics, saved })
+        Ok(Self { config, dir, model: Some(model), optim, loader, valid, tokenizer, state, step, metrics, saved, _lock: lock })
     }
 
     /// The run's tokenizer, copied into the run so that the run can be used alone.
     fn open_tokenizer(config: &RunConfig, dir: &Path, shards: &Shards) -> Result<Option<Tokenizer>> {
-        let beside = |folder: &Path| {
-            ["tokenizer.json", "tokenizer.model"].iter().map(|name| folder.join(name)).find(|path| path.exists())
-        };
+        let beside =
+            |folder: &Path| ["tokenizer.json", "tokenizer.model"].iter().map(|name| folder.join(name)).find(|path| path.exists());
         let Some(path) = config.data.tokenizer.clone().or_else(|| beside(dir)).or_else(|| beside(shards.dir())) else {
             return Ok(None);
         };
@@ -289,7 +307,11 @@ impl<B: LlamaOps> Trainer<B> {
         })?;
         if state.total_steps != config.train.steps {
             let problem = format!("the run was planned for {} steps, now {}", state.total_steps, config.train.steps);
-            return Err(Error::bad_value("train.steps", problem, "the cosine depends on it: keep it, or start a run with --init"));
+            return Err(Error::bad_value(
+                "train.steps",
+                problem,
+                "the cosine depends on it: keep it, or start a run with --init",
+            ));
         }
         loader.resume(&state.loader)?;
         let model = crate::checkpoint::weights::load::<B>(&config.model, &checkpoint.tensors(MODEL)?, device)?;
@@ -335,8 +357,9 @@ impl<B: LlamaOps> Trainer<B> {
         let mut batches = Prefetch::new(batches, 2 * per_step, &self.config.data.train[0])?;
         let mut recent: VecDeque<[f64; 2]> = self.state.recent.iter().map(|r| r.map(f64::from_bits)).collect();
         let mut rates = Vec::new();
-        let mut last = StepRecord::default();
-        let mut valid = None;
+        let before = metrics::read(&self.dir.join(METRICS_FILE))?;
+        let mut valid = before.iter().rev().find_map(|r| r.val_loss.zip(r.val_bpb));
+        let mut last = before.last().cloned().unwrap_or_default();
         while self.step < steps {
             if stop.load(Ordering::Relaxed) {
                 let path = self.save(&recent, observer)?;
@@ -375,11 +398,14 @@ impl<B: LlamaOps> Trainer<B> {
                 last.sample = self.sample()?;
             }
             self.metrics.append(&last)?;
-            observer.step(&last, median(&rates[rates.len().saturating_sub(20)..]).map_or(0.0, |r| {
-                (steps - self.step) as f64 * tokens_per_step as f64 / r
-            }));
+            observer.step(
+                &last,
+                median(&rates[rates.len().saturating_sub(20)..])
+                    .map_or(0.0, |r| (steps - self.step) as f64 * tokens_per_step as f64 / r),
+            );
             if out.skipped {
-                observer.note(&format!("step {}: update left out (loss {}, gradient norm {})", self.step, out.loss, out.grad_norm));
+                observer
+                    .note(&format!("step {}: update left out (loss {}, gradient norm {})", self.step, out.loss, out.grad_norm));
             }
             if self.state.skipped_in_a_row >= self.config.train.max_skipped {
                 return Err(Error::Diverged {
@@ -424,7 +450,11 @@ impl<B: LlamaOps> Trainer<B> {
         }
         let subtitle = format!(
             "LLaMA: dim {}, {} layers, {} heads, vocabulary {}, sequences of {} tokens",
-            model.dim, model.n_layers, model.n_heads, model.vocab_size, self.config.seq_len()
+            model.dim,
+            model.n_layers,
+            model.n_heads,
+            model.vocab_size,
+            self.config.seq_len()
         );
         ReportInfo { title: title.into(), subtitle, rows, bits_per_byte }
     }

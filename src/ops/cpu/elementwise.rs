@@ -13,6 +13,7 @@ const CHUNK: usize = 1 << 14;
 pub(super) fn rope<T: CpuTensor + TensorMetadata>(x: &T, cos: &T, sin: &T) -> T {
     let [batch, seq, heads, head_dim] = x.shape().dims();
     let (xs, cos, sin) = (x.contiguous(), cos.contiguous(), sin.contiguous());
+    assert!(head_dim.is_multiple_of(2), "rope: a head of {head_dim} has no pairs");
     let half = head_dim / 2;
     let mut out = vec![0f32; xs.len()];
     let row = heads * head_dim;

@@ -31,7 +31,15 @@ pub(super) fn exp(x: f32) -> f32 {
     let half = i >> 1;
     let scale = |k: i32| f32::from_bits(((k + 127) << 23) as u32);
     let value = e * scale(half) * scale(i - half);
-    if x < -87.3 { 0.0 } else if x > 88.7 { f32::INFINITY } else if x.is_nan() { x } else { value }
+    if x < -87.3 {
+        0.0
+    } else if x > 88.7 {
+        f32::INFINITY
+    } else if x.is_nan() {
+        x
+    } else {
+        value
+    }
 }
 
 /// 1 / (1 + e^-x).
