@@ -95,8 +95,9 @@ struct Stderr;
 
 impl log::Log for Stderr {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        // The shader compiler and drivers warn about what they then handle.
-        metadata.level() <= if metadata.target().starts_with("recua") { log::Level::Warn } else { log::Level::Error }
+        // Drivers and the shader compiler complain of what they then handle (a missing display, for one).
+        let own = metadata.target().starts_with("recua");
+        !metadata.target().starts_with("wgpu_hal") && metadata.level() <= if own { log::Level::Warn } else { log::Level::Error }
     }
 
     fn log(&self, record: &log::Record<'_>) {
