@@ -47,6 +47,7 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+mod disk;
 pub mod error;
 
 pub mod data;

@@ -17,6 +17,7 @@ use crate::backend::{BackendName, Job};
 use crate::bench;
 use crate::data::crates::{Corpus, CorpusOptions, Doc, cargo_home};
 use crate::data::{Document, TokenizeConfig, Vocab, tokenize_documents};
+use crate::disk::write_atomic;
 use crate::error::{Error, Result};
 use crate::eval::baselines::{NgramCounts, xz_bits_per_byte};
 use crate::generate::{SampleConfig, Sampler, generate};
@@ -25,7 +26,6 @@ use crate::ops::LlamaOps;
 use crate::optim::OptimConfig;
 use crate::tokenizer::{Tokenizer, TrainConfig as TokenizerConfig};
 use crate::train::config::{DataConfig, SampleTexts, TrainConfig};
-use crate::train::run::write_atomic;
 use crate::train::{Observer, RunConfig, Start, Trainer, report};
 
 /// What the quickstart is asked for.

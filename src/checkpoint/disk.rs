@@ -7,17 +7,8 @@ use std::path::{Component, Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::tensors::FileSummary;
+pub(crate) use crate::disk::sync_dir;
 use crate::error::{Error, Result};
-
-/// Makes renames and new names in a folder last through a power cut.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    // Elsewhere a folder cannot be opened as a file.
-    if cfg!(unix) {
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))?;
-    }
-    Ok(())
-}
 
 /// Writes and syncs a small file.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<FileSummary> {

@@ -14,8 +14,8 @@ use super::{
     hex64,
     permute::mix_key,
     shards::{Shard, ShardInfo, ShardWriter, Verify, Vocab},
-    sync_dir,
 };
+use crate::disk::sync_dir;
 use crate::error::{Error, Result};
 
 const INDEX: &str = "dataset.json";

@@ -31,16 +31,6 @@ pub use shards::{Shard, ShardInfo, ShardWriter, Verify, Vocab};
 pub use text::{Document, Documents, Skipped};
 pub use tokenize::{DEFAULT_SHARD_TOKENS, Progress, Summary, TokenizeConfig, tokenize, tokenize_documents};
 
-/// Makes a rename in `dir` survive a power cut. Windows has no such call and needs none.
-fn sync_dir(dir: &std::path::Path) -> crate::error::Result<()> {
-    let dir = if dir.as_os_str().is_empty() { std::path::Path::new(".") } else { dir };
-    if cfg!(unix) {
-        let sync = std::fs::File::open(dir).and_then(|f| f.sync_all());
-        sync.map_err(crate::error::Error::io("sync", dir))?;
-    }
-    Ok(())
-}
-
 /// 64-bit hashes as 16 hexadecimal digits: JSON numbers lose bits in many readers.
 mod hex64 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -23,7 +23,8 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::{hex64, sync_dir};
+use super::hex64;
+use crate::disk::sync_dir;
 use crate::error::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"RECUATOK";

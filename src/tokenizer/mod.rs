@@ -23,13 +23,13 @@ mod sp_normalize;
 mod train;
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::disk::write_atomic;
 use crate::error::{Error, Result};
 use bpe::FastMap;
 use decode::{Piece, Pieces, State};
@@ -197,7 +197,7 @@ impl Tokenizer {
         if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         }
-        write_atomically(&path, &self.0.source)?;
+        write_atomic(&path, &self.0.source)?;
         if matches!(self.0.encoder, Encoder::SentencePiece(_)) {
             return Ok(());
         }
@@ -205,7 +205,7 @@ impl Tokenizer {
         if (self.0.bos, self.0.eos) != (find(&BOS_NAMES), find(&EOS_NAMES)) {
             let token = |id: Option<u32>| id.and_then(|id| self.token_of(id));
             let config = serde_json::json!({"bos_token": token(self.0.bos), "eos_token": token(self.0.eos)});
-            write_atomically(&path.with_file_name("tokenizer_config.json"), config.to_string().as_bytes())?;
+            write_atomic(&path.with_file_name("tokenizer_config.json"), config.to_string().as_bytes())?;
         }
         Ok(())
     }
@@ -385,19 +385,4 @@ impl DecodeStream {
         }
         (!out.is_empty()).then_some(out)
     }
-}
-
-/// Writes beside the target, syncs, renames: a reader sees the old file or the new one.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary: PathBuf = path.with_file_name(name);
-    let mut file = fs::File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    let written = file.write_all(bytes).map_err(Error::io("write", &temporary));
-    let synced = written.and_then(|()| file.sync_all().map_err(Error::io("sync", &temporary)));
-    let renamed = synced.and_then(|()| fs::rename(&temporary, path).map_err(Error::io("rename", path)));
-    if renamed.is_err() {
-        fs::remove_file(&temporary).ok();
-    }
-    renamed
 }

@@ -1,10 +1,9 @@
 //! `report.html`: the curves and samples of a run on one page that needs no network and no other file.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::disk::write_atomic;
 use crate::error::{Error, Result};
 use crate::train::metrics::{self, METRICS_FILE, StepRecord};
 
@@ -34,11 +33,8 @@ pub fn write(dir: &Path, info: &ReportInfo) -> Result<PathBuf> {
     if records.is_empty() {
         return Err(Error::Nothing { what: "steps".into(), path: metrics_path, hint: "train for at least one step".into() });
     }
-    let (path, temporary) = (dir.join(REPORT_FILE), dir.join("report.html.tmp"));
-    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    file.write_all(render(info, &records).as_bytes()).map_err(Error::io("write", &temporary))?;
-    file.sync_all().map_err(Error::io("sync", &temporary))?;
-    fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))?;
+    let path = dir.join(REPORT_FILE);
+    write_atomic(&path, render(info, &records).as_bytes())?;
     Ok(path)
 }
 

@@ -18,6 +18,7 @@ use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
 use crate::checkpoint::{Checkpoint, NativeCheckpoint};
 use crate::data::{Loader, LoaderState, Plan, Prefetch, SequentialBatches, Shards, Source, TokenWindows, Verify};
+use crate::disk::write_atomic;
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, generate};
 use crate::model::Llama;
@@ -585,17 +586,4 @@ fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied()
-}
-
-/// Writes a small file through a temporary name.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    let write = || {
-        use std::io::Write;
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(Error::io("write", path))
 }
