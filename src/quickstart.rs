@@ -1,11 +1,11 @@
 //! Raw text -> tokens -> weights -> text, the whole path in one readable file.
 //!
-//! 1. [`collect`]: the crates that Cargo has unpacked on this disk (or any folder), filtered, whole crates held out.
+//! 1. `collect`: the crates that Cargo has unpacked on this disk (or any folder), filtered, whole crates held out.
 //! 2. [`baselines`](crate::eval::baselines): what a general compressor and a byte n-gram need for the held-out text.
-//! 3. [`prepare`]: a tokenizer, then token datasets.
-//! 4. [`plan`]: the number of steps, from a measured rate and the time that is left.
+//! 3. `prepare`: a tokenizer, then token datasets.
+//! 4. `plan`: the number of steps, from a measured rate and the time that is left.
 //! 5. [`Trainer`]: the training itself.
-//! 6. [`finish`]: held-out loss, texts, `report.html`.
+//! 6. `finish`: held-out loss, texts, `report.html`.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -78,7 +78,7 @@ pub trait LlamaOps: Backend {
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
         Self::attention_forward(q, k, v, scale).0
     }
-    /// [`LlamaOps::attention`] and the log-sum-exp of each row's scores, `[batch, h, s_q, 1]`: all that backward needs.
+    /// [`LlamaOps::causal_attention`] and the log-sum-exp of each row's scores, `[batch, h, s_q, 1]`: all that backward needs.
     fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -87,7 +87,7 @@ pub trait LlamaOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         attention::forward::<Self>(q, k, v, scale)
     }
-    /// Gradients of [`LlamaOps::attention`], `(dq, dk, dv)`: recomputes the weights block by block.
+    /// Gradients of [`LlamaOps::causal_attention`], `(dq, dk, dv)`: recomputes the weights block by block.
     fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
         attention::backward::<Self>(saved, dout)
     }
@@ -202,7 +202,7 @@ pub fn swiglu<B: LlamaOps>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3>
     tensor(B::swiglu(primitive(gate), primitive(up)))
 }
 
-/// Causal attention with 1 / sqrt(head_dim) on the scores; see [`LlamaOps::attention`].
+/// Causal attention with 1 / sqrt(head_dim) on the scores; see [`LlamaOps::causal_attention`].
 ///
 /// # Shapes
 /// - `q`: `[batch, n_heads, seq_q, head_dim]`, `k`, `v`: `[batch, n_kv_heads, seq_k, head_dim]`, `seq_q <= seq_k`

@@ -363,7 +363,7 @@ h1{margin:0;font-size:1.6rem}h2{margin:2rem 0 .5rem;font-size:1.2rem}h3{margin:1
 .sub,small,.note,output{color:var(--dim)}.sub{margin:.2rem 0 1.2rem}small{font-size:.85rem}.note,output{margin:0;font-size:.8rem}
 .top{display:flex;flex-wrap:wrap;gap:1.5rem 3rem;margin-bottom:1.5rem}
 table{border-collapse:collapse;align-self:start}th,td{padding:.15rem 0;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
-th{padding-right:2rem;font-weight:400;color:var(--dim)}td{font-variant-numeric:tabular-nums}
+th{padding-right:2rem;white-space:nowrap;font-weight:400;color:var(--dim)}td{font-variant-numeric:tabular-nums;white-space:pre-line}
 .bars{flex:1;min-width:320px}.bars p{margin:0 0 .4rem}.bars div{display:grid;grid-template-columns:9.5rem 1fr 3.5rem;gap:.7rem;align-items:center;margin:.3rem 0}
 .bars i{height:1rem;border-radius:2px;background:var(--raw)}.bars div:nth-of-type(1) i{background:var(--line)}.bars div b{font-weight:400;font-variant-numeric:tabular-nums}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:1.2rem}

@@ -441,7 +441,8 @@ impl<B: LlamaOps> Trainer<B> {
             ("training loss".into(), format!("{:.4} nats a token", summary.last.loss)),
             ("speed".into(), format!("{:.0} tok/s (median)", summary.tok_s)),
         ];
-        if let Some(mfu) = summary.last.mfu {
+        if let Some(peak) = self.config.train.peak_tflops {
+            let mfu = model.train_flop_per_token(self.config.seq_len()) * summary.tok_s / (peak * 1e12);
             rows.push(("MFU".into(), format!("{:.1} % (6N + 12 n_layers dim seq_len FLOP a token)", 100.0 * mfu)));
         }
         let mut bits_per_byte = Vec::new();
