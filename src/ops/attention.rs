@@ -67,7 +67,7 @@ pub(super) fn backward<B: LlamaOps>(saved: AttentionSaved<B>, dout: FloatTensor<
     // Sum over the row of weight * gradient of the weight, which equals dout . out.
     let delta = (dout.clone().cast(DType::F32) * out.cast(DType::F32)).sum_dim(3);
     let mut dqs = Vec::new();
-    // Float32 sums over the blocks, one slot per distinct end of the key range so far.
+    // Sums over the blocks of queries, in float32.
     let mut dk = Tensor::<B, 4>::zeros([batch, kv, seq_k, head_dim], (&q.device(), DType::F32));
     let mut dv = dk.clone();
     for start in (0..seq_q).step_by(BLOCK) {
