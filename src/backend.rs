@@ -164,6 +164,36 @@ impl BackendName {
         }
     }
 
+    /// Memory of the device in bytes; the whole machine's for CPU backends. `None` where it cannot be asked.
+    pub fn memory(&self) -> Option<u64> {
+        match self.kind {
+            Kind::Flex | Kind::NdArray => {
+                let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+                let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+                Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+            }
+            #[cfg(feature = "cuda")]
+            Kind::Cuda => cuda_memory(match self.which {
+                Which::Index(n) => n,
+                _ => 0,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Rows whose logits the loss holds at once on this backend; see [`LlamaOps::logit_rows`].
+    pub fn logit_rows(&self, vocab: usize) -> usize {
+        struct Ask(usize);
+        impl Job for Ask {
+            type Output = usize;
+            fn run<B: LlamaOps>(self, _: B::Device) -> Result<usize> {
+                Ok(B::logit_rows(self.0))
+            }
+        }
+        // A backend that is not here is planned for all the same.
+        self.run(Ask(vocab)).unwrap_or_else(|_| crate::ops::loss::rows_for(vocab))
+    }
+
     fn error(&self, problem: &str, hint: &str) -> Error {
         Error::Backend { name: self.to_string(), problem: problem.into(), hint: hint.into() }
     }
@@ -294,6 +324,23 @@ fn cuda_devices() -> std::result::Result<Vec<String>, (String, String)> {
                 CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned()
             })
             .collect())
+    }
+}
+
+/// Memory of a CUDA device in bytes.
+#[cfg(feature = "cuda")]
+fn cuda_memory(index: usize) -> Option<u64> {
+    use std::ffi::c_int;
+
+    cuda_devices().ok()?;
+    // SAFETY: `cuda_devices` has initialised the driver; the signatures are those of the CUDA driver API.
+    unsafe {
+        let driver = libloading::Library::new("libcuda.so.1").ok()?;
+        let device: libloading::Symbol<unsafe extern "C" fn(*mut c_int, c_int) -> c_int> = driver.get(b"cuDeviceGet").ok()?;
+        let total: libloading::Symbol<unsafe extern "C" fn(*mut usize, c_int) -> c_int> =
+            driver.get(b"cuDeviceTotalMem_v2").ok()?;
+        let (mut handle, mut bytes) = (0, 0);
+        (device(&mut handle, index as c_int) == 0 && total(&mut bytes, handle) == 0).then_some(bytes as u64)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::generate::Decoder;
 use crate::model::{InitConfig, Llama, ModelConfig};
 use crate::ops::{self, LlamaOps, primitive, tensor};
 use crate::optim::{AdamW, OptimConfig};
-use crate::train::step::{MicroBatch, train_step};
+use crate::train::step::{MicroBatch, StepConfig, device_failed, train_step};
 
 /// A measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -41,34 +41,46 @@ pub enum What {
     Attention,
     /// KV-cached decoding.
     Decode,
+    /// A product of a linear layer.
+    Gemm([usize; 3]),
+}
+
+/// Sizes of a measurement.
+#[derive(Clone, Debug)]
+pub struct BenchConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// Sequences a step.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Steps that are timed.
+    pub steps: usize,
+    /// How a training step computes.
+    pub step: StepConfig,
+    /// Attention: computes the masked half of the scores as well, for comparison.
+    pub full_square: bool,
 }
 
 /// Measures on a backend chosen at run time.
 ///
 /// # Errors
 /// Those of the backend, and of [`train`], [`attention`], [`decode`].
-pub fn run(
-    backend: &BackendName,
-    what: What,
-    model: &ModelConfig,
-    batch: usize,
-    seq_len: usize,
-    steps: usize,
-) -> Result<Measured> {
-    struct Measure<'a>(What, &'a ModelConfig, usize, usize, usize);
+pub fn run(backend: &BackendName, what: What, config: &BenchConfig) -> Result<Measured> {
+    struct Measure<'a>(What, &'a BenchConfig);
     impl Job for Measure<'_> {
         type Output = Measured;
         fn run<B: LlamaOps>(self, device: B::Device) -> Result<Measured> {
-            let Self(what, model, batch, seq_len, steps) = self;
-            match what {
-                What::Train => train::<B>(model, batch, seq_len, steps, &device),
-                What::Attention => attention::<B>(model, batch, seq_len, steps, &device),
-                What::Decode => decode::<B>(model, seq_len, steps, &device),
+            match self.0 {
+                What::Train => train::<B>(self.1, &device),
+                What::Attention => attention::<B>(self.1, &device),
+                What::Decode => decode::<B>(self.1, &device),
+                What::Gemm(sizes) => gemm::<B>(sizes, self.1, &device),
             }
         }
     }
-    model.validate()?;
-    backend.run(Measure(what, model, batch, seq_len, steps))
+    config.model.validate()?;
+    backend.run(Measure(what, config))
 }
 
 /// Steps that are run first and not counted.
@@ -92,27 +104,20 @@ fn median_seconds<B: LlamaOps>(steps: usize, device: &B::Device, call: &mut dyn 
 }
 
 fn sync<B: LlamaOps>(device: &B::Device) -> Result<()> {
-    B::sync(device).map_err(|e| crate::Error::Backend {
-        name: B::name(device),
-        problem: format!("the device failed: {e:?}"),
-        hint: "run `recua selftest`".into(),
-    })
+    B::sync(device).map_err(|e| device_failed::<B>(device, &format!("{e:?}")))
 }
 
 /// Training steps on random tokens: the trainer's own step.
 ///
 /// # Errors
 /// Those of [`ModelConfig::validate`]; a device that fails.
-pub fn train<B: LlamaOps>(
-    model: &ModelConfig,
-    batch: usize,
-    seq_len: usize,
-    steps: usize,
-    device: &B::Device,
-) -> Result<Measured> {
+pub fn train<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let &BenchConfig { ref model, batch, seq_len, steps, step: how, .. } = config;
+    how.precision.check::<B>(device)?;
     let before = memory::resident_mb();
     let mut llama = Some(Llama::<B>::init(model, &InitConfig::default(), device)?);
     let mut optim = AdamW::new(OptimConfig { lr: 1e-4, ..Default::default() }, llama.as_ref().expect("just made"));
+    optim.keep_copies(llama.as_ref().expect("just made"), how.precision.dtype());
     let mut draw = 0x9e37_79b9_7f4a_7c15_u64;
     let mut loss = 0.0;
     let step_s = median_seconds::<B>(steps, device, &mut || {
@@ -120,8 +125,8 @@ pub fn train<B: LlamaOps>(
             draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             ((draw >> 33) % model.vocab_size as u64) as i32
         });
-        let micro = MicroBatch { tokens: tokens.collect(), batch, seq_len };
-        let (next, out) = train_step(llama.take().expect("put back"), &mut optim, vec![Ok(micro)], 1e-4, &mut |_, _| false)?;
+        let micro = MicroBatch { tokens: tokens.collect(), batch, seq_len, bos: None };
+        let (next, out) = train_step(llama.take().expect("put back"), &mut optim, vec![Ok(micro)], 1e-4, how, &mut |_, _| false)?;
         llama = Some(next);
         loss = out.loss;
         Ok(())
@@ -138,28 +143,42 @@ pub fn train<B: LlamaOps>(
     })
 }
 
+/// Queries of a block of `--full-square`.
+const FULL_BLOCK: usize = 512;
+
 /// One layer's causal attention, forward and backward, on random queries, keys and values.
 ///
 /// # Errors
 /// A device that fails.
-pub fn attention<B: LlamaOps>(
-    model: &ModelConfig,
-    batch: usize,
-    seq_len: usize,
-    steps: usize,
-    device: &B::Device,
-) -> Result<Measured> {
+pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let &BenchConfig { ref model, batch, seq_len, steps, .. } = config;
     let before = memory::resident_mb();
-    let random =
-        |heads| Tensor::<B, 4>::random([batch, heads, seq_len, model.head_dim()], Distribution::Normal(0.0, 1.0), device);
-    let (q, k, v) = (random(model.n_heads), random(model.kv_heads()), random(model.kv_heads()));
+    let dtype = config.step.precision.dtype();
+    config.step.precision.check::<B>(device)?;
+    let (heads, kv_heads) = (model.n_heads, model.kv_heads());
+    let shape = [batch, seq_len, heads + 2 * kv_heads, model.head_dim()];
+    let qkv = Tensor::<B, 4>::random(shape, Distribution::Normal(0.0, 1.0), device).cast(dtype);
+    let part = |at, n| qkv.clone().narrow(2, at, n).swap_dims(1, 2);
+    let (q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
     let scale = 1.0 / (model.head_dim() as f64).sqrt();
+    let pass = |q: Tensor<B, 4>| {
+        let (q, k, v) = (primitive(q), primitive(k.clone()), primitive(v.clone()));
+        let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), None, scale);
+        let saved = ops::AttentionSaved { q, k, v, starts: None, out: out.clone(), lse, scale };
+        drop(B::attention_backward(saved, out));
+    };
     let step_s = median_seconds::<B>(steps, device, &mut || {
-        let (q, k, v) = (primitive(q.clone()), primitive(k.clone()), primitive(v.clone()));
-        let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), scale);
-        let saved = ops::AttentionSaved { q, k, v, out: out.clone(), lse, scale };
-        let [dq, _, _] = B::attention_backward(saved, out);
-        drop(tensor::<B, 4>(dq));
+        if config.full_square {
+            // Of a block of queries the last sees the last key: computed one by one, the blocks make the whole square.
+            for start in (0..seq_len).step_by(FULL_BLOCK) {
+                pass(q.clone().narrow(2, start, FULL_BLOCK.min(seq_len - start)));
+            }
+            return Ok(());
+        }
+        // As a training step does it.
+        let (qkv, s) = (primitive(qkv.clone()), ops::SelfAttention { kv_heads, starts: None, scale });
+        let (out, lse) = B::self_attention_forward(qkv.clone(), s.clone());
+        drop(B::self_attention_backward(qkv, s, out.clone(), lse, out));
         Ok(())
     })?;
     let tok_s = (batch * seq_len) as f64 / step_s;
@@ -178,7 +197,8 @@ pub fn attention<B: LlamaOps>(
 ///
 /// # Errors
 /// Those of [`ModelConfig::validate`]; a device that fails.
-pub fn decode<B: LlamaOps>(model: &ModelConfig, seq_len: usize, steps: usize, device: &B::Device) -> Result<Measured> {
+pub fn decode<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let &BenchConfig { ref model, seq_len, steps, .. } = config;
     let before = memory::resident_mb();
     let llama = Llama::<B>::init(model, &InitConfig::default(), device)?;
     let mut decoder = Decoder::new(&llama, seq_len);
@@ -194,6 +214,31 @@ pub fn decode<B: LlamaOps>(model: &ModelConfig, seq_len: usize, steps: usize, de
         work_mb: work_mb::<B>(device, before),
         loss: None,
         params: model.num_params(),
+    })
+}
+
+/// `[m, k] x [n, k]^T -> [m, n]`, as a linear layer computes it.
+fn gemm<B: LlamaOps>([m, n, k]: [usize; 3], config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let dtype = config.step.precision.dtype();
+    config.step.precision.check::<B>(device)?;
+    let before = memory::resident_mb();
+    let random =
+        |rows, columns| primitive(Tensor::<B, 2>::random([rows, columns], Distribution::Normal(0.0, 1.0), device).cast(dtype));
+    let (x, w) = (random(m, k), random(n, k));
+    // Ten products a measurement: one alone would be mostly the wait for it on a GPU.
+    const REPEAT: usize = 10;
+    let step_s = median_seconds::<B>(config.steps, device, &mut || {
+        (0..REPEAT).for_each(|_| drop(B::project(x.clone(), w.clone(), dtype)));
+        Ok(())
+    })? / REPEAT as f64;
+    Ok(Measured {
+        tok_s: m as f64 / step_s,
+        step_s,
+        gflop_s: 2.0 * (m * n * k) as f64 / step_s / 1e9,
+        mfu: None,
+        work_mb: work_mb::<B>(device, before),
+        loss: None,
+        params: 0,
     })
 }
 

@@ -1,12 +1,14 @@
 //! AdamW with the paper's settings (section 2.3), the global-norm clip and the learning-rate schedule.
 
-use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, FloatDType, Tensor, TensorMetadata};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::Llama;
-use crate::ops::{AdamWScalars, LlamaOps, tensor};
+#[cfg(doc)]
+use crate::model::ModelConfig;
+use crate::ops::{AdamWScalars, AdamWState, LlamaOps, cast, tensor};
 
 /// Settings of the optimizer; the defaults are the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,7 +82,7 @@ impl OptimConfig {
     }
 }
 
-/// The moments of every parameter, float32, in the order of [`crate::model::ModelConfig::parameters`].
+/// The moments of every parameter, float32, in the order of [`ModelConfig::stored`].
 #[derive(Clone, Debug)]
 pub struct AdamW<B: LlamaOps> {
     /// Settings.
@@ -89,53 +91,91 @@ pub struct AdamW<B: LlamaOps> {
     pub steps: u64,
     /// First and second moment of each parameter.
     pub moments: Vec<[FloatTensor<B>; 2]>,
+    /// Global norm of the last step's gradient: what clips an update that is made before the step's own norm is known. 0 before the
+    /// first step, which is then not clipped.
+    pub last_norm: f64,
+    /// The matrices in the compute type where that is not float32, refreshed by every step; see [`AdamW::keep_copies`].
+    copies: Vec<Option<FloatTensor<B>>>,
 }
 
 impl<B: LlamaOps> AdamW<B> {
     /// Zero moments for a model.
     pub fn new(config: OptimConfig, model: &Llama<B>) -> Self {
         let device = model.device();
-        let zeros = |p: &FloatTensor<B>| B::float_zeros(p.shape(), &device, burn::tensor::FloatDType::F32);
-        let moments = model.parameters().iter().map(|p| [zeros(p), zeros(p)]).collect();
-        Self { config, steps: 0, moments }
+        let zeros = |p: &FloatTensor<B>| B::float_zeros(p.shape(), &device, FloatDType::F32);
+        let moments = model.stored().iter().map(|p| [zeros(p), zeros(p)]).collect();
+        Self::with_moments(config, 0, moments)
     }
 
-    /// One step with gradients already averaged over the step's tokens; `norm` is their global norm.
-    pub fn step(&mut self, model: Llama<B>, grads: Vec<FloatTensor<B>>, norm: f64, lr: f64) -> Llama<B> {
+    /// After `steps` steps, with moments in the order of [`ModelConfig::stored`].
+    pub fn with_moments(config: OptimConfig, steps: u64, moments: Vec<[FloatTensor<B>; 2]>) -> Self {
+        let copies = moments.iter().map(|_| None).collect();
+        Self { config, steps, moments, last_norm: 0.0, copies }
+    }
+
+    /// From now on keeps a copy of each matrix in `compute`, which the products read; the float32 parameters stay the master.
+    /// Not of the embedding, of which few rows are read, nor of the gains of the norms.
+    pub fn keep_copies(&mut self, model: &Llama<B>, compute: DType) {
+        let copied = |i: usize, w: &FloatTensor<B>| compute != DType::F32 && i > 0 && w.shape().num_dims() == 2;
+        let copy = |(i, w): (usize, FloatTensor<B>)| copied(i, &w).then(|| cast::<B>(w, compute));
+        self.copies = model.stored().into_iter().enumerate().map(copy).collect();
+    }
+
+    /// The copy of parameter `i`.
+    pub fn copy(&self, i: usize) -> Option<FloatTensor<B>> {
+        self.copies[i].clone()
+    }
+
+    /// Counts a step and gives its numbers; `norm` is the gradient's global norm, by which it is clipped.
+    pub fn begin_step(&mut self, norm: f64, lr: f64) -> AdamWScalars {
         self.steps += 1;
         let c = &self.config;
         let t = self.steps as f64;
-        let scalars = AdamWScalars {
+        AdamWScalars {
             lr,
             beta1: c.beta1,
             beta2: c.beta2,
             eps: c.eps,
-            weight_decay: 0.0,
+            weight_decay: c.weight_decay,
             grad_scale: c.clip_scale(norm),
             bias1: 1.0 - c.beta1.powf(t),
             bias2: 1.0 - c.beta2.powf(t),
-        };
-        let weight_decay = c.weight_decay;
-        let mut grads = grads.into_iter();
-        let mut moments = std::mem::take(&mut self.moments).into_iter();
-        let kept = &mut self.moments;
-        model.map_parameters(|_, w| {
-            let (Some(grad), Some([m, v])) = (grads.next(), moments.next()) else {
-                unreachable!("one gradient and one pair of moments per parameter");
-            };
-            // Gains of norms are vectors and are not decayed.
-            let weight_decay = if w.shape().num_dims() >= 2 { weight_decay } else { 0.0 };
-            let [w, m, v] = B::adamw_step(w, grad, m, v, AdamWScalars { weight_decay, ..scalars });
-            kept.push([m, v]);
-            w
-        })
+        }
+    }
+
+    /// The parameter `i` after the step that [`AdamW::begin_step`] began.
+    pub fn update(&mut self, i: usize, w: FloatTensor<B>, grad: FloatTensor<B>, mut s: AdamWScalars) -> FloatTensor<B> {
+        if w.shape().num_dims() < 2 {
+            s.weight_decay = 0.0; // gains of norms are vectors and are not decayed
+        }
+        // The handles are given up, so that the step may work in place.
+        let empty = || B::float_zeros([0].into(), &B::float_device(&w), FloatDType::F32);
+        let [m, v] = std::mem::replace(&mut self.moments[i], [empty(), empty()]);
+        let copy = self.copies[i].take();
+        let AdamWState { w, m, v, copy } = B::adamw_step(AdamWState { w, m, v, copy }, grad, s);
+        self.moments[i] = [m, v];
+        self.copies[i] = copy;
+        w
+    }
+
+    /// One step with gradients already averaged over the step's tokens, in the order of [`ModelConfig::stored`]; `norm` is their
+    /// global norm.
+    pub fn step(&mut self, model: Llama<B>, grads: Vec<FloatTensor<B>>, norm: f64, lr: f64) -> Llama<B> {
+        let s = self.begin_step(norm, lr);
+        let (config, rope) = (model.config().clone(), model.rope().clone());
+        let all = model.into_stored().into_iter().zip(grads).enumerate();
+        let all = all.map(|(i, (w, grad))| self.update(i, w, grad, s)).collect();
+        Llama::from_stored(&config, rope, all)
     }
 }
 
 /// Global L2 norm over all gradients. One read from the device.
 pub fn global_norm<B: LlamaOps>(grads: &[FloatTensor<B>]) -> f64 {
     let squares = grads.iter().map(|g| tensor::<B, 1>(B::square_sum(g.clone()))).collect();
-    let squares = burn::tensor::Tensor::cat(squares, 0).into_data().convert::<f32>();
-    // The partial sums are float32; their sum is taken in float64.
-    squares.iter::<f32>().map(f64::from).sum::<f64>().sqrt()
+    norm_of(&Tensor::cat(squares, 0).into_data().convert::<f32>().iter::<f32>().collect::<Vec<_>>())
+}
+
+/// The norm of squares summed by parts. The parts are float32; their sum is taken in float64.
+pub(crate) fn norm_of(squares: &[f32]) -> f64 {
+    squares.iter().map(|&x| f64::from(x)).sum::<f64>().sqrt()
 }

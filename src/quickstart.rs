@@ -14,7 +14,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{BackendName, Job};
-use crate::bench;
+use crate::bench::{self, BenchConfig};
 use crate::data::crates::{Corpus, CorpusOptions, Doc, cargo_home};
 use crate::data::{Document, TokenizeConfig, Vocab, tokenize_documents};
 use crate::disk::write_atomic;
@@ -245,7 +245,15 @@ fn plan<B: LlamaOps>(
     began: Instant,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let step_s = bench::train::<B>(&config.model, config.train.batch, config.seq_len(), 4, device)?.step_s;
+    let sizes = BenchConfig {
+        model: config.model.clone(),
+        batch: config.train.batch,
+        seq_len: config.seq_len(),
+        steps: 4,
+        step: config.step(),
+        full_square: false,
+    };
+    let step_s = bench::train::<B>(&sizes, device)?.step_s;
     // Validations, samples, checkpoints and the end take about a tenth.
     let left = (q.minutes * 60.0 * 0.9 - began.elapsed().as_secs_f64()).max(10.0 * step_s);
     let steps = ((left / step_s) as u64).max(10);

@@ -3,13 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use recua::backend::{BackendName, Job};
 use recua::checkpoint::{Checkpoint, TensorSource, hf};
-use recua::model::Llama;
+use recua::model::backward::{self, Keep, PassConfig};
+use recua::model::{Llama, unfuse};
 use recua::ops::LlamaOps;
 use recua::optim::{AdamW, OptimConfig};
-use recua::train::step::{MicroBatch, train_step};
+use recua::train::step::{MicroBatch, StepConfig, train_step};
 use serde_json::Value;
 
 /// Largest allowed differences. CPU, float32: ten times the noise floor between reference implementations
@@ -81,7 +83,10 @@ impl Job for Case {
         let Self { dir, tolerance: t } = &self;
         let model = Checkpoint::open(dir)?.load::<B>(&device)?;
         forward_and_gradients(dir, &model, t);
-        training(dir, model, t);
+        training(dir, model.clone(), t, StepConfig { autodiff: true, ..StepConfig::default() });
+        for keep in KEEP {
+            training(dir, model.clone(), t, StepConfig { keep, ..StepConfig::default() });
+        }
         Ok(())
     }
 }
@@ -123,9 +128,33 @@ fn forward_and_gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, t: &Toleranc
     let loss = ad.loss_sum(Tensor::from_inner(inputs), Tensor::from_inner(targets)).div_scalar((batch * seq) as f32);
     assert_close("loss under autodiff", &values(loss.clone().inner()), &expected_loss, t.loss);
     let grads = ad.take_gradients(&mut loss.backward());
+    gradients(dir, model, "autodiff", grads, t);
+
+    let tokens = ints(&path, "input_ids").1;
+    let targets = ints(&path, "targets").1;
+    // A micro-batch holds inputs and targets as one row; the fixture's targets are the inputs one later.
+    let rows = tokens.chunks_exact(seq).zip(targets.chunks_exact(seq));
+    let tokens = rows.flat_map(|(x, y)| {
+        assert_eq!(x[1..], y[..seq - 1]);
+        [x, &y[seq - 1..]].concat()
+    });
+    let micro = MicroBatch { tokens: tokens.collect(), batch, seq_len: seq, bos: None };
+    for keep in KEEP {
+        let pass = PassConfig { keep, compute: DType::F32, scale: 1.0 / (batch * seq) as f64 };
+        let (loss, grads) = backward::gradients(model, &micro.to_device::<B>(&device), pass);
+        assert_close("loss of the backward by hand", &mean(values(loss)), &expected_loss, t.loss);
+        gradients(dir, model, &format!("by hand, {keep:?}"), grads, t);
+    }
+}
+
+const KEEP: [Keep; 3] = [Keep::All, Keep::Linear, Keep::Block];
+
+/// Gradients in the model's own order against the fixture's.
+fn gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, how: &str, grads: Vec<FloatTensor<B>>, t: &Tolerance) {
     // The gradients have the checkpoint's names and layout: read them as one.
     let expected = gradients_in_meta_layout(dir, "grads.safetensors");
     let names = model.config().parameters();
+    let grads = unfuse::<B>(model.config(), grads);
     assert_eq!(grads.len(), names.len());
     for (grad, (name, shape)) in grads.into_iter().zip(names) {
         let n: usize = shape.iter().product();
@@ -133,7 +162,7 @@ fn forward_and_gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, t: &Toleranc
         let want = expected.read_f32(&name).unwrap().1;
         let scale = want.iter().fold(0f32, |m, x| m.max(x.abs()));
         assert!(scale > 0.0, "{name}: the reference gradient is zero");
-        assert_close(&format!("gradient of {name}"), &values(flat), &want, t.grads * f64::from(scale));
+        assert_close(&format!("gradient of {name}, {how}"), &values(flat), &want, t.grads * f64::from(scale));
     }
 }
 
@@ -146,7 +175,7 @@ fn gradients_in_meta_layout(dir: &Path, file: &str) -> hf::HfFolder {
     hf::HfFolder::open(folder.path()).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-fn training<B: LlamaOps>(dir: &Path, mut model: Llama<B>, t: &Tolerance) {
+fn training<B: LlamaOps>(dir: &Path, mut model: Llama<B>, t: &Tolerance, how: StepConfig) {
     let plan: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("train.json")).unwrap()).unwrap();
     let number = |path: &str| plan.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("train.json lacks {path}"));
     let config = OptimConfig {
@@ -165,9 +194,9 @@ fn training<B: LlamaOps>(dir: &Path, mut model: Llama<B>, t: &Tolerance) {
     let mut optim = AdamW::new(config, &model);
     for step in 0..steps {
         let tokens = tokens[step * batch * width..][..batch * width].to_vec();
-        let micro = MicroBatch { tokens, batch, seq_len: width - 1 };
+        let micro = MicroBatch { tokens, batch, seq_len: width - 1, bos: None };
         let lr = optim.config.lr_at(step as u64, total);
-        let (next, out) = train_step(model, &mut optim, vec![Ok(micro)], lr, &mut |_, _| false).unwrap();
+        let (next, out) = train_step(model, &mut optim, vec![Ok(micro)], lr, how, &mut |_, _| false).unwrap();
         model = next;
         let at = |key: &str| number(&format!("/steps/{step}/{key}"));
         let close = |what: &str, got: f64, expected: f64, tolerance: f64| {

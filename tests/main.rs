@@ -1,5 +1,6 @@
 //! One binary for all integration tests, so that dependencies are linked once.
 
+mod backward;
 mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
@@ -7,6 +8,7 @@ mod cli;
 mod corpus;
 mod data;
 mod golden;
+mod memory;
 mod metrics;
 mod model;
 mod ops;

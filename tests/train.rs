@@ -10,7 +10,7 @@ use recua::ops::LlamaOps;
 use recua::optim::{AdamW, OptimConfig};
 use recua::train::config::{DataConfig, TrainConfig};
 use recua::train::metrics::{self, StepRecord};
-use recua::train::step::{MicroBatch, StepOutput, train_step};
+use recua::train::step::{MicroBatch, StepConfig, StepOutput, train_step};
 use recua::train::{Observer, RunConfig, Start, Trainer};
 use recua::{Error, Result};
 
@@ -57,9 +57,9 @@ impl Job for Steps {
             let rows = 12 / self.micro;
             let micro = samples(step)
                 .chunks(rows * 17)
-                .map(|c| Ok(MicroBatch { tokens: c.to_vec(), batch: rows, seq_len: 16 }))
+                .map(|c| Ok(MicroBatch { tokens: c.to_vec(), batch: rows, seq_len: 16, bos: None }))
                 .collect();
-            let (next, out) = train_step(model, &mut optim, micro, 1e-2, &mut |_, _| false)?;
+            let (next, out) = train_step(model, &mut optim, micro, 1e-2, StepConfig::default(), &mut |_, _| false)?;
             model = next;
             outs.push(out);
         }
@@ -136,7 +136,7 @@ impl Job for Decay {
     fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
         let model = Llama::<B>::init(&small(), &InitConfig::default(), &device)?;
         let before = values(&model);
-        let zeros = model.parameters().iter().map(|p| B::float_mul_scalar(p.clone(), 0.0.into())).collect();
+        let zeros = model.stored().iter().map(|p| B::float_mul_scalar(p.clone(), 0.0.into())).collect();
         let mut optim = AdamW::new(OptimConfig { weight_decay: 0.1, ..Default::default() }, &model);
         let model = optim.step(model, zeros, 0.0, 0.5);
         for ((before, after), (name, shape)) in before.iter().zip(values(&model)).zip(small().parameters()) {

@@ -1,9 +1,10 @@
-//! `recua bench train|attention|decode`
+//! `recua bench train|attention|decode|gemm`
 
 use clap::{Args, Subcommand};
-use recua::Result;
-use recua::bench::{self, What};
+use recua::bench::{self, BenchConfig, What};
 use recua::model::ModelConfig;
+use recua::train::step::StepConfig;
+use recua::{Error, Result};
 
 #[derive(Subcommand)]
 pub(crate) enum Bench {
@@ -13,10 +14,70 @@ pub(crate) enum Bench {
     Attention(Shape),
     /// KV-cached decoding, one token at a time, after a prompt of half of --seq
     Decode(Shape),
+    /// A linear layer's product, [m, k] x [n, k]^T
+    Gemm(Gemm),
+}
+
+#[derive(Args)]
+pub(crate) struct Gemm {
+    /// Rows: tokens
+    #[arg(long, default_value_t = 2048)]
+    m: usize,
+    /// Width of the output
+    #[arg(long, default_value_t = 768)]
+    n: usize,
+    /// Width of the input
+    #[arg(long, default_value_t = 288)]
+    k: usize,
+    /// Type of the operands and of the result
+    #[arg(long, value_name = "f32|bf16", default_value = "f32")]
+    precision: String,
+    /// CUDA, wgpu: the routine for bfloat16 (auto, tma-mma, cyclic-mma, cyclic-cmma, unit, burn)
+    #[arg(long, value_name = "NAME")]
+    gemm: Option<String>,
+    /// Measurements, after two that do not count; ten products each
+    #[arg(long, default_value_t = 6)]
+    steps: usize,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: super::Device,
+}
+
+impl Gemm {
+    fn run(self) -> Result<()> {
+        self.device.apply()?;
+        match &self.gemm {
+            None => {}
+            #[cfg(feature = "cube")]
+            Some(name) => {
+                let parsed = name.parse().map_err(|e: String| Error::bad_value("--gemm", e, "see --help"))?;
+                recua::ops::set_gemm(parsed);
+            }
+            #[cfg(not(feature = "cube"))]
+            Some(name) => {
+                let problem = format!("`{name}` is a routine of CUDA and wgpu, which this build lacks");
+                return Err(Error::bad_value("--gemm", problem, "build with `--features cuda`, or leave it out"));
+            }
+        }
+        let step = StepConfig { precision: setting("--precision", &self.precision)?, ..StepConfig::default() };
+        let config =
+            BenchConfig { model: ModelConfig::default(), batch: 1, seq_len: 1, steps: self.steps, step, full_square: false };
+        let m = bench::run(&self.device.backend, What::Gemm([self.m, self.n, self.k]), &config)?;
+        if self.json {
+            return super::print_json(&m);
+        }
+        super::print(&format!("{:.1} GFLOP/s, {:.3} ms", m.gflop_s, 1e3 * m.step_s));
+        Ok(())
+    }
 }
 
 #[derive(Args)]
 pub(crate) struct Shape {
+    /// Model size by name, instead of the next flags: debug, 15m, 42m, 110m, 1b, 7b, 13b, 33b, 65b
+    #[arg(long)]
+    preset: Option<String>,
     /// Vocabulary
     #[arg(long, default_value_t = 4096)]
     vocab: usize,
@@ -44,6 +105,21 @@ pub(crate) struct Shape {
     /// Steps that are timed, after two that are not
     #[arg(long, default_value_t = 6)]
     steps: usize,
+    /// train, attention: type of the products' operands
+    #[arg(long, value_name = "f32|bf16", default_value = "f32")]
+    precision: String,
+    /// train: activations kept for backward
+    #[arg(long, value_name = "all|linear|block", default_value = "linear")]
+    keep: String,
+    /// train: Burn's autodiff instead of the backward written by hand
+    #[arg(long)]
+    autodiff: bool,
+    /// train: update each parameter as soon as its gradient is there
+    #[arg(long)]
+    update_in_backward: bool,
+    /// attention: compute the masked half of the scores as well
+    #[arg(long)]
+    full_square: bool,
     /// The device's dense peak, for the MFU
     #[arg(long, value_name = "TFLOPS")]
     peak_tflops: Option<f64>,
@@ -54,26 +130,44 @@ pub(crate) struct Shape {
     device: super::Device,
 }
 
+/// A setting by its name in the config file.
+fn setting<T: serde::de::DeserializeOwned>(flag: &str, value: &str) -> Result<T> {
+    serde_json::from_value(serde_json::Value::String(value.into()))
+        .map_err(|e| Error::bad_value(flag, e.to_string(), "see --help"))
+}
+
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         let (what, shape) = match self {
             Self::Train(shape) => (What::Train, shape),
             Self::Attention(shape) => (What::Attention, shape),
             Self::Decode(shape) => (What::Decode, shape),
+            Self::Gemm(gemm) => return gemm.run(),
         };
         shape.device.apply()?;
         let (json, peak) = (shape.json, shape.peak_tflops);
-        let model = ModelConfig {
-            dim: shape.dim,
-            n_layers: shape.layers,
-            n_heads: shape.heads,
-            n_kv_heads: shape.kv_heads,
-            vocab_size: shape.vocab,
-            ffn_dim: Some(shape.ffn),
-            max_seq_len: shape.seq,
-            ..Default::default()
+        let model = match &shape.preset {
+            Some(name) => ModelConfig::preset(name)?,
+            None => ModelConfig {
+                dim: shape.dim,
+                n_layers: shape.layers,
+                n_heads: shape.heads,
+                n_kv_heads: shape.kv_heads,
+                vocab_size: shape.vocab,
+                ffn_dim: Some(shape.ffn),
+                ..Default::default()
+            },
         };
-        let mut m = bench::run(&shape.device.backend, what, &model, shape.batch, shape.seq, shape.steps)?;
+        let model = ModelConfig { max_seq_len: shape.seq, ..model };
+        let step = StepConfig {
+            keep: setting("--keep", &shape.keep)?,
+            precision: setting("--precision", &shape.precision)?,
+            autodiff: shape.autodiff,
+            update_in_backward: shape.update_in_backward,
+        };
+        let Shape { batch, seq: seq_len, steps, full_square, .. } = shape;
+        let config = BenchConfig { model, batch, seq_len, steps, step, full_square };
+        let mut m = bench::run(&shape.device.backend, what, &config)?;
         m.mfu = peak.map(|peak| m.gflop_s / 1e3 / peak);
         if json {
             return super::print_json(&m);

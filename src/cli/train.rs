@@ -55,6 +55,15 @@ pub(crate) struct Train {
     /// One setting, e.g. optim.lr=1e-4; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Type of the products' operands; master weights, sums and optimizer stay float32
+    #[arg(long, value_name = "f32|bf16")]
+    precision: Option<String>,
+    /// Activations kept for backward: the more, the faster and the larger
+    #[arg(long, value_name = "all|linear|block")]
+    keep: Option<String>,
+    /// Burn's autodiff instead of the backward written by hand (slower and larger; to check it)
+    #[arg(long)]
+    autodiff: bool,
     /// Print the resolved settings and sizes, and stop
     #[arg(long)]
     dry_run: bool,
@@ -104,6 +113,15 @@ impl Train {
         }
         if let Some(steps) = self.steps {
             set.push(format!("train.steps={steps}"));
+        }
+        if let Some(precision) = &self.precision {
+            set.push(format!("train.precision={}", quoted(precision)));
+        }
+        if let Some(keep) = &self.keep {
+            set.push(format!("train.keep={}", quoted(keep)));
+        }
+        if self.autodiff {
+            set.push("train.autodiff=true".into());
         }
         set.extend(self.set.iter().cloned());
         Ok(set)

@@ -3,10 +3,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::{ModelConfig, RopeScaling};
-use crate::ops::{self, LlamaOps};
+use crate::ops::{self, LlamaOps, primitive, tensor};
 
 /// A matrix without bias, `y = x W^T`.
 #[derive(Module, Debug)]
@@ -141,12 +141,9 @@ impl<B: Backend> KvCache<B> {
 /// Causal self-attention with rotary positions; fewer key/value heads than query heads share them (grouped queries).
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
-    /// Queries, `[n_heads * head_dim, dim]`.
-    pub wq: Linear<B>,
-    /// Keys, `[n_kv_heads * head_dim, dim]`.
-    pub wk: Linear<B>,
-    /// Values, `[n_kv_heads * head_dim, dim]`.
-    pub wv: Linear<B>,
+    /// Queries, keys and values in one product: `wq`, `wk` and `wv` one below the other,
+    /// `[(n_heads + 2 n_kv_heads) * head_dim, dim]`.
+    pub wqkv: Linear<B>,
     /// Back to the residual stream, `[dim, n_heads * head_dim]`.
     pub wo: Linear<B>,
     /// Width of one head; the numbers of heads follow from the weights' shapes.
@@ -154,29 +151,37 @@ pub struct Attention<B: Backend> {
 }
 
 impl<B: LlamaOps> Attention<B> {
+    /// Query heads and key/value heads.
+    pub fn heads(&self) -> (usize, usize) {
+        let [[all, _], [_, queries]] = [self.wqkv.weight.dims(), self.wo.weight.dims()];
+        (queries / self.head_dim, (all - queries) / (2 * self.head_dim))
+    }
+
+    /// `starts [batch, seq]`: the first position of each position's document, which is as far back as it sees; `None`: all.
+    ///
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
-    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, cache: Option<&mut KvCache<B>>) -> Tensor<B, 3> {
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rope: &Rope<B>,
+        starts: Option<&Tensor<B, 2, Int>>,
+        cache: Option<&mut KvCache<B>>,
+    ) -> Tensor<B, 3> {
         let [batch, seq, _] = x.dims();
-        let heads = |t: Tensor<B, 3>| {
-            let width = t.dims()[2];
-            t.reshape([batch, seq, width / self.head_dim, self.head_dim])
-        };
-        let q = heads(self.wq.forward(x.clone()));
-        let k = heads(self.wk.forward(x.clone()));
-        let v = heads(self.wv.forward(x));
-
+        let (n_heads, n_kv_heads) = self.heads();
+        let qkv = self.wqkv.forward(x).reshape([batch, seq, n_heads + 2 * n_kv_heads, self.head_dim]);
         let (cos, sin) = rope.at(cache.as_ref().map_or(0, |c| c.len()), seq);
-        let q = ops::rope(q, cos.clone(), sin.clone()).swap_dims(1, 2); // [batch, n_heads, seq, head_dim]
-        let k = ops::rope(k, cos, sin).swap_dims(1, 2);
-        let v = v.swap_dims(1, 2);
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v),
-            None => (k, v),
+        let y = match cache {
+            None => ops::self_attention(qkv, cos, sin, n_kv_heads, starts.cloned()),
+            Some(cache) => {
+                let rotated = n_heads + n_kv_heads;
+                let qkv = tensor::<B, 4>(B::rope(primitive(qkv), primitive(cos), primitive(sin), rotated, false));
+                let part = |at, n| qkv.clone().narrow(2, at, n).swap_dims(1, 2); // [batch, n, seq, head_dim]
+                let (k, v) = cache.append(part(n_heads, n_kv_heads), part(rotated, n_kv_heads));
+                ops::attention(part(0, n_heads), k, v).swap_dims(1, 2)
+            }
         };
-
-        let y = ops::attention(q, k, v).swap_dims(1, 2); // [batch, seq, n_heads, head_dim]
-        let [_, _, n_heads, _] = y.dims();
         self.wo.forward(y.reshape([batch, seq, n_heads * self.head_dim]))
     }
 }
@@ -184,19 +189,17 @@ impl<B: LlamaOps> Attention<B> {
 /// `w2(silu(w1 x) * w3 x)`.
 #[derive(Module, Debug)]
 pub struct FeedForward<B: Backend> {
-    /// Gate, `[hidden_dim, dim]`.
-    pub w1: Linear<B>,
+    /// Gate and up in one product: `w1` and `w3` one below the other, `[2 hidden_dim, dim]`.
+    pub w13: Linear<B>,
     /// Down, `[dim, hidden_dim]`.
     pub w2: Linear<B>,
-    /// Up, `[hidden_dim, dim]`.
-    pub w3: Linear<B>,
 }
 
 impl<B: LlamaOps> FeedForward<B> {
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.w2.forward(ops::swiglu(self.w1.forward(x.clone()), self.w3.forward(x)))
+        self.w2.forward(ops::swiglu(self.w13.forward(x)))
     }
 }
 
@@ -214,10 +217,18 @@ pub struct Block<B: Backend> {
 }
 
 impl<B: LlamaOps> Block<B> {
+    /// `starts`: see [`Attention::forward`].
+    ///
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
-    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, cache: Option<&mut KvCache<B>>) -> Tensor<B, 3> {
-        let h = x.clone() + self.attention.forward(self.attention_norm.forward(x), rope, cache);
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rope: &Rope<B>,
+        starts: Option<&Tensor<B, 2, Int>>,
+        cache: Option<&mut KvCache<B>>,
+    ) -> Tensor<B, 3> {
+        let h = x.clone() + self.attention.forward(self.attention_norm.forward(x), rope, starts, cache);
         h.clone() + self.feed_forward.forward(self.ffn_norm.forward(h))
     }
 }

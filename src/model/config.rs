@@ -62,6 +62,17 @@ pub enum RopeScaling {
     },
 }
 
+/// A tensor as a model stores it; see [`ModelConfig::stored`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The parameter's name; of a fused matrix a name of its own (`layers.0.attention.wqkv.weight`).
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The parameters in it: index in [`ModelConfig::parameters`], and rows.
+    pub parts: Vec<(usize, usize)>,
+}
+
 impl Default for ModelConfig {
     /// The `debug` preset.
     fn default() -> Self {
@@ -166,6 +177,33 @@ impl ModelConfig {
         }
         list.push(("norm.weight".to_string(), vec![d]));
         list.push(("output.weight".to_string(), vec![self.vocab_size, d]));
+        list
+    }
+
+    /// The parameters as a model stores them, in the order of the forward pass: `wq`, `wk`, `wv` and `w1`, `w3` are one matrix
+    /// each, one below the other, since they are multiplied with the same input.
+    pub fn stored(&self) -> Vec<Stored> {
+        let named = self.parameters();
+        let fused = |name: &str, parts: &[usize]| {
+            let shape = |i: usize| &named[i].1;
+            let mut all = shape(parts[0]).clone();
+            all[0] = parts.iter().map(|&i| shape(i)[0]).sum();
+            Stored { name: name.into(), shape: all, parts: parts.iter().map(|&i| (i, shape(i)[0])).collect() }
+        };
+        let single = |i: usize| fused(&named[i].0, &[i]);
+        let mut list = vec![single(0)];
+        for layer in 0..self.n_layers {
+            let at = 1 + 9 * layer; // attention_norm wq wk wv wo ffn_norm w1 w2 w3
+            list.extend([
+                single(at),
+                fused(&format!("layers.{layer}.attention.wqkv.weight"), &[at + 1, at + 2, at + 3]),
+                single(at + 4),
+                single(at + 5),
+                fused(&format!("layers.{layer}.feed_forward.w13.weight"), &[at + 6, at + 8]),
+                single(at + 7),
+            ]);
+        }
+        list.extend([single(named.len() - 2), single(named.len() - 1)]);
         list
     }
 

@@ -41,17 +41,17 @@ impl<B: LlamaOps> Llama<B> {
     /// Those of `weights`, and of [`ModelConfig::validate`].
     pub fn build(config: &ModelConfig, device: &B::Device, weights: &mut Weights<'_, B>) -> Result<Self> {
         config.validate()?;
-        let mut all = Vec::new();
+        let mut named = Vec::new();
         for (name, shape) in config.parameters() {
-            all.push(weights(&name, &shape)?);
+            named.push(weights(&name, &shape)?);
         }
-        Ok(Self::from_primitives(config, Rope::new(config, device), all))
+        Ok(Self::from_stored(config, Rope::new(config, device), fuse::<B>(config, named)))
     }
 
-    /// `all`: in the order of [`ModelConfig::parameters`].
-    fn from_primitives(config: &ModelConfig, rope: Rope<B>, all: Vec<FloatTensor<B>>) -> Self {
+    /// `all`: in the order of [`ModelConfig::stored`].
+    pub(crate) fn from_stored(config: &ModelConfig, rope: Rope<B>, all: Vec<FloatTensor<B>>) -> Self {
         fn take<T>(all: &mut impl Iterator<Item = T>) -> T {
-            all.next().expect("one tensor per entry of ModelConfig::parameters")
+            all.next().expect("one tensor per entry of ModelConfig::stored")
         }
         let all = &mut all.into_iter();
         let linear = |p| Linear { weight: Param::from_tensor(tensor::<B, 2>(p)) };
@@ -63,11 +63,11 @@ impl<B: LlamaOps> Llama<B> {
             layers: (0..config.n_layers)
                 .map(|_| {
                     let attention_norm = norm(take(all));
-                    let [wq, wk, wv, wo] = std::array::from_fn(|_| linear(take(all)));
+                    let [wqkv, wo] = std::array::from_fn(|_| linear(take(all)));
                     let ffn_norm = norm(take(all));
-                    let [w1, w2, w3] = std::array::from_fn(|_| linear(take(all)));
-                    let attention = Attention { wq, wk, wv, wo, head_dim };
-                    Block { attention_norm, attention, ffn_norm, feed_forward: FeedForward { w1, w2, w3 } }
+                    let [w13, w2] = std::array::from_fn(|_| linear(take(all)));
+                    let attention = Attention { wqkv, wo, head_dim };
+                    Block { attention_norm, attention, ffn_norm, feed_forward: FeedForward { w13, w2 } }
                 })
                 .collect(),
             norm: norm(take(all)),
@@ -75,7 +75,7 @@ impl<B: LlamaOps> Llama<B> {
             rope,
             config: config.clone(),
         };
-        assert!(all.next().is_none(), "more tensors than ModelConfig::parameters has entries");
+        assert!(all.next().is_none(), "more tensors than ModelConfig::stored has entries");
         model
     }
 
@@ -89,18 +89,39 @@ impl<B: LlamaOps> Llama<B> {
         self.output.weight.device()
     }
 
+    /// The rotary tables.
+    pub fn rope(&self) -> &Rope<B> {
+        &self.rope
+    }
+
     /// Final hidden states, after the last norm: what the output projection reads.
     ///
     /// # Shapes
     /// - `tokens`: `[batch, seq]`, ids below `vocab_size`, `seq` at most `max_seq_len`; returns `[batch, seq, dim]`
     pub fn hidden(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.hidden_with(tokens, None, &mut |_, _| {})
+        self.run(tokens, None, None, &mut |_, _| {})
+    }
+
+    /// [`Llama::hidden`] of several documents in one sequence, none of which sees another: `starts [batch, seq]` holds the first
+    /// position of each position's document.
+    pub fn hidden_in_documents(&self, tokens: Tensor<B, 2, Int>, starts: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.run(tokens, Some(&starts), None, &mut |_, _| {})
     }
 
     /// [`Llama::hidden`] with a cache of earlier positions (one entry a layer), showing each block's output to `see`.
     pub fn hidden_with(
         &self,
         tokens: Tensor<B, 2, Int>,
+        cache: Option<&mut [KvCache<B>]>,
+        see: &mut dyn FnMut(usize, &Tensor<B, 3>),
+    ) -> Tensor<B, 3> {
+        self.run(tokens, None, cache, see)
+    }
+
+    fn run(
+        &self,
+        tokens: Tensor<B, 2, Int>,
+        starts: Option<&Tensor<B, 2, Int>>,
         mut cache: Option<&mut [KvCache<B>]>,
         see: &mut dyn FnMut(usize, &Tensor<B, 3>),
     ) -> Tensor<B, 3> {
@@ -111,7 +132,7 @@ impl<B: LlamaOps> Llama<B> {
         assert!(start + seq <= max, "{} positions are more than max_seq_len {max}", start + seq);
         let mut x = self.tok_embeddings.weight.val().select(0, tokens.reshape([batch * seq])).reshape([batch, seq, dim]);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &self.rope, cache.as_mut().map(|c| &mut c[i]));
+            x = layer.forward(x, &self.rope, starts, cache.as_mut().map(|c| &mut c[i]));
             see(i, &x);
         }
         self.norm.forward(x)
@@ -130,7 +151,18 @@ impl<B: LlamaOps> Llama<B> {
     /// # Shapes
     /// - `tokens`, `targets`: `[batch, seq]`; a target is the token that follows
     pub fn loss_sum(&self, tokens: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
-        ops::linear_cross_entropy(self.hidden(tokens), self.output.weight.val(), targets)
+        self.loss_sum_in(tokens, targets, None)
+    }
+
+    /// [`Llama::loss_sum`], inside documents where `starts` is given; see [`Llama::hidden_in_documents`].
+    pub fn loss_sum_in(
+        &self,
+        tokens: Tensor<B, 2, Int>,
+        targets: Tensor<B, 2, Int>,
+        starts: Option<Tensor<B, 2, Int>>,
+    ) -> Tensor<B, 1> {
+        let hidden = self.run(tokens, starts.as_ref(), None, &mut |_, _| {});
+        ops::linear_cross_entropy(hidden, self.output.weight.val(), targets)
     }
 
     /// Empty caches for decoding `batch` sequences of up to `capacity` positions, one a layer.
@@ -139,46 +171,75 @@ impl<B: LlamaOps> Llama<B> {
         (0..self.layers.len()).map(|_| KvCache::new(&self.config, batch, capacity, &device)).collect()
     }
 
-    /// Every parameter, in the order of [`ModelConfig::parameters`].
+    /// Every parameter by name, in the order of [`ModelConfig::parameters`]: views of what is stored.
     pub fn parameters(&self) -> Vec<FloatTensor<B>> {
-        self.clone().into_parameters()
+        unfuse::<B>(&self.config, self.stored())
     }
 
-    /// Every parameter, giving up the model, so that an update may work in place.
-    pub fn into_parameters(self) -> Vec<FloatTensor<B>> {
+    /// The parameters as they are stored, in the order of [`ModelConfig::stored`].
+    pub fn stored(&self) -> Vec<FloatTensor<B>> {
+        self.clone().into_stored()
+    }
+
+    /// [`Llama::stored`], giving up the model, so that an update may work in place.
+    pub fn into_stored(self) -> Vec<FloatTensor<B>> {
         let matrix = |l: Linear<B>| primitive(l.weight.into_value());
         let vector = |n: RmsNorm<B>| primitive(n.weight.into_value());
         let mut all = vec![matrix(self.tok_embeddings)];
         for Block { attention_norm, attention, ffn_norm, feed_forward } in self.layers {
             all.push(vector(attention_norm));
-            all.extend([attention.wq, attention.wk, attention.wv, attention.wo].map(matrix));
+            all.extend([attention.wqkv, attention.wo].map(matrix));
             all.push(vector(ffn_norm));
-            all.extend([feed_forward.w1, feed_forward.w2, feed_forward.w3].map(matrix));
+            all.extend([feed_forward.w13, feed_forward.w2].map(matrix));
         }
         all.push(vector(self.norm));
         all.push(matrix(self.output));
         all
     }
 
-    /// The model with each parameter replaced by `f(index, parameter)`; the old handle is given to `f`.
-    pub fn map_parameters(self, mut f: impl FnMut(usize, FloatTensor<B>) -> FloatTensor<B>) -> Self {
-        let (config, rope) = (self.config.clone(), self.rope.clone());
-        let all = self.into_parameters().into_iter().enumerate().map(|(i, p)| f(i, p)).collect();
-        Self::from_primitives(&config, rope, all)
-    }
-
     /// The same weights (shared, not copied) under `Autodiff<B>`, ready to differentiate.
     pub fn autodiff(&self) -> Llama<Autodiff<B>> {
         let rope = Rope::from_tables(self.rope.tables().map(Tensor::from_inner));
-        let all = self.parameters().into_iter().map(<Autodiff<B> as AutodiffBackend>::from_inner).collect();
-        Llama::from_primitives(&self.config, rope, all)
+        let all = self.stored().into_iter().map(<Autodiff<B> as AutodiffBackend>::from_inner).collect();
+        Llama::from_stored(&self.config, rope, all)
     }
 }
 
+/// Stored tensors from named ones, those of a fused matrix one below the other.
+pub(crate) fn fuse<B: LlamaOps>(config: &ModelConfig, named: Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
+    let mut named: Vec<Option<FloatTensor<B>>> = named.into_iter().map(Some).collect();
+    let mut take = |i: usize| named[i].take().expect("a parameter is part of one stored tensor");
+    config
+        .stored()
+        .into_iter()
+        .map(|s| match s.parts[..] {
+            [(part, _)] => take(part),
+            _ => primitive(Tensor::cat(s.parts.iter().map(|&(part, _)| tensor::<B, 2>(take(part))).collect(), 0)),
+        })
+        .collect()
+}
+
+/// Named tensors (views) from stored ones: parameters, gradients or moments.
+pub fn unfuse<B: LlamaOps>(config: &ModelConfig, stored: Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
+    let mut named: Vec<Option<FloatTensor<B>>> = (0..config.parameters().len()).map(|_| None).collect();
+    for (s, x) in config.stored().into_iter().zip(stored) {
+        if let [(part, _)] = s.parts[..] {
+            named[part] = Some(x);
+            continue;
+        }
+        let mut at = 0;
+        for (part, rows) in s.parts {
+            named[part] = Some(primitive(tensor::<B, 2>(x.clone()).narrow(0, at, rows)));
+            at += rows;
+        }
+    }
+    named.into_iter().flatten().collect()
+}
+
 impl<B: LlamaOps> Llama<Autodiff<B>> {
-    /// Every parameter's gradient, in the order of [`ModelConfig::parameters`]; zeros where the loss did not reach.
+    /// Every parameter's gradient, in the order of [`ModelConfig::stored`]; zeros where the loss did not reach.
     pub fn take_gradients(&self, grads: &mut Gradients) -> Vec<FloatTensor<B>> {
-        let all = self.parameters();
+        let all = self.stored();
         all.iter()
             .map(|p| {
                 <Autodiff<B> as AutodiffBackend>::grad_remove(p, grads)

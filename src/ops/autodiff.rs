@@ -1,14 +1,14 @@
 //! The operations under `Autodiff<B>`: each is one node of the graph, with a backward written by hand that calls `B`'s.
 
-use burn::tensor::Tensor;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
-use super::{AttentionSaved, LlamaOps, linear, primitive, tensor};
+use super::{AttentionSaved, LlamaOps, Rotary, SelfAttention, attention, cast, loss, primitive, tensor};
 
 /// Runs `forward` as one node: tracked, it gives the output and what backward keeps; untracked, the output alone.
 macro_rules! node {
@@ -30,14 +30,13 @@ impl<B: LlamaOps> Backward<B, 2> for Linear {
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [x_node, w_node] = ops.parents;
-        let dy = grads.consume::<B>(&ops.node);
         let (x, w) = ops.state;
-        let (dx, dw) = linear::backward::<B>(x, w, dy);
+        let dy = cast::<B>(grads.consume::<B>(&ops.node), w.dtype());
         if let Some(node) = x_node {
-            grads.register::<B>(node.id, dx);
+            grads.register::<B>(node.id, B::project_backward_input(dy.clone(), w.clone(), x.dtype()));
         }
         if let Some(node) = w_node {
-            grads.register::<B>(node.id, dw);
+            grads.register::<B>(node.id, cast::<B>(B::project_backward_weight(dy, x, None), w.dtype()));
         }
     }
 }
@@ -51,12 +50,13 @@ impl<B: LlamaOps> Backward<B, 2> for RmsNorm {
         let [x_node, w_node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
         let (x, w, eps) = ops.state;
-        let (dx, dw) = B::rms_norm_backward(x, w, dy, eps);
+        let w_dtype = w.dtype();
+        let (dx, dw) = B::rms_norm_backward(x, w, dy, eps, None);
         if let Some(node) = x_node {
             grads.register::<B>(node.id, dx);
         }
         if let Some(node) = w_node {
-            grads.register::<B>(node.id, dw);
+            grads.register::<B>(node.id, cast::<B>(dw, w_dtype));
         }
     }
 }
@@ -64,33 +64,28 @@ impl<B: LlamaOps> Backward<B, 2> for RmsNorm {
 #[derive(Debug)]
 struct Rope;
 impl<B: LlamaOps> Backward<B, 1> for Rope {
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    type State = (Rotary<B>, usize, bool);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [x_node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (cos, sin) = ops.state;
+        let (Rotary { cos, sin }, rotated, inverse) = ops.state;
         if let Some(node) = x_node {
-            grads.register::<B>(node.id, B::rope(dy, cos, B::float_neg(sin)));
+            grads.register::<B>(node.id, B::rope(dy, cos, sin, rotated, !inverse));
         }
     }
 }
 
 #[derive(Debug)]
 struct SwiGlu;
-impl<B: LlamaOps> Backward<B, 2> for SwiGlu {
-    type State = (FloatTensor<B>, FloatTensor<B>);
+impl<B: LlamaOps> Backward<B, 1> for SwiGlu {
+    type State = FloatTensor<B>;
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let [gate_node, up_node] = ops.parents;
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (gate, up) = ops.state;
-        let (dgate, dup) = B::swiglu_backward(gate, up, dy);
-        if let Some(node) = gate_node {
-            grads.register::<B>(node.id, dgate);
-        }
-        if let Some(node) = up_node {
-            grads.register::<B>(node.id, dup);
+        if let Some(node) = node {
+            grads.register::<B>(node.id, B::swiglu_backward(ops.state, dy));
         }
     }
 }
@@ -106,6 +101,33 @@ impl<B: LlamaOps> Backward<B, 3> for Attention {
             if let Some(node) = node {
                 grads.register::<B>(node.id, grad);
             }
+        }
+    }
+}
+
+/// What the backward of [`LlamaOps::self_attention`] needs of its forward.
+#[derive(Clone, Debug)]
+struct SelfAttentionSaved<B: LlamaOps> {
+    qkv: FloatTensor<B>,
+    rotary: Rotary<B>,
+    s: SelfAttention<B>,
+    out: FloatTensor<B>,
+    lse: FloatTensor<B>,
+}
+
+#[derive(Debug)]
+struct SelfAttentionNode;
+impl<B: LlamaOps> Backward<B, 1> for SelfAttentionNode {
+    type State = SelfAttentionSaved<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let dout = grads.consume::<B>(&ops.node);
+        let SelfAttentionSaved { qkv, rotary, s, out, lse } = ops.state;
+        if let Some(node) = node {
+            let kv_heads = s.kv_heads;
+            let grad = B::self_attention_backward(qkv, s, out, lse, dout);
+            grads.register::<B>(node.id, attention::rotate::<B>(grad, rotary, kv_heads, true));
         }
     }
 }
@@ -129,39 +151,46 @@ impl<B: LlamaOps> Backward<B, 2> for CrossEntropy {
 }
 
 impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
-    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
         node!(
             Linear,
             C,
             [x, w],
-            ((x.primitive.clone(), w.primitive.clone()), B::project(x.primitive, w.primitive)),
-            B::project(x.primitive, w.primitive)
+            ((x.primitive.clone(), w.primitive.clone()), B::project(x.primitive, w.primitive, out)),
+            B::project(x.primitive, w.primitive, out)
         )
     }
 
-    fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
+    fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64, out: DType) -> FloatTensor<Self> {
         node!(
             RmsNorm,
             C,
             [x, w],
-            ((x.primitive.clone(), w.primitive.clone(), eps), B::rms_norm(x.primitive, w.primitive, eps)),
-            B::rms_norm(x.primitive, w.primitive, eps)
+            ((x.primitive.clone(), w.primitive.clone(), eps), B::rms_norm(x.primitive, w.primitive, eps, out)),
+            B::rms_norm(x.primitive, w.primitive, eps, out)
         )
     }
 
-    fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        rotated: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
         let (cos, sin) = (cos.primitive, sin.primitive);
-        node!(Rope, C, [x], ((cos.clone(), sin.clone()), B::rope(x.primitive, cos, sin)), B::rope(x.primitive, cos, sin))
+        let table = || Rotary { cos: cos.clone(), sin: sin.clone() };
+        node!(
+            Rope,
+            C,
+            [x],
+            ((table(), rotated, inverse), B::rope(x.primitive, cos.clone(), sin.clone(), rotated, inverse)),
+            B::rope(x.primitive, cos.clone(), sin.clone(), rotated, inverse)
+        )
     }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        node!(
-            SwiGlu,
-            C,
-            [gate, up],
-            ((gate.primitive.clone(), up.primitive.clone()), B::swiglu(gate.primitive, up.primitive)),
-            B::swiglu(gate.primitive, up.primitive)
-        )
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        node!(SwiGlu, C, [gate_up], (gate_up.primitive.clone(), B::swiglu(gate_up.primitive)), B::swiglu(gate_up.primitive))
     }
 
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
@@ -171,10 +200,26 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
             [q, k, v],
             {
                 let (q, k, v) = (q.primitive, k.primitive, v.primitive);
-                let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), scale);
-                (AttentionSaved { q, k, v, out: out.clone(), lse, scale }, out)
+                let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), None, scale);
+                (AttentionSaved { q, k, v, starts: None, out: out.clone(), lse, scale }, out)
             },
-            B::attention_forward(q.primitive, k.primitive, v.primitive, scale).0
+            B::attention_forward(q.primitive, k.primitive, v.primitive, None, scale).0
+        )
+    }
+
+    fn self_attention(qkv: FloatTensor<Self>, rotary: Rotary<Self>, s: SelfAttention<Self>) -> FloatTensor<Self> {
+        let rotary = Rotary { cos: rotary.cos.primitive, sin: rotary.sin.primitive };
+        let s = SelfAttention { kv_heads: s.kv_heads, starts: s.starts, scale: s.scale };
+        node!(
+            SelfAttentionNode,
+            C,
+            [qkv],
+            {
+                let qkv = attention::rotate::<B>(qkv.primitive, rotary.clone(), s.kv_heads, false);
+                let (out, lse) = B::self_attention_forward(qkv.clone(), s.clone());
+                (SelfAttentionSaved { qkv, rotary: rotary.clone(), s: s.clone(), out: out.clone(), lse }, out)
+            },
+            B::self_attention(qkv.primitive, rotary.clone(), s.clone())
         )
     }
 
@@ -184,8 +229,8 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
             C,
             [x, w],
             {
-                let [loss, dx, dw] = B::linear_cross_entropy_grad(x.primitive, w.primitive, targets);
-                ([dx, dw], loss)
+                let grads = loss::forward_backward::<B>(x.primitive, w.primitive, targets, 1.0, None, 0, &|stats| stats);
+                ([grads.dx, grads.dw], grads.loss)
             },
             B::linear_cross_entropy(x.primitive, w.primitive, targets)
         )

@@ -1,7 +1,7 @@
 //! The operations that LLaMA needs and Burn does not give in the needed form, as one trait, [`LlamaOps`].
 //!
 //! Each operation has a default body in plain Burn tensor operations, right on every backend. A backend overrides what it
-//! does better (`cpu/`: Flex and NdArray; `cube.rs`: CUDA and wgpu). `Autodiff<B>` overrides each differentiable operation with one node whose
+//! does better (`cpu/`: Flex and NdArray; `cube/`: CUDA and wgpu). `Autodiff<B>` overrides each differentiable operation with one node whose
 //! backward is written by hand (`autodiff.rs`), so that a loss of one's own gets the same memory and speed as the trainer.
 //!
 //! The functions of this module take and return [`Tensor`]s; the trait's methods speak Burn's primitives, whose rank is not
@@ -14,82 +14,128 @@ mod autodiff;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+mod embedding;
 mod linear;
-mod loss;
+pub mod loss;
 mod norm;
 mod rope;
 mod swiglu;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Int, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Int, Tensor, TensorMetadata, TensorPrimitive};
 
 pub use adamw::AdamWScalars;
+#[cfg(feature = "cube")]
+pub use cube::matmul::{Gemm, gemm, set_gemm};
 
 /// LLaMA's operations over a Burn backend. Every method has a default body.
 ///
-/// Shapes: `n` rows (batch * seq), `d` width, `h` query heads, `kv` key/value heads, `s` positions, `v` vocabulary.
+/// Shapes: `n` rows (batch * seq), `d` width, `h` query heads, `kv` key/value heads, `s` positions, `v` vocabulary, `f`
+/// feed-forward width. Data types: products take both operands in one type (float32, or bfloat16 where the backend has it) and
+/// give the type asked for; sums, norms, softmax, loss and the gradients of weights are float32 whatever the type of the operands.
+/// An operand given by value is written in place where nobody else holds it.
 pub trait LlamaOps: Backend {
     /// `a [.., m, k] x b [.., k, n] -> [.., m, n]` in the true precision of the inputs (no TF32 for float32).
     fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(a, b)
     }
 
-    /// `y = x W^T`: `x [n, d_in]`, `w [d_out, d_in]` -> `[n, d_out]`.
-    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
-        linear::forward::<Self>(x, w)
+    /// `y = x W^T` as `out`: `x [n, d_in]`, `w [d_out, d_in]` -> `[n, d_out]`.
+    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        linear::forward::<Self>(x, w, out)
+    }
+    /// `y + x W^T` in the type of `y [n, d_out]`, the residual stream.
+    fn project_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        linear::forward_add::<Self>(y, x, w)
+    }
+    /// Gradient of [`LlamaOps::project`] for its input as `out`: `dy W`, `dy [n, d_out]` -> `[n, d_in]`.
+    fn project_backward_input(dy: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        linear::backward_input::<Self>(dy, w, out)
+    }
+    /// Gradient of [`LlamaOps::project`] for its weight, float32: `sum + dy^T x`, `[d_out, d_in]`.
+    fn project_backward_weight(dy: FloatTensor<Self>, x: FloatTensor<Self>, sum: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        linear::backward_weight::<Self>(dy, x, sum)
     }
 
-    /// `y = x / sqrt(mean(x^2) + eps) * w` over the last dimension, in float32: `x [n, d]`, `w [d]` -> `[n, d]`.
-    fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
-        norm::forward::<Self>(x, w, eps)
+    /// `y = x / sqrt(mean(x^2) + eps) * w` over the last dimension as `out`: `x [n, d]`, `w [d]` -> `[n, d]`.
+    fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64, out: DType) -> FloatTensor<Self> {
+        norm::forward::<Self>(x, w, eps, out)
     }
-    /// Gradients of [`LlamaOps::rms_norm`]: `(dx [n, d], dw [d])` for `dy [n, d]`.
+    /// Gradients of [`LlamaOps::rms_norm`]: `(add + dx [n, d], dw [d])` for `dy [n, d]`. `add` is the gradient that reaches `x`
+    /// past the norm, in the type of `x`; `dw` is float32.
     fn rms_norm_backward(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         dy: FloatTensor<Self>,
         eps: f64,
+        add: Option<FloatTensor<Self>>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        norm::backward::<Self>(x, w, dy, eps)
+        norm::backward::<Self>(x, w, dy, eps, add)
     }
 
-    /// Rotates adjacent pairs of `x [batch, s, h, head_dim]` by the angles whose `cos` and `sin` are `[s, head_dim / 2]`.
-    /// Its gradient is the rotation by the opposite angles.
-    fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-        rope::forward::<Self>(x, cos, sin)
+    /// Rotates adjacent pairs of the first `rotated` heads of `x [batch, s, heads, head_dim]` by the angles whose `cos` and `sin`
+    /// are `[s, head_dim / 2]`, or by the opposite angles (`inverse`, which is its gradient).
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        rotated: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        rope::forward::<Self>(x, cos, sin, rotated, inverse)
     }
 
-    /// `silu(gate) * up`, element by element.
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        swiglu::forward::<Self>(gate, up)
+    /// `silu(gate) * up` of `gate_up [n, 2 f]`, whose rows are a gate and then an up: `[n, f]`.
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        swiglu::forward::<Self>(gate_up)
     }
-    /// Gradients of [`LlamaOps::swiglu`]: `(dgate, dup)`.
-    fn swiglu_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        swiglu::backward::<Self>(gate, up, dy)
+    /// Gradient of [`LlamaOps::swiglu`], `[n, 2 f]`, for `dy [n, f]`.
+    fn swiglu_backward(gate_up: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        swiglu::backward::<Self>(gate_up, dy)
     }
 
     /// Causal attention: `q [batch, h, s_q, head_dim]`, `k, v [batch, kv, s_k, head_dim]` -> `[batch, h, s_q, head_dim]`.
     /// The last query sees the last key (`s_q <= s_k`: a cache may hold earlier keys). `scale` multiplies the scores.
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
-        Self::attention_forward(q, k, v, scale).0
+        Self::attention_forward(q, k, v, None, scale).0
     }
-    /// [`LlamaOps::causal_attention`] and the log-sum-exp of each row's scores, `[batch, h, s_q, 1]`: all that backward needs.
+    /// [`LlamaOps::causal_attention`] and the log-sum-exp of each row's scores, `[batch, h, s_q, 1]`, float32: all that backward
+    /// needs. `starts [batch, s]` (`s_q = s_k = s`) holds for each query the first key that it sees, the start of its document.
     fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        starts: Option<IntTensor<Self>>,
         scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::forward::<Self>(q, k, v, scale)
+        attention::forward::<Self>(q, k, v, starts, scale)
     }
     /// Gradients of [`LlamaOps::causal_attention`], `(dq, dk, dv)`: recomputes the weights block by block.
     fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
         attention::backward::<Self>(saved, dout)
+    }
+
+    /// Attention over a packed projection `qkv [batch, s, h + 2 kv, head_dim]` (query heads, then key heads, then value heads),
+    /// which it rotates by `cos` and `sin` first: `[batch, s, h, head_dim]`.
+    fn self_attention(qkv: FloatTensor<Self>, rotary: Rotary<Self>, s: SelfAttention<Self>) -> FloatTensor<Self> {
+        let qkv = attention::rotate::<Self>(qkv, rotary, s.kv_heads, false);
+        Self::self_attention_forward(qkv, s).0
+    }
+    /// [`LlamaOps::self_attention`] of a projection that is rotated already, with the log-sum-exp `[batch, h, s, 1]`.
+    fn self_attention_forward(qkv: FloatTensor<Self>, s: SelfAttention<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention::packed_forward::<Self>(qkv, s)
+    }
+    /// Gradient of the rotated projection, packed as it is: of `out` and `lse` from [`LlamaOps::self_attention_forward`], and
+    /// `dout`, both `[batch, s, h, head_dim]`.
+    fn self_attention_backward(
+        qkv: FloatTensor<Self>,
+        s: SelfAttention<Self>,
+        out: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        dout: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        attention::packed_backward::<Self>(qkv, s, out, lse, dout)
     }
 
     /// Sum over rows of the cross-entropy of `softmax(x W^T)` against `targets`, `[1]`: `x [n, d]`, `w [v, d]`,
@@ -97,24 +143,51 @@ pub trait LlamaOps: Backend {
     fn linear_cross_entropy(x: FloatTensor<Self>, w: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         loss::forward::<Self>(x, w, targets)
     }
-    /// The loss of [`LlamaOps::linear_cross_entropy`] with its gradients in the same pass: `(loss [1], dx, dw)`.
-    fn linear_cross_entropy_grad(x: FloatTensor<Self>, w: FloatTensor<Self>, targets: IntTensor<Self>) -> [FloatTensor<Self>; 3] {
-        loss::forward_backward::<Self>(x, w, targets)
+    /// The first half of the loss of a chunk of rows: `logits [n, v]` (float32) -> `[n, 3]`, of each row the largest logit, the sum
+    /// of the exponentials of the logits less it, and the target's logit. Of a part of the vocabulary that begins at `first`:
+    /// minus infinity for a target that lies elsewhere. The parts are joined by [`loss::join`].
+    fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {
+        loss::stats::<Self>(logits, targets, first)
+    }
+    /// The second half: the gradient of `scale` times the loss as `out`, `scale * (softmax - onehot(target))`, zero in the rows
+    /// that do not count; `stats` of the whole vocabulary.
+    fn logit_grad(
+        logits: FloatTensor<Self>,
+        stats: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        first: usize,
+        scale: f64,
+        out: DType,
+    ) -> FloatTensor<Self> {
+        loss::grad::<Self>(logits, stats, targets, first, scale, out)
+    }
+    /// Rows whose logits the loss holds at once; thin products waste their time on reading the output weight.
+    fn logit_rows(vocab: usize) -> usize {
+        loss::rows_for(vocab)
+    }
+
+    /// Rows `ids [n]` of `w [v, d]` as `out`: `[n, d]`.
+    fn embed(ids: IntTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        embedding::forward::<Self>(ids, w, out)
+    }
+    /// `sum [v, d]` (float32) with the rows of `dx [n, d]` added at `ids [n]`. `order [n]` sorts the ids: equal ids lie side by
+    /// side in it, so that a row of the result is one task's and nothing depends on chance.
+    fn embed_backward(
+        ids: IntTensor<Self>,
+        order: IntTensor<Self>,
+        dx: FloatTensor<Self>,
+        sum: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        embedding::backward::<Self>(ids, order, dx, sum)
     }
 
     /// Sum of squares of all elements, `[1]`, float32.
     fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
         adamw::square_sum::<Self>(x)
     }
-    /// One AdamW step on one parameter: `(w, m, v)` after it.
-    fn adamw_step(
-        w: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        m: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        s: AdamWScalars,
-    ) -> [FloatTensor<Self>; 3] {
-        adamw::step::<Self>(w, grad, m, v, s)
+    /// One AdamW step on one parameter, one pass over its state, in place. A copy in another type is refreshed in the same pass.
+    fn adamw_step(state: AdamWState<Self>, grad: FloatTensor<Self>, s: AdamWScalars) -> AdamWState<Self> {
+        adamw::step::<Self>(state, grad, s)
     }
 
     /// Bytes that the device's memory pool holds; `None` where memory is the process's own.
@@ -137,12 +210,47 @@ pub struct AttentionSaved<B: Backend> {
     pub k: FloatTensor<B>,
     /// Values `[batch, kv, s_k, head_dim]`.
     pub v: FloatTensor<B>,
+    /// First key that each query sees, `[batch, s]`; `None`: the first of all.
+    pub starts: Option<IntTensor<B>>,
     /// The output `[batch, h, s_q, head_dim]`.
     pub out: FloatTensor<B>,
     /// Log-sum-exp of the scaled scores `[batch, h, s_q, 1]`.
     pub lse: FloatTensor<B>,
     /// Factor on the scores.
     pub scale: f64,
+}
+
+/// How attention reads a packed projection.
+#[derive(Clone, Debug)]
+pub struct SelfAttention<B: Backend> {
+    /// Key/value heads: of `H` heads in all, `H - 2 kv_heads` are query heads.
+    pub kv_heads: usize,
+    /// First key that each query sees, `[batch, s]`; `None`: the first of all.
+    pub starts: Option<IntTensor<B>>,
+    /// Factor on the scores.
+    pub scale: f64,
+}
+
+/// Cosines and sines of the rotary angles, `[s, head_dim / 2]` each, float32.
+#[derive(Clone, Debug)]
+pub struct Rotary<B: Backend> {
+    /// Cosines.
+    pub cos: FloatTensor<B>,
+    /// Sines.
+    pub sin: FloatTensor<B>,
+}
+
+/// A parameter with what AdamW keeps of it.
+#[derive(Clone, Debug)]
+pub struct AdamWState<B: Backend> {
+    /// The parameter, float32.
+    pub w: FloatTensor<B>,
+    /// First moment, float32.
+    pub m: FloatTensor<B>,
+    /// Second moment, float32.
+    pub v: FloatTensor<B>,
+    /// The parameter as the products read it, where that is another type than float32.
+    pub copy: Option<FloatTensor<B>>,
 }
 
 /// A primitive as a tensor of rank `D`.
@@ -155,10 +263,20 @@ pub(crate) fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTen
     x.into_primitive().tensor()
 }
 
+/// A primitive in another shape.
+pub(crate) fn reshape<B: Backend>(x: FloatTensor<B>, shape: &[usize]) -> FloatTensor<B> {
+    if x.shape().to_vec() == shape { x } else { B::float_reshape(x, shape.to_vec().into()) }
+}
+
+/// A primitive in another data type.
+pub(crate) fn cast<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if x.dtype() == dtype { x } else { B::float_cast(x, dtype.into()) }
+}
+
 /// `y = x W^T` over the last dimension.
 ///
 /// # Shapes
-/// - `x`: `[batch, seq, d_in]`, `w`: `[d_out, d_in]`; returns `[batch, seq, d_out]`
+/// - `x`: `[batch, seq, d_in]`, `w`: `[d_out, d_in]`; returns `[batch, seq, d_out]`, all of one data type
 ///
 /// # Panics
 /// If widths or dtypes differ (CubeCL would compute garbage on mixed dtypes).
@@ -167,19 +285,21 @@ pub fn linear<B: LlamaOps>(x: Tensor<B, 3>, w: Tensor<B, 2>) -> Tensor<B, 3> {
     let [d_out, w_in] = w.dims();
     assert_eq!(d_in, w_in, "linear: the input has width {d_in}, the weight wants {w_in}");
     assert_eq!(x.dtype(), w.dtype(), "linear: input and weight must share a dtype");
+    let dtype = x.dtype();
     // Flattened to two dimensions: Burn's batched weight gradient would hold one product per batch row.
-    let y = B::project(primitive(x.reshape([batch * seq, d_in])), primitive(w));
+    let y = B::project(primitive(x.reshape([batch * seq, d_in])), primitive(w), dtype);
     tensor::<B, 2>(y).reshape([batch, seq, d_out])
 }
 
 /// RMSNorm over the last dimension, computed in float32.
 ///
 /// # Shapes
-/// - `x`: `[batch, seq, dim]`, `w`: `[dim]`; returns `[batch, seq, dim]`
+/// - `x`: `[batch, seq, dim]`, `w`: `[dim]`; returns `[batch, seq, dim]` in the type of `x`
 pub fn rms_norm<B: LlamaOps>(x: Tensor<B, 3>, w: Tensor<B, 1>, eps: f64) -> Tensor<B, 3> {
     let [batch, seq, dim] = x.dims();
     assert_eq!(w.dims(), [dim], "rms_norm: the weight has another width than the input");
-    let y = B::rms_norm(primitive(x.reshape([batch * seq, dim])), primitive(w), eps);
+    let dtype = x.dtype();
+    let y = B::rms_norm(primitive(x.reshape([batch * seq, dim])), primitive(w), eps, dtype);
     tensor::<B, 2>(y).reshape([batch, seq, dim])
 }
 
@@ -188,18 +308,19 @@ pub fn rms_norm<B: LlamaOps>(x: Tensor<B, 3>, w: Tensor<B, 1>, eps: f64) -> Tens
 /// # Shapes
 /// - `x`: `[batch, seq, n_heads, head_dim]`, `cos`, `sin`: `[seq, head_dim / 2]`; returns the shape of `x`
 pub fn rope<B: LlamaOps>(x: Tensor<B, 4>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 4> {
-    let [_, seq, _, head_dim] = x.dims();
+    let [_, seq, heads, head_dim] = x.dims();
     assert_eq!(cos.dims(), [seq, head_dim / 2], "rope: the tables do not fit the input");
-    tensor(B::rope(primitive(x), primitive(cos), primitive(sin)))
+    tensor(B::rope(primitive(x), primitive(cos), primitive(sin), heads, false))
 }
 
 /// `silu(gate) * up`.
 ///
 /// # Shapes
-/// - both and the result: `[batch, seq, hidden_dim]`
-pub fn swiglu<B: LlamaOps>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
-    assert_eq!(gate.dims(), up.dims(), "swiglu: gate and up differ in shape");
-    tensor(B::swiglu(primitive(gate), primitive(up)))
+/// - `gate_up`: `[batch, seq, 2 hidden_dim]`, each row a gate and then an up; returns `[batch, seq, hidden_dim]`
+pub fn swiglu<B: LlamaOps>(gate_up: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [batch, seq, width] = gate_up.dims();
+    assert!(width.is_multiple_of(2), "swiglu: a width of {width} is not a gate and an up");
+    tensor::<B, 2>(B::swiglu(primitive(gate_up.reshape([batch * seq, width])))).reshape([batch, seq, width / 2])
 }
 
 /// Causal attention with 1 / sqrt(head_dim) on the scores; see [`LlamaOps::causal_attention`].
@@ -217,6 +338,33 @@ pub fn attention<B: LlamaOps>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>)
     tensor(B::causal_attention(primitive(q), primitive(k), primitive(v), 1.0 / (head_dim as f64).sqrt()))
 }
 
+/// Rotary embedding and causal attention of a packed projection, with 1 / sqrt(head_dim) on the scores; see
+/// [`LlamaOps::self_attention`]. `starts` keeps attention inside documents: the first position of each position's document.
+///
+/// # Shapes
+/// - `qkv`: `[batch, seq, n_heads + 2 n_kv_heads, head_dim]`, `cos`, `sin`: `[seq, head_dim / 2]`, `starts`: `[batch, seq]`
+/// - returns `[batch, seq, n_heads, head_dim]`
+pub fn self_attention<B: LlamaOps>(
+    qkv: Tensor<B, 4>,
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+    n_kv_heads: usize,
+    starts: Option<Tensor<B, 2, Int>>,
+) -> Tensor<B, 4> {
+    let [batch, seq, heads, head_dim] = qkv.dims();
+    assert_eq!(cos.dims(), [seq, head_dim / 2], "self_attention: the tables do not fit the input");
+    assert!(heads > 2 * n_kv_heads, "self_attention: {heads} heads in all cannot hold {n_kv_heads} key and value heads");
+    let n_heads = heads - 2 * n_kv_heads;
+    assert!(n_heads.is_multiple_of(n_kv_heads), "attention: {n_heads} heads cannot share {n_kv_heads} key/value heads");
+    if let Some(starts) = &starts {
+        assert_eq!(starts.dims(), [batch, seq], "self_attention: one document start a position");
+    }
+    let rotary = Rotary { cos: primitive(cos), sin: primitive(sin) };
+    let s =
+        SelfAttention { kv_heads: n_kv_heads, starts: starts.map(Tensor::into_primitive), scale: 1.0 / (head_dim as f64).sqrt() };
+    tensor(B::self_attention(primitive(qkv), rotary, s))
+}
+
 /// Sum of the cross-entropy over all positions with a target of at least 0, natural logarithm, `[1]`.
 ///
 /// # Shapes
@@ -225,6 +373,7 @@ pub fn linear_cross_entropy<B: LlamaOps>(x: Tensor<B, 3>, w: Tensor<B, 2>, targe
     let [batch, seq, dim] = x.dims();
     assert_eq!(targets.dims(), [batch, seq], "cross-entropy: targets and inputs differ in shape");
     assert_eq!(w.dims()[1], dim, "cross-entropy: the output weight has another width than the input");
+    assert_eq!(x.dtype(), w.dtype(), "cross-entropy: input and weight must share a dtype");
     let targets = targets.reshape([batch * seq]).into_primitive();
     tensor(B::linear_cross_entropy(primitive(x.reshape([batch * seq, dim])), primitive(w), targets))
 }

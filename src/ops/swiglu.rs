@@ -1,34 +1,33 @@
-//! SwiGLU (Shazeer 2020) without its products: `silu(gate) * up`, default body.
+//! SwiGLU (Shazeer 2020) without its products: `silu(gate) * up`, default body. Computed in float32.
 
 use burn::tensor::activation::sigmoid;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::{DType, Tensor};
 
 use super::{LlamaOps, primitive, tensor};
 
-pub(super) fn forward<B: LlamaOps>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
-    // Rank does not matter to element-wise operations: the tensors are seen as flat.
-    let n = gate.shape().num_elements();
-    let shape = gate.shape();
-    let flat = |x| tensor::<B, 1>(B::float_reshape(x, [n].into()));
-    let (gate, up) = (flat(gate), flat(up));
-    let y = gate.clone() * sigmoid(gate) * up;
-    B::float_reshape(primitive(y), shape)
+/// Gate and up, float32.
+fn halves<B: LlamaOps>(gate_up: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let f = gate_up.dims()[1] / 2;
+    let half = |at| gate_up.clone().narrow(1, at, f).cast(DType::F32);
+    (half(0), half(f))
+}
+
+pub(super) fn forward<B: LlamaOps>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
+    let gate_up = tensor::<B, 2>(gate_up);
+    let dtype = gate_up.dtype();
+    let (gate, up) = halves(gate_up);
+    primitive((gate.clone() * sigmoid(gate) * up).cast(dtype))
 }
 
 /// With `s = sigmoid(gate)`: `dgate = dy * up * s * (1 + gate * (1 - s))`, `dup = dy * gate * s`.
-pub(super) fn backward<B: LlamaOps>(
-    gate: FloatTensor<B>,
-    up: FloatTensor<B>,
-    dy: FloatTensor<B>,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (n, shape, dtype) = (gate.shape().num_elements(), gate.shape(), gate.dtype());
-    let flat = |x| tensor::<B, 1>(B::float_reshape(x, [n].into())).cast(DType::F32);
-    let (gate, up, dy) = (flat(gate), flat(up), flat(dy));
+pub(super) fn backward<B: LlamaOps>(gate_up: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+    let (gate_up, dy) = (tensor::<B, 2>(gate_up), tensor::<B, 2>(dy).cast(DType::F32));
+    let dtype = gate_up.dtype();
+    let (gate, up) = halves(gate_up);
     let s = sigmoid(gate.clone());
     let dup = dy.clone() * gate.clone() * s.clone();
     let slope = s.clone() * (gate * (s.neg() + 1.0) + 1.0);
     let dgate = dy * up * slope;
-    let back = |x: burn::tensor::Tensor<B, 1>| B::float_reshape(primitive(x.cast(dtype)), shape.clone());
-    (back(dgate), back(dup))
+    primitive(Tensor::cat(vec![dgate, dup], 1).cast(dtype))
 }

@@ -2,13 +2,13 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 
 use super::reference::{self, AttentionShape};
-use super::{Checks, Output, draw, golden, magnitude};
+use super::{Checks, Output, attention, draw, golden, magnitude, narrow};
 use crate::model::init::from_f32;
-use crate::ops::{self, AdamWScalars, AttentionSaved, LlamaOps, primitive, tensor};
+use crate::ops::{self, AdamWScalars, AdamWState, LlamaOps, loss, primitive, tensor};
 
 /// One check or a few that share a reference.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,11 +58,15 @@ pub enum Case {
     },
     /// SwiGLU and its gradients, gates up to +-100.
     SwiGlu {
-        /// Elements.
+        /// Rows.
         n: usize,
+        /// Gates of a row.
+        f: usize,
     },
     /// Causal attention and its gradients, on strided queries and on keys inside a longer cache.
     Attention(AttentionShape),
+    /// Attention of a packed projection, rotated first, whole and inside documents, and its gradient; `seq_q = seq_k`.
+    SelfAttention(AttentionShape),
     /// Output projection with cross-entropy and its gradients; some targets do not count.
     CrossEntropy {
         /// Rows.
@@ -71,6 +75,22 @@ pub enum Case {
         dim: usize,
         /// Vocabulary.
         vocab: usize,
+    },
+    /// Rows of the embedding and their gradient.
+    Embedding {
+        /// Tokens.
+        n: usize,
+        /// Width.
+        dim: usize,
+        /// Vocabulary.
+        vocab: usize,
+    },
+    /// Products, norms, SwiGLU and attention on bfloat16 and float16, where the backend has them.
+    Narrow {
+        /// Positions.
+        seq: usize,
+        /// Width of a head.
+        head_dim: usize,
     },
     /// Sum of squares.
     SquareSum {
@@ -92,6 +112,9 @@ pub fn cases() -> Vec<Case> {
     let attention = |batch, heads, kv_heads, seq_q, seq_k, head_dim| {
         Case::Attention(AttentionShape { batch, heads, kv_heads, seq_q, seq_k, head_dim })
     };
+    let self_attention = |batch, heads, kv_heads, seq, head_dim| {
+        Case::SelfAttention(AttentionShape { batch, heads, kv_heads, seq_q: seq, seq_k: seq, head_dim })
+    };
     vec![
         Case::TrueFloat32 { k: 32 },
         Case::TrueFloat32 { k: 288 },
@@ -104,14 +127,22 @@ pub fn cases() -> Vec<Case> {
         Case::RmsNorm { n: 65, d: 288 },
         Case::Rope { batch: 1, seq: 1, heads: 1, head_dim: 2 },
         Case::Rope { batch: 2, seq: 65, heads: 6, head_dim: 48 },
-        Case::SwiGlu { n: 7 },
-        Case::SwiGlu { n: 65 * 768 },
+        Case::SwiGlu { n: 1, f: 7 },
+        Case::SwiGlu { n: 65, f: 768 },
         attention(2, 2, 2, 1, 1, 8),
         attention(2, 6, 6, 65, 65, 48),
         attention(1, 4, 2, 257, 257, 64),
         attention(2, 4, 1, 1, 130, 128),
+        self_attention(2, 2, 1, 3, 8),
+        self_attention(2, 6, 6, 65, 48),
+        self_attention(1, 4, 2, 257, 64),
+        self_attention(1, 2, 2, 130, 128),
         Case::CrossEntropy { n: 5, dim: 8, vocab: 7 },
         Case::CrossEntropy { n: 65, dim: 96, vocab: 4096 },
+        Case::Embedding { n: 5, dim: 3, vocab: 4 },
+        Case::Embedding { n: 257, dim: 288, vocab: 32_000 },
+        Case::Narrow { seq: 3, head_dim: 16 },
+        Case::Narrow { seq: 130, head_dim: 64 },
         Case::SquareSum { n: 1 },
         Case::SquareSum { n: 288 * 768 },
         Case::AdamW { n: 3 },
@@ -121,23 +152,23 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Input of a case: values, exact in float32, of a shape.
-struct Input {
-    values: Vec<f32>,
-    shape: Vec<usize>,
+pub(super) struct Input {
+    pub(super) values: Vec<f32>,
+    pub(super) shape: Vec<usize>,
 }
 
 impl Input {
     /// From stream `seed`, in [-scale, scale).
-    fn new(seed: u64, shape: &[usize], scale: f32) -> Self {
+    pub(super) fn new(seed: u64, shape: &[usize], scale: f32) -> Self {
         let values = draw(seed, shape.iter().product()).into_iter().map(|u| u * scale).collect();
         Self { values, shape: shape.to_vec() }
     }
 
-    fn f64(&self) -> Vec<f64> {
+    pub(super) fn f64(&self) -> Vec<f64> {
         self.values.iter().map(|&x| f64::from(x)).collect()
     }
 
-    fn at<B: LlamaOps>(&self, device: &B::Device) -> FloatTensor<B> {
+    pub(super) fn at<B: LlamaOps>(&self, device: &B::Device) -> FloatTensor<B> {
         from_f32::<B>(self.values.clone(), &self.shape, device)
     }
 
@@ -153,7 +184,7 @@ impl Input {
     }
 
     /// `[a, b, c, d]` as a view of `[a, c, b, d]`, as heads come out of a projection.
-    fn heads<B: LlamaOps>(&self, device: &B::Device) -> FloatTensor<B> {
+    pub(super) fn heads<B: LlamaOps>(&self, device: &B::Device) -> FloatTensor<B> {
         let [a, b, c, d] = self.shape[..] else { return self.at::<B>(device) };
         let values = (0..a * b * c).flat_map(|row| {
             let (i, j, k) = (row / (c * b), row / b % c, row % b);
@@ -163,7 +194,7 @@ impl Input {
     }
 
     /// `[a, b, c, d]` as the first rows of a cache `[a, b, c + 3, d]`, whose rest must not be read.
-    fn cached<B: LlamaOps>(&self, device: &B::Device) -> FloatTensor<B> {
+    pub(super) fn cached<B: LlamaOps>(&self, device: &B::Device) -> FloatTensor<B> {
         let [a, b, c, d] = self.shape[..] else { return self.at::<B>(device) };
         let cache = Tensor::<B, 4>::full([a, b, c + 3, d], f32::NAN, (device, burn::tensor::DType::F32));
         let cache = cache.slice_assign([0..a, 0..b, 0..c, 0..d], tensor::<B, 4>(self.at::<B>(device)));
@@ -171,7 +202,7 @@ impl Input {
     }
 
     /// A leaf of the graph.
-    fn leaf<B: LlamaOps, const D: usize>(&self, device: &B::Device) -> Tensor<Autodiff<B>, D> {
+    pub(super) fn leaf<B: LlamaOps, const D: usize>(&self, device: &B::Device) -> Tensor<Autodiff<B>, D> {
         Tensor::from_inner(tensor::<B, D>(self.at::<B>(device))).require_grad()
     }
 }
@@ -182,10 +213,10 @@ fn spread(terms: usize) -> f64 {
     (terms as f64).sqrt() / 3.0
 }
 
-type Leaf<B, const D: usize> = Tensor<Autodiff<B>, D>;
+pub(super) type Leaf<B, const D: usize> = Tensor<Autodiff<B>, D>;
 
 /// `y` and the gradients of `sum(y * dy)` for `inputs`, with what they should be.
-fn backward<B: LlamaOps, const D: usize, const N: usize, const M: usize>(
+pub(super) fn backward<B: LlamaOps, const D: usize, const N: usize, const M: usize>(
     y: Leaf<B, D>,
     dy: &Input,
     inputs: [FloatTensor<Autodiff<B>>; N],
@@ -209,8 +240,11 @@ impl Case {
             Self::Linear { n, d_in, d_out } => linear::<B>([n, d_in, d_out], device, checks),
             Self::RmsNorm { n, d } => rms_norm::<B>([n, d], device, checks),
             Self::Rope { batch, seq, heads, head_dim } => rope::<B>([batch, seq, heads, head_dim], device, checks),
-            Self::SwiGlu { n } => swiglu::<B>(n, device, checks),
-            Self::Attention(shape) => attention::<B>(shape, device, checks),
+            Self::SwiGlu { n, f } => swiglu::<B>([n, f], device, checks),
+            Self::Attention(shape) => attention::attention::<B>(shape, device, checks),
+            Self::SelfAttention(shape) => attention::self_attention::<B>(shape, device, checks),
+            Self::Embedding { n, dim, vocab } => embedding::<B>([n, dim, vocab], device, checks),
+            Self::Narrow { seq, head_dim } => narrow::check::<B>([seq, head_dim], device, checks),
             Self::CrossEntropy { n, dim, vocab } => cross_entropy::<B>([n, dim, vocab], device, checks),
             Self::SquareSum { n } => square_sum::<B>(n, device, checks),
             Self::AdamW { n } => adamw::<B>(n, device, checks),
@@ -244,7 +278,7 @@ fn true_float32<B: LlamaOps>(k: usize, device: &B::Device, checks: &mut Checks<'
         vec![Output::new::<B>(product(&fine, &one), &want), Output::new::<B>(product(&one, &fine), &want)]
     });
     checks.row("project, true float32", &shape, 0.0, || {
-        let product = |x: &Input, w: &Input| B::project(x.at::<B>(device), w.at::<B>(device));
+        let product = |x: &Input, w: &Input| B::project(x.at::<B>(device), w.at::<B>(device), DType::F32);
         vec![Output::new::<B>(product(&fine, &one), &want), Output::new::<B>(product(&one, &fine), &want)]
     });
 }
@@ -254,7 +288,30 @@ fn linear<B: LlamaOps>([n, d_in, d_out]: [usize; 3], device: &B::Device, checks:
     let [y, dx, dw] = reference::linear(&x.f64(), &w.f64(), &dy.f64(), [n, d_in, d_out]);
     let shape = format!("{n} x {d_in} -> {d_out}");
     checks.row("project", &shape, checks.tolerance.sum(d_in), || {
-        vec![Output::new::<B>(B::project(x.at::<B>(device), w.at::<B>(device)), &y).scale(spread(d_in))]
+        vec![Output::new::<B>(B::project(x.at::<B>(device), w.at::<B>(device), DType::F32), &y).scale(spread(d_in))]
+    });
+    checks.row("project_add", &shape, checks.tolerance.sum(d_in), || {
+        // On handles that are shared and on ones that may be written to.
+        let want: Vec<f64> = y.iter().zip(dy.f64()).map(|(a, b)| a + b).collect();
+        let shared = dy.at::<B>(device);
+        let got = B::project_add(shared.clone(), x.at::<B>(device), w.at::<B>(device));
+        let own = B::project_add(dy.at::<B>(device), x.at::<B>(device), w.at::<B>(device));
+        let [got, own] = [got, own].map(|x| Output::new::<B>(x, &want).scale(spread(d_in)));
+        vec![got, own, Output::new::<B>(shared, &dy.f64())]
+    });
+    checks.row("project_backward_input", &shape, checks.tolerance.sum(d_out), || {
+        let got = B::project_backward_input(dy.at::<B>(device), w.at::<B>(device), DType::F32);
+        vec![Output::new::<B>(got, &dx).scale(spread(d_out))]
+    });
+    checks.row("project_backward_weight", &shape, checks.tolerance.sum(n), || {
+        let sums = dw.iter().zip(w.f64()).map(|(a, b)| a + b).collect::<Vec<_>>();
+        let shared = w.at::<B>(device);
+        let got = [None, Some(w.at::<B>(device)), Some(shared.clone())]
+            .map(|sum| B::project_backward_weight(dy.at::<B>(device), x.at::<B>(device), sum));
+        let mut all: Vec<Output> = got.into_iter().zip([&dw, &sums, &sums]).map(|(g, want)| Output::new::<B>(g, want)).collect();
+        all.iter_mut().for_each(|o| o.scale = spread(n));
+        all.push(Output::new::<B>(shared, &w.f64()));
+        all
     });
     checks.row("autodiff project", &shape, checks.tolerance.sum(n.max(d_in).max(d_out)), || {
         let (xs, ws) = (x.leaf::<B, 2>(device), w.leaf::<B, 2>(device));
@@ -278,11 +335,18 @@ fn rms_norm<B: LlamaOps>([n, d]: [usize; 2], device: &B::Device, checks: &mut Ch
         most.max(magnitude(&dy.f64()) * magnitude(&w.f64()) / rms / 4.0)
     });
     checks.row("rms_norm", &shape, tolerance, || {
-        vec![Output::new::<B>(B::rms_norm(x.at::<B>(device), w.at::<B>(device), EPS), &y)]
+        vec![Output::new::<B>(B::rms_norm(x.at::<B>(device), w.at::<B>(device), EPS, DType::F32), &y)]
     });
     checks.row("rms_norm_backward", &shape, tolerance, || {
-        let (gx, gw) = B::rms_norm_backward(x.at::<B>(device), w.at::<B>(device), dy.at::<B>(device), EPS);
-        vec![Output::new::<B>(gx, &dx).scale(floor), Output::new::<B>(gw, &dw).scale(spread(n))]
+        let backward = |add| B::rms_norm_backward(x.at::<B>(device), w.at::<B>(device), dy.at::<B>(device), EPS, add);
+        let (gx, gw) = backward(None);
+        let shared = dy.at::<B>(device);
+        let sums: Vec<f64> = dx.iter().zip(dy.f64()).map(|(a, b)| a + b).collect();
+        let added = [dy.at::<B>(device), shared.clone()].map(|add| Output::new::<B>(backward(Some(add)).0, &sums).scale(floor));
+        let mut all = vec![Output::new::<B>(gx, &dx).scale(floor), Output::new::<B>(gw, &dw).scale(spread(n))];
+        all.extend(added);
+        all.push(Output::new::<B>(shared, &dy.f64()));
+        all
     });
     checks.row("autodiff rms_norm", &shape, tolerance, || {
         let (xs, ws) = (x.leaf::<B, 2>(device), w.leaf::<B, 1>(device));
@@ -303,8 +367,19 @@ fn rope<B: LlamaOps>([batch, seq, heads, head_dim]: [usize; 4], device: &B::Devi
     let (cos, sin) = (table(f64::cos), table(f64::sin));
     let text = format!("{batch} x {seq} x {heads} heads of {head_dim}");
     checks.row("rope", &text, checks.tolerance.sum(2), || {
-        let got = B::rope(x.at::<B>(device), cos.at::<B>(device), sin.at::<B>(device));
-        vec![Output::new::<B>(got, &y)]
+        let turn = |x, rotated, inverse| B::rope(x, cos.at::<B>(device), sin.at::<B>(device), rotated, inverse);
+        // The last head is left as it is.
+        let partly = |turned: &[f64], x: &[f64]| {
+            let heads_of = |i: usize| i / head_dim % heads;
+            (0..x.len()).map(|i| if heads_of(i) + 1 < heads { turned[i] } else { x[i] }).collect::<Vec<_>>()
+        };
+        let shared = x.at::<B>(device);
+        vec![
+            Output::new::<B>(turn(shared.clone(), heads, false), &y),
+            Output::new::<B>(turn(dy.at::<B>(device), heads, true), &dx),
+            Output::new::<B>(turn(x.at::<B>(device), heads - 1, false), &partly(&y, &x.f64())),
+            Output::new::<B>(shared, &x.f64()),
+        ]
     });
     checks.row("autodiff rope", &text, checks.tolerance.sum(2), || {
         let xs = x.leaf::<B, 4>(device);
@@ -313,66 +388,53 @@ fn rope<B: LlamaOps>([batch, seq, heads, head_dim]: [usize; 4], device: &B::Devi
     });
 }
 
-fn swiglu<B: LlamaOps>(n: usize, device: &B::Device, checks: &mut Checks<'_>) {
-    let [mut gate, mut up, mut dy] = [(1, 8.0), (2, 1.0), (3, 1.0)].map(|(seed, scale)| Input::new(seed, &[1, 1, n], scale));
+fn swiglu<B: LlamaOps>([n, f]: [usize; 2], device: &B::Device, checks: &mut Checks<'_>) {
+    let [mut gate, mut up, mut dy] = [(1, 8.0), (2, 1.0), (3, 1.0)].map(|(seed, scale)| Input::new(seed, &[n, f], scale));
     // Where an exponential overflows; the other factors small, so that these elements do not set the scale.
-    for (i, g) in [100.0, -100.0, 0.0].into_iter().enumerate().take(n) {
+    for (i, g) in [100.0, -100.0, 0.0].into_iter().enumerate().take(n * f) {
         (gate.values[i], up.values[i], dy.values[i]) = (g, 1.0 / 16.0, 1.0 / 16.0);
     }
     let [y, dgate, dup] = reference::swiglu(&gate.f64(), &up.f64(), &dy.f64());
-    let shape = format!("{n}");
+    let packed = Input {
+        values: gate.values.chunks_exact(f).zip(up.values.chunks_exact(f)).flat_map(|(g, u)| [g, u].concat()).collect(),
+        shape: vec![n, 2 * f],
+    };
+    let grad: Vec<f64> = dgate.chunks_exact(f).zip(dup.chunks_exact(f)).flat_map(|(g, u)| [g, u].concat()).collect();
+    let shape = format!("{n} x {f}");
     let tolerance = checks.tolerance.sum(1);
-    checks.row("swiglu", &shape, tolerance, || vec![Output::new::<B>(B::swiglu(gate.at::<B>(device), up.at::<B>(device)), &y)]);
+    checks.row("swiglu", &shape, tolerance, || vec![Output::new::<B>(B::swiglu(packed.at::<B>(device)), &y)]);
     checks.row("swiglu_backward", &shape, tolerance, || {
-        let (dg, du) = B::swiglu_backward(gate.at::<B>(device), up.at::<B>(device), dy.at::<B>(device));
-        vec![Output::new::<B>(dg, &dgate), Output::new::<B>(du, &dup)]
+        let shared = packed.at::<B>(device);
+        let got = [packed.at::<B>(device), shared.clone()].map(|x| B::swiglu_backward(x, dy.at::<B>(device)));
+        let mut all: Vec<Output> = got.into_iter().map(|got| Output::new::<B>(got, &grad)).collect();
+        all.push(Output::new::<B>(shared, &packed.f64()));
+        all
     });
     checks.row("autodiff swiglu", &shape, tolerance, || {
-        let (gs, us) = (gate.leaf::<B, 3>(device), up.leaf::<B, 3>(device));
-        backward(ops::swiglu(gs.clone(), us.clone()), &dy, [primitive(gs), primitive(us)], [&y, &dgate, &dup]).into()
+        let xs = packed.leaf::<B, 2>(device);
+        let y_got = ops::swiglu(xs.clone().unsqueeze::<3>()).squeeze_dim::<2>(0);
+        backward(y_got, &dy, [primitive(xs)], [&y, &grad]).into()
     });
 }
 
-fn attention<B: LlamaOps>(s: AttentionShape, device: &B::Device, checks: &mut Checks<'_>) {
-    let AttentionShape { batch, heads, kv_heads, seq_q, seq_k, head_dim } = s;
-    let (q_shape, k_shape) = ([batch, heads, seq_q, head_dim], [batch, kv_heads, seq_k, head_dim]);
-    // Scores of +-6 or so: weights that are far from even.
-    let (q, k) = (Input::new(1, &q_shape, 4.0), Input::new(2, &k_shape, 2.0));
-    let (v, dout) = (Input::new(3, &k_shape, 1.0), Input::new(4, &q_shape, 1.0));
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let [out, lse, dq, dk, dv] = reference::attention(&q.f64(), &k.f64(), &v.f64(), &dout.f64(), s, scale);
-    let text = format!("{batch} x {heads}/{kv_heads} heads of {head_dim}, {seq_q} on {seq_k}");
-    let tolerance = checks.tolerance.softmax(head_dim + seq_k, magnitude(&lse));
-    // dq and dk are differences of terms of the size of dv.
-    let floor = magnitude(&dv) / 4.0;
-    let inputs = || (q.heads::<B>(device), k.cached::<B>(device), v.cached::<B>(device));
-    checks.row("causal_attention", &text, tolerance, || {
-        let (q, k, v) = inputs();
-        vec![Output::new::<B>(B::causal_attention(q, k, v, scale), &out)]
-    });
-    checks.row("attention_forward", &text, tolerance, || {
-        let (q, k, v) = inputs();
-        let (o, l) = B::attention_forward(q, k, v, scale);
-        vec![Output::new::<B>(o, &out), Output::new::<B>(l, &lse)]
-    });
-    checks.row("attention_backward", &text, tolerance, || {
-        let (q, k, v) = inputs();
-        // Saved values from the reference: the errors are those of backward alone.
-        let saved = |x: &[f64], width: usize| {
-            let values = x.iter().map(|&x| x as f32).collect();
-            from_f32::<B>(values, &[batch, heads, seq_q, width], device)
-        };
-        let saved = AttentionSaved { q, k, v, out: saved(&out, head_dim), lse: saved(&lse, 1), scale };
-        let [gq, gk, gv] = B::attention_backward(saved, dout.heads::<B>(device));
-        vec![Output::new::<B>(gq, &dq).scale(floor), Output::new::<B>(gk, &dk).scale(floor), Output::new::<B>(gv, &dv)]
-    });
-    // Backward here takes the forward's own output and log-sum-exp: two passes, two independent errors.
-    checks.row("autodiff causal_attention", &text, tolerance * std::f64::consts::SQRT_2, || {
-        let (qs, ks, vs) = (q.leaf::<B, 4>(device), k.leaf::<B, 4>(device), v.leaf::<B, 4>(device));
-        let o = ops::attention(qs.clone(), ks.clone(), vs.clone());
-        let inputs = [primitive(qs), primitive(ks), primitive(vs)];
-        let [o, gq, gk, gv] = backward(o, &dout, inputs, [&out, &dq, &dk, &dv]);
-        vec![o, gq.scale(floor), gk.scale(floor), gv]
+fn embedding<B: LlamaOps>([n, dim, vocab]: [usize; 3], device: &B::Device, checks: &mut Checks<'_>) {
+    let (w, dx, sum) = (Input::new(1, &[vocab, dim], 1.0), Input::new(2, &[n, dim], 1.0), Input::new(3, &[vocab, dim], 1.0));
+    // Few different tokens, some of them often.
+    let ids: Vec<i32> = draw(4, n).into_iter().map(|u| ((u * u * u * vocab as f32).abs() as i32).min(vocab as i32 - 1)).collect();
+    let mut order: Vec<i32> = (0..n as i32).collect();
+    order.sort_by_key(|&i| ids[i as usize]);
+    let ints = |x: &[i32]| Tensor::<B, 1, Int>::from_data(TensorData::new(x.to_vec(), [n]), device).into_primitive();
+    let rows: Vec<f64> = ids.iter().flat_map(|&id| w.f64()[id as usize * dim..][..dim].to_vec()).collect();
+    let shape = format!("{n} x {dim}, vocab {vocab}");
+    checks.row("embed", &shape, 0.0, || vec![Output::new::<B>(B::embed(ints(&ids), w.at::<B>(device), DType::F32), &rows)]);
+    let want = reference::embedding_backward(&ids, &dx.f64(), &sum.f64());
+    checks.row("embed_backward", &shape, checks.tolerance.sum(n), || {
+        let shared = sum.at::<B>(device);
+        let got =
+            [sum.at::<B>(device), shared.clone()].map(|sum| B::embed_backward(ints(&ids), ints(&order), dx.at::<B>(device), sum));
+        let mut all: Vec<Output> = got.into_iter().map(|got| Output::new::<B>(got, &want)).collect();
+        all.push(Output::new::<B>(shared, &sum.f64()));
+        all
     });
 }
 
@@ -390,9 +452,61 @@ fn cross_entropy<B: LlamaOps>([n, dim, vocab]: [usize; 3], device: &B::Device, c
         let got = B::linear_cross_entropy(x.at::<B>(device), w.at::<B>(device), ids().into_primitive());
         vec![Output::new::<B>(got, &loss)]
     });
-    checks.row("linear_cross_entropy_grad", &shape, tolerance, || {
-        let got = B::linear_cross_entropy_grad(x.at::<B>(device), w.at::<B>(device), ids().into_primitive());
-        got.into_iter().zip([&loss, &dx, &dw]).map(|(got, want)| Output::new::<B>(got, want)).collect()
+    checks.row("linear_cross_entropy, gradients", &shape, tolerance, || {
+        let sum = w.at::<B>(device);
+        let scale = 0.25;
+        let part = |first, w, dw| {
+            let targets = ids().into_primitive();
+            loss::forward_backward::<B>(x.at::<B>(device), w, targets, scale, dw, first, &|stats| stats)
+        };
+        let got = part(0, w.at::<B>(device), None);
+        let scaled = |x: &[f64]| x.iter().map(|x| x * scale).collect::<Vec<_>>();
+        let added: Vec<f64> = scaled(&dw).iter().zip(w.f64()).map(|(a, b)| a + b).collect();
+        let more = part(0, w.at::<B>(device), Some(sum));
+        vec![
+            Output::new::<B>(got.loss, &loss),
+            Output::new::<B>(got.dx, &scaled(&dx)),
+            Output::new::<B>(got.dw, &scaled(&dw)),
+            Output::new::<B>(more.dw, &added),
+        ]
+    });
+    let logits = reference::linear(&x.f64(), &w.f64(), &vec![0.0; n * vocab], [n, dim, vocab]).into_iter().next();
+    let logits: Vec<f32> = logits.expect("three results").into_iter().map(|l| l as f32).collect();
+    // The reference takes the rounded logits, so that the errors are those of the operation alone.
+    let exact: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
+    let cut = vocab.div_ceil(3);
+    let [left, right] = [(0, cut), (cut, vocab)].map(|(from, to)| {
+        let values = logits.chunks_exact(vocab).flat_map(|row| row[from..to].to_vec()).collect();
+        Input { values, shape: vec![n, to - from] }
+    });
+    let mut want_stats = Vec::new();
+    let mut want_grad = Vec::new();
+    for (row, &target) in exact.chunks_exact(vocab).zip(&targets) {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = row.iter().map(|l| (l - max).exp()).sum();
+        let counts = usize::try_from(target).ok();
+        // The target's logit of a row that does not count is nobody's concern.
+        want_stats.extend([max, sum, counts.map_or(0.0, |t| row[t])]);
+        want_grad.extend(row.iter().enumerate().map(|(t, l)| match counts {
+            Some(target) => 0.5 * ((l - max).exp() / sum - f64::from(t == target)),
+            None => 0.0,
+        }));
+    }
+    let joined = || {
+        let part = |x: &Input, first| tensor::<B, 2>(B::logit_stats(x.at::<B>(device), ids().into_primitive(), first));
+        let stats = loss::join(vec![part(&left, 0), part(&right, cut)]);
+        let counted = ids().greater_equal_elem(0).reshape([n, 1]);
+        let picked = stats.clone().narrow(1, 2, 1).mask_fill(counted.bool_not(), 0.0);
+        (stats.clone(), Tensor::cat(vec![stats.narrow(1, 0, 2), picked], 1))
+    };
+    checks.row("logit_stats", &shape, tolerance, || vec![Output::new::<B>(primitive(joined().1), &want_stats)]);
+    checks.row("logit_grad", &shape, tolerance, || {
+        let stats = joined().0;
+        let grad = |x: &Input, first| {
+            let stats = primitive(stats.clone());
+            tensor::<B, 2>(B::logit_grad(x.at::<B>(device), stats, ids().into_primitive(), first, 0.5, DType::F32))
+        };
+        vec![Output::new::<B>(primitive(Tensor::cat(vec![grad(&left, 0), grad(&right, cut)], 1)), &want_grad)]
     });
     checks.row("autodiff linear_cross_entropy", &shape, tolerance, || {
         let (xs, ws) = (x.leaf::<B, 2>(device), w.leaf::<B, 2>(device));
@@ -429,10 +543,15 @@ fn adamw<B: LlamaOps>(n: usize, device: &B::Device, checks: &mut Checks<'_>) {
     // Moments as they come about: the second is at least of the size of the first's square.
     v.values.iter_mut().zip(&m.values).for_each(|(v, m)| *v = v.abs() + m * m);
     let wants = reference::adamw(&w.f64(), &g.f64(), &m.f64(), &v.f64(), s);
+    let w_before = w.f64();
     let inputs = || [&w, &g, &m, &v].map(|x| x.at::<B>(device));
     checks.row("adamw_step", &format!("{n}"), checks.tolerance.sum(1), || {
         let [w, g, m, v] = inputs();
-        let got = B::adamw_step(w, g, m, v, s);
-        got.into_iter().zip(&wants).map(|(got, want)| Output::new::<B>(got, want)).collect()
+        let shared = w.clone();
+        let got = B::adamw_step(AdamWState { w, m, v, copy: None }, g, s);
+        let mut all: Vec<Output> =
+            [got.w, got.m, got.v].into_iter().zip(&wants).map(|(got, want)| Output::new::<B>(got, want)).collect();
+        all.push(Output::new::<B>(shared, &w_before));
+        all
     });
 }

@@ -5,7 +5,7 @@ use safetensors::SafeTensors;
 
 use super::{Checks, Output, draw};
 use crate::model::init::from_f32;
-use crate::model::{Llama, ModelConfig};
+use crate::model::{Llama, ModelConfig, unfuse};
 use crate::ops::{LlamaOps, primitive};
 use crate::optim::{AdamW, OptimConfig, global_norm};
 
@@ -71,7 +71,7 @@ fn gradients<B: LlamaOps>(
     let ad = model.autodiff();
     let loss = ad.loss_sum(Tensor::from_inner(inputs), Tensor::from_inner(targets)).div_scalar(COUNTED);
     let grads = ad.take_gradients(&mut loss.backward());
-    (loss.inner(), grads)
+    (loss.inner(), grads) // in the order of ModelConfig::stored
 }
 
 pub(super) fn check<B: LlamaOps>(device: &B::Device, checks: &mut Checks<'_>) {
@@ -88,7 +88,11 @@ pub(super) fn check<B: LlamaOps>(device: &B::Device, checks: &mut Checks<'_>) {
     checks.row("golden gradients", SHAPE, t.model(), || {
         let (_, grads) = gradients(&model::<B>(device), 0, device);
         let names = config().parameters();
-        grads.into_iter().zip(names).map(|(g, (name, _))| Output::new::<B>(g, &floats(&format!("grad.{name}")))).collect()
+        unfuse::<B>(&config(), grads)
+            .into_iter()
+            .zip(names)
+            .map(|(g, (name, _))| Output::new::<B>(g, &floats(&format!("grad.{name}"))))
+            .collect()
     });
     checks.row("golden training, 3 steps", SHAPE, t.trained(), || {
         let settings = OptimConfig { lr: 1e-3, ..OptimConfig::default() };

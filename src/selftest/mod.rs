@@ -3,8 +3,10 @@
 //!
 //! An error is the largest difference in a tensor, in parts of the tensor's largest magnitude.
 
+mod attention;
 mod cases;
 mod golden;
+mod narrow;
 pub mod reference;
 
 use std::fmt;

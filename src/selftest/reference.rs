@@ -86,8 +86,9 @@ pub struct AttentionShape {
 }
 
 /// Causal attention and its gradients: `[out, lse, dq, dk, dv]`; `q`, `dout [batch, heads, seq_q, head_dim]`,
-/// `k`, `v [batch, kv_heads, seq_k, head_dim]`, `lse [batch, heads, seq_q]`.
-pub fn attention(q: &[f64], k: &[f64], v: &[f64], dout: &[f64], s: AttentionShape, scale: f64) -> [Vec<f64>; 5] {
+/// `k`, `v [batch, kv_heads, seq_k, head_dim]`, `lse [batch, heads, seq_q]`. `starts [batch, seq_q]`: the first key that each query
+/// sees; `None`: the first of all.
+pub fn attention([q, k, v, dout]: [&[f64]; 4], s: AttentionShape, starts: Option<&[i32]>, scale: f64) -> [Vec<f64>; 5] {
     let d = s.head_dim;
     let (mut out, mut lse) = (vec![0.0; q.len()], Vec::new());
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
@@ -96,7 +97,9 @@ pub fn attention(q: &[f64], k: &[f64], v: &[f64], dout: &[f64], s: AttentionShap
         let (b, h, i) = (row / (s.heads * s.seq_q), row / s.seq_q % s.heads, row % s.seq_q);
         let group = (b * s.kv_heads + h / (s.heads / s.kv_heads)) * s.seq_k;
         let seen = s.seq_k - s.seq_q + i + 1;
-        let key = |j: usize| (group + j) * d..(group + j + 1) * d;
+        let from = starts.map_or(0, |starts| starts[b * s.seq_q + i] as usize);
+        let key = |j: usize| (group + from + j) * d..(group + from + j + 1) * d;
+        let seen = seen - from;
         let scores: Vec<f64> = (0..seen).map(|j| scale * dot(qi, &k[key(j)])).collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
@@ -138,6 +141,17 @@ pub fn cross_entropy(x: &[f64], w: &[f64], targets: &[i32], dim: usize) -> [Vec<
         }
     }
     [vec![loss], dx, dw]
+}
+
+/// `sum [v, d]` with each row of `dx [n, d]` added at its token's row.
+pub fn embedding_backward(ids: &[i32], dx: &[f64], sum: &[f64]) -> Vec<f64> {
+    let (mut sum, d) = (sum.to_vec(), dx.len() / ids.len());
+    for (i, &id) in ids.iter().enumerate() {
+        for c in 0..d {
+            sum[id as usize * d + c] += dx[i * d + c];
+        }
+    }
+    sum
 }
 
 /// One AdamW step: `[w, m, v]` after it.

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use super::step::{Precision, StepConfig};
 use crate::error::{Error, Result};
 use crate::generate::SampleConfig;
+use crate::model::backward::Keep;
 use crate::model::{InitConfig, ModelConfig};
 use crate::optim::OptimConfig;
 
@@ -58,6 +60,17 @@ pub struct TrainConfig {
     pub spike_z: Option<f64>,
     /// The device's dense peak for the MFU. `None`: no MFU.
     pub peak_tflops: Option<f64>,
+    /// Type of the products' operands: `f32`, or `bf16` with float32 master weights.
+    pub precision: Precision,
+    /// Activations kept for backward: `all`, `linear` (outputs of linear layers and attention) or `block` (block inputs).
+    pub keep: Keep,
+    /// Burn's autodiff instead of the backward written by hand: slower and larger; to check the other.
+    pub autodiff: bool,
+    /// Updates each parameter as soon as its gradient is there, which is then freed. The clip uses the norm of the step before, and
+    /// no step can be left out. Needs `micro_batch = batch`.
+    pub update_in_backward: bool,
+    /// Attention stays inside documents: those of a packed sequence, each of which begins with the tokenizer's BOS.
+    pub document_mask: bool,
 }
 
 impl Default for TrainConfig {
@@ -76,6 +89,11 @@ impl Default for TrainConfig {
             max_skipped: 10,
             spike_z: None,
             peak_tflops: None,
+            precision: Precision::F32,
+            keep: Keep::Linear,
+            autodiff: false,
+            update_in_backward: false,
+            document_mask: false,
         }
     }
 }
@@ -195,6 +213,12 @@ impl RunConfig {
         self.train.micro_batch.unwrap_or(self.train.batch)
     }
 
+    /// How a step computes.
+    pub fn step(&self) -> StepConfig {
+        let TrainConfig { precision, keep, autodiff, update_in_backward, .. } = self.train;
+        StepConfig { keep, precision, autodiff, update_in_backward }
+    }
+
     /// Checks every setting against the others.
     ///
     /// # Errors
@@ -210,6 +234,14 @@ impl RunConfig {
         if t.batch == 0 || self.micro_batch() == 0 || !t.batch.is_multiple_of(self.micro_batch()) {
             let problem = format!("batch {} is not a multiple of micro_batch {}", t.batch, self.micro_batch());
             return bad("train.micro_batch", problem, "choose a divisor of train.batch");
+        }
+        if t.autodiff && t.precision != Precision::F32 {
+            let hint = "leave autodiff out, or set train.precision = \"f32\"";
+            return bad("train.autodiff", "Burn's autodiff trains in float32 only".into(), hint);
+        }
+        if t.update_in_backward && (t.autodiff || t.batch != self.micro_batch()) {
+            let problem = "it needs the backward written by hand, and one micro-batch a step".into();
+            return bad("train.update_in_backward", problem, "leave train.autodiff and train.micro_batch out");
         }
         if self.seq_len() == 0 {
             return bad("train.seq_len", "expected at least 1, got 0".into(), "leave it out to use the model's max_seq_len");

@@ -1,8 +1,9 @@
-//! Loss to weights: settings ([`config`]), one step ([`step`]), the loop ([`run`]), what it writes down ([`metrics`],
+//! Loss to weights: settings ([`config`]), what memory they need ([`plan`]), one step ([`step`]), the loop ([`run`]), what it writes down ([`metrics`],
 //! [`report`]).
 
 pub mod config;
 pub mod metrics;
+pub mod plan;
 pub mod report;
 pub mod run;
 pub mod step;

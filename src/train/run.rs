@@ -21,7 +21,8 @@ use crate::data::{Loader, LoaderState, Plan, Prefetch, SequentialBatches, Shards
 use crate::disk::write_atomic;
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, generate};
-use crate::model::Llama;
+use crate::model::llama::fuse;
+use crate::model::{Llama, unfuse};
 use crate::ops::LlamaOps;
 use crate::optim::AdamW;
 use crate::tokenizer::Tokenizer;
@@ -100,6 +101,9 @@ struct State {
     skipped: u64,
     skipped_in_a_row: u64,
     loader: LoaderState,
+    /// The last gradient norm, as bits: the clip of updates made in backward.
+    #[serde(default)]
+    last_norm: u64,
     /// Losses and norms of the last steps, for the spike test; as bits, since JSON would round.
     recent: Vec<[u64; 2]>,
 }
@@ -143,6 +147,8 @@ pub struct Trainer<B: LlamaOps> {
     loader: Arc<Loader>,
     valid: Option<Valid>,
     tokenizer: Option<Tokenizer>,
+    /// The token that begins a document, where attention stays inside documents.
+    bos: Option<i32>,
     state: State,
     /// Steps made.
     step: u64,
@@ -237,7 +243,16 @@ impl<B: LlamaOps> Trainer<B> {
             None
         };
         let tokenizer = Self::open_tokenizer(&config, dir, &sources[0].shards)?;
-        let (model, optim, state, step) = match &resumed {
+        let bos = match (config.train.document_mask, tokenizer.as_ref().and_then(Tokenizer::bos_id)) {
+            (false, _) => None,
+            (true, Some(bos)) => Some(bos as i32),
+            (true, None) => {
+                let problem = "documents are told apart by the tokenizer's BOS token, and there is none";
+                return Err(Error::bad_value("train.document_mask", problem, "pass --tokenizer FILE, or set it to false"));
+            }
+        };
+        config.train.precision.check::<B>(device)?;
+        let (model, mut optim, state, step) = match &resumed {
             Some(checkpoint) => Self::restore(&config, checkpoint, &loader, device)?,
             None => {
                 let model = match start {
@@ -256,17 +271,20 @@ impl<B: LlamaOps> Trainer<B> {
                     skipped: 0,
                     skipped_in_a_row: 0,
                     loader: loader.state(0),
+                    last_norm: 0,
                     recent: Vec::new(),
                 };
                 (model, optim, state, 0)
             }
         };
+        optim.keep_copies(&model, config.train.precision.dtype());
         // Only now: a start that is refused leaves the run as it was.
         write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
         let metrics = MetricsLog::open(dir, resumed.as_ref().map(|_| step))?;
         let saved = resumed.map(|c| c.dir().to_path_buf());
         let dir = dir.to_path_buf();
-        Ok(Self { config, dir, model: Some(model), optim, loader, valid, tokenizer, state, step, metrics, saved, _lock: lock })
+        let model = Some(model);
+        Ok(Self { config, dir, model, optim, loader, valid, tokenizer, bos, state, step, metrics, saved, _lock: lock })
     }
 
     /// The run's tokenizer, copied into the run so that the run can be used alone.
@@ -317,12 +335,14 @@ impl<B: LlamaOps> Trainer<B> {
         loader.resume(&state.loader)?;
         let model = crate::checkpoint::weights::load::<B>(&config.model, &checkpoint.tensors(MODEL)?, device)?;
         let file = checkpoint.tensors(OPTIM)?;
-        let mut moments = Vec::new();
-        for (name, shape) in config.model.parameters() {
-            let moment = |which: &str| read::<B>(&file, &format!("{which}.{name}"), &shape, device);
-            moments.push([moment("exp_avg")?, moment("exp_avg_sq")?]);
-        }
-        let optim = AdamW { config: config.optim.clone(), steps: state.optim_steps, moments };
+        let moments = |which: &str| -> Result<_> {
+            let one = |(name, shape): &(String, Vec<usize>)| read::<B>(&file, &format!("{which}.{name}"), shape, device);
+            let named = config.model.parameters().iter().map(one).collect::<Result<Vec<_>>>()?;
+            Ok(fuse::<B>(&config.model, named))
+        };
+        let moments = moments("exp_avg")?.into_iter().zip(moments("exp_avg_sq")?).map(|(m, v)| [m, v]).collect();
+        let mut optim = AdamW::with_moments(config.optim.clone(), state.optim_steps, moments);
+        optim.last_norm = f64::from_bits(state.last_norm);
         Ok((model, optim, state, checkpoint.step()))
     }
 
@@ -408,10 +428,13 @@ impl<B: LlamaOps> Trainer<B> {
                 observer
                     .note(&format!("step {}: update left out (loss {}, gradient norm {})", self.step, out.loss, out.grad_norm));
             }
-            if self.state.skipped_in_a_row >= self.config.train.max_skipped {
+            // Updates made in backward cannot be taken back.
+            let finite = out.loss.is_finite() && out.grad_norm.is_finite();
+            let damaged = !(finite || out.skipped);
+            if damaged || self.state.skipped_in_a_row >= self.config.train.max_skipped {
                 return Err(Error::Diverged {
                     step: self.step,
-                    in_a_row: self.state.skipped_in_a_row,
+                    in_a_row: self.state.skipped_in_a_row.max(1),
                     checkpoint: self.saved.map_or("none".into(), |path| path.display().to_string()),
                     sample: first_sample,
                 });
@@ -462,9 +485,11 @@ impl<B: LlamaOps> Trainer<B> {
     }
 
     fn next_micro_batches(&self, batches: &mut Prefetch, count: usize) -> Vec<Result<MicroBatch>> {
-        let seq_len = self.config.seq_len();
-        let to_micro = |b: crate::data::Batch| MicroBatch { tokens: b.tokens, batch: b.batch, seq_len };
-        batches.take(count).map(|b| b.map(to_micro)).collect()
+        batches.take(count).map(|b| b.map(|b| self.micro_batch(b))).collect()
+    }
+
+    fn micro_batch(&self, batch: crate::data::Batch) -> MicroBatch {
+        MicroBatch { tokens: batch.tokens, batch: batch.batch, seq_len: self.config.seq_len(), bos: self.bos }
     }
 
     /// The step itself; the model is taken out and comes back updated.
@@ -473,7 +498,7 @@ impl<B: LlamaOps> Trainer<B> {
         let spike_z = self.config.train.spike_z;
         let mut skip = |loss: f64, norm: f64| spike_z.is_some_and(|z| is_spike(recent, [loss, norm], z));
         let model = self.model.take().expect("the model is put back after every step");
-        let (model, out) = train_step(model, &mut self.optim, micro, lr, &mut skip)?;
+        let (model, out) = train_step(model, &mut self.optim, micro, lr, self.config.step(), &mut skip)?;
         Ok((model, out, lr))
     }
 
@@ -482,6 +507,7 @@ impl<B: LlamaOps> Trainer<B> {
         self.state.tokens += tokens;
         self.state.loader.next_sample += samples;
         self.state.optim_steps = self.optim.steps;
+        self.state.last_norm = self.optim.last_norm.to_bits();
         if out.skipped {
             self.state.skipped += 1;
             self.state.skipped_in_a_row += 1;
@@ -508,11 +534,9 @@ impl<B: LlamaOps> Trainer<B> {
     /// Those of the data.
     pub fn validate_on(&self, windows: Option<u64>) -> Result<Option<(f64, f64)>> {
         let Some(valid) = &self.valid else { return Ok(None) };
-        let seq_len = self.config.seq_len();
         let (mut sum, mut count) = (0.0, 0);
         for batch in SequentialBatches::new(valid.windows.clone(), self.config.micro_batch(), windows)? {
-            let batch = batch?;
-            let (loss, n) = batch_loss(self.model(), &MicroBatch { tokens: batch.tokens, batch: batch.batch, seq_len });
+            let (loss, n) = batch_loss(self.model(), &self.micro_batch(batch?));
             sum += loss * n as f64;
             count += n;
         }
@@ -549,8 +573,11 @@ impl<B: LlamaOps> Trainer<B> {
                 .iter()
                 .flat_map(|(name, shape)| ["exp_avg", "exp_avg_sq"].map(|which| (format!("{which}.{name}"), shape.clone())))
                 .collect();
-            let moments = &self.optim.moments;
-            writer.tensors(OPTIM, &infos(&of_moments), &mut |i| Ok(to_bytes::<B>(moments[i / 2][i % 2].clone()).into()))
+            let moments = [0, 1].map(|which| {
+                let all = self.optim.moments.iter().map(|m| m[which].clone()).collect();
+                unfuse::<B>(&self.config.model, all)
+            });
+            writer.tensors(OPTIM, &infos(&of_moments), &mut |i| Ok(to_bytes::<B>(moments[i % 2][i / 2].clone()).into()))
         })?;
         native::prune(&root, self.config.train.keep_last, self.config.train.keep_every)?;
         observer.saved(self.step, &path);

@@ -1,11 +1,63 @@
 //! One optimizer step: forward and backward over the micro-batches, global norm, clip, AdamW.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Llama;
-use crate::ops::LlamaOps;
-use crate::optim::{AdamW, global_norm};
+use crate::model::backward::{Keep, Params, PassConfig, PassInput, Single, forward_backward};
+use crate::ops::{AdamWScalars, LlamaOps, tensor};
+use crate::optim::{AdamW, norm_of};
+
+/// Type of the products' operands; sums, norms, softmax, loss, the residual stream, gradients of weights and the optimizer's state
+/// are float32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// float32.
+    #[default]
+    F32,
+    /// bfloat16, with float32 master weights.
+    Bf16,
+}
+
+impl Precision {
+    /// As Burn names it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Backend`] if the device does not compute in this type.
+    pub fn check<B: LlamaOps>(self, device: &B::Device) -> Result<()> {
+        if B::supports_dtype(device, self.dtype()) {
+            return Ok(());
+        }
+        Err(Error::Backend {
+            name: B::name(device),
+            problem: format!("it does not compute in {self:?}"),
+            hint: "set train.precision = \"f32\"; `recua info` lists the types of each backend".into(),
+        })
+    }
+}
+
+/// How a step computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepConfig {
+    /// What is kept from forward to backward.
+    pub keep: Keep,
+    /// Type of the products' operands.
+    pub precision: Precision,
+    /// Burn's autodiff instead of the backward written by hand: slower and larger, float32 only; the oracle.
+    pub autodiff: bool,
+    /// Each parameter is updated as soon as its gradient is there, which is then freed: no two gradients exist at once. The clip
+    /// then uses the norm of the step before, and a step cannot be left out. One micro-batch a step.
+    pub update_in_backward: bool,
+}
 
 /// Token windows for one forward and backward pass.
 #[derive(Clone, Debug)]
@@ -17,22 +69,46 @@ pub struct MicroBatch {
     pub batch: usize,
     /// Targets a row.
     pub seq_len: usize,
+    /// The token that begins a document: attention then stays inside documents. `None`: it sees the whole row.
+    pub bos: Option<i32>,
 }
 
 impl MicroBatch {
-    /// Inputs and targets on a device, `[batch, seq_len]` each. Where a target is not to be counted, the input after it is
-    /// token 0.
-    pub fn to_device<B: LlamaOps>(&self, device: &B::Device) -> (Tensor<B, 2, Int>, Tensor<B, 2, Int>) {
-        let rows = || self.tokens.chunks_exact(self.seq_len + 1);
+    fn rows(&self) -> impl Iterator<Item = &[i32]> {
+        self.tokens.chunks_exact(self.seq_len + 1)
+    }
+
+    /// What a pass reads, on a device. Where a target is not to be counted, the input after it is token 0.
+    pub fn to_device<B: LlamaOps>(&self, device: &B::Device) -> PassInput<B> {
         let shape = [self.batch, self.seq_len];
-        let inputs: Vec<i32> = rows().flat_map(|row| row[..self.seq_len].iter().map(|&t| t.max(0))).collect();
-        let targets: Vec<i32> = rows().flat_map(|row| row[1..].iter().copied()).collect();
-        (Tensor::from_data(TensorData::new(inputs, shape), device), Tensor::from_data(TensorData::new(targets, shape), device))
+        let inputs: Vec<i32> = self.rows().flat_map(|row| row[..self.seq_len].iter().map(|&t| t.max(0))).collect();
+        let targets: Vec<i32> = self.rows().flat_map(|row| row[1..].iter().copied()).collect();
+        let mut order: Vec<i32> = (0..inputs.len() as i32).collect();
+        order.sort_by_key(|&i| inputs[i as usize]); // stable: equal tokens stay in their order
+        let starts = self.bos.map(|bos| {
+            let of_row = |row: &[i32]| {
+                let mut start = 0;
+                let position = |(i, &token): (usize, &i32)| {
+                    if token == bos {
+                        start = i as i32;
+                    }
+                    start
+                };
+                row[..self.seq_len].iter().enumerate().map(position).collect::<Vec<_>>()
+            };
+            Tensor::from_data(TensorData::new(self.rows().flat_map(of_row).collect::<Vec<_>>(), shape), device)
+        });
+        PassInput {
+            order: Tensor::from_data(TensorData::new(order, [inputs.len()]), device),
+            tokens: Tensor::from_data(TensorData::new(inputs, shape), device),
+            targets: Tensor::from_data(TensorData::new(targets, shape), device),
+            starts,
+        }
     }
 
     /// Number of targets that count.
     pub fn valid(&self) -> u64 {
-        self.tokens.chunks_exact(self.seq_len + 1).flat_map(|row| &row[1..]).filter(|&&t| t >= 0).count() as u64
+        self.rows().flat_map(|row| &row[1..]).filter(|&&t| t >= 0).count() as u64
     }
 }
 
@@ -47,46 +123,152 @@ pub struct StepOutput {
     pub skipped: bool,
 }
 
+/// Parameters and gradients during a step.
+struct State<'a, B: LlamaOps> {
+    stored: Vec<Option<FloatTensor<B>>>,
+    grads: Vec<Option<FloatTensor<B>>>,
+    optim: &'a mut AdamW<B>,
+    /// The numbers of updates that are made in backward, and the squares of the gradients so far.
+    now: Option<(AdamWScalars, Vec<Tensor<B, 1>>)>,
+}
+
+impl<B: LlamaOps> Params<B> for State<'_, B> {
+    fn weight(&self, i: usize) -> FloatTensor<B> {
+        let master = || self.stored[i].clone().expect("a parameter is away only while it is updated");
+        self.optim.copy(i).unwrap_or_else(master)
+    }
+
+    fn take_grad(&mut self, i: usize) -> Option<FloatTensor<B>> {
+        self.grads[i].take()
+    }
+
+    fn put_grad(&mut self, i: usize, grad: FloatTensor<B>) {
+        let Some((scalars, squares)) = &mut self.now else {
+            self.grads[i] = Some(grad);
+            return;
+        };
+        squares.push(tensor(B::square_sum(grad.clone())));
+        let w = self.stored[i].take().expect("each gradient comes once");
+        self.stored[i] = Some(self.optim.update(i, w, grad, *scalars));
+    }
+}
+
 /// One step over micro-batches. Gradients are those of the mean over all targets of the step, however they are divided.
-/// `skip(loss, grad_norm)` may refuse an update.
+/// `skip(loss, grad_norm)` may refuse an update (not where updates are made in backward).
 ///
 /// # Errors
-/// Those of the micro-batches (the model is then lost with the run).
+/// Those of the micro-batches and of the device (the model is then lost with the run).
 pub fn train_step<B: LlamaOps>(
     model: Llama<B>,
     optim: &mut AdamW<B>,
     micro_batches: Vec<Result<MicroBatch>>,
     lr: f64,
+    how: StepConfig,
     skip: &mut dyn FnMut(f64, f64) -> bool,
 ) -> Result<(Llama<B>, StepOutput)> {
     let micro_batches = micro_batches.into_iter().collect::<Result<Vec<_>>>()?;
     let valid = micro_batches.iter().map(MicroBatch::valid).sum::<u64>().max(1) as f64;
+    if how.update_in_backward && micro_batches.len() > 1 {
+        return Err(Error::bad_value(
+            "train.update_in_backward",
+            "gradients of several micro-batches cannot be added up without keeping them",
+            "set train.micro_batch = train.batch",
+        ));
+    }
     let device = model.device();
-    let mut total: Option<Vec<burn::tensor::ops::FloatTensor<B>>> = None;
+    let (config, rope) = (model.config().clone(), model.rope().clone());
+    let scale = 1.0 / valid;
     let mut losses = Vec::new();
-    for micro in &micro_batches {
-        let (inputs, targets) = micro.to_device::<B>(&device);
+    let last_norm = optim.last_norm;
+    let mut state = if how.autodiff {
+        let grads = autodiff_gradients(&model, &micro_batches, scale, &mut losses);
+        State { stored: wrap(model.into_stored()), grads: wrap(grads), optim, now: None }
+    } else {
+        let grads = config.stored().iter().map(|_| None).collect();
+        let now = how.update_in_backward.then(|| (optim.begin_step(last_norm, lr), Vec::new()));
+        let mut state = State { stored: wrap(model.into_stored()), grads, optim, now };
+        let pass = PassConfig { keep: how.keep, compute: how.precision.dtype(), scale };
+        for micro in &micro_batches {
+            let input = micro.to_device::<B>(&device);
+            losses.push(tensor::<B, 1>(forward_backward(&config, &rope, &mut state, &input, pass, &Single)));
+        }
+        state
+    };
+    let squares = match state.now.take() {
+        Some((_, squares)) => squares,
+        None => state.grads.iter().flatten().map(|g| tensor(B::square_sum(g.clone()))).collect(),
+    };
+    // The one read of the step: losses and squares.
+    let micros = losses.len();
+    let read = Tensor::cat(losses.into_iter().chain(squares).collect(), 0).into_data().convert::<f32>();
+    B::sync(&device).map_err(|e| device_failed::<B>(&device, &format!("{e:?}")))?;
+    let read: Vec<f32> = read.iter::<f32>().collect();
+    let loss = read[..micros].iter().map(|&x| f64::from(x)).sum::<f64>() / valid;
+    let grad_norm = norm_of(&read[micros..]);
+    let skipped = !how.update_in_backward && (!(loss.is_finite() && grad_norm.is_finite()) || skip(loss, grad_norm));
+    if !skipped {
+        state.optim.last_norm = grad_norm;
+        state.update(lr, grad_norm);
+    }
+    let stored = state.stored.into_iter().flatten().collect();
+    Ok((Llama::from_stored(&config, rope, stored), StepOutput { loss, grad_norm, skipped }))
+}
+
+impl<B: LlamaOps> State<'_, B> {
+    /// AdamW on every parameter whose gradient is still there.
+    fn update(&mut self, lr: f64, norm: f64) {
+        if self.grads.iter().all(Option::is_none) {
+            return;
+        }
+        let s = self.optim.begin_step(norm, lr);
+        for i in 0..self.grads.len() {
+            if let (Some(grad), Some(w)) = (self.grads[i].take(), self.stored[i].take()) {
+                self.stored[i] = Some(self.optim.update(i, w, grad, s));
+            }
+        }
+    }
+}
+
+fn wrap<T>(all: Vec<T>) -> Vec<Option<T>> {
+    all.into_iter().map(Some).collect()
+}
+
+/// The device broke down: its results are worth nothing.
+pub(crate) fn device_failed<B: LlamaOps>(device: &B::Device, problem: &str) -> Error {
+    Error::Backend {
+        name: B::name(device),
+        problem: format!("the device failed: {problem}"),
+        hint: "go on from the last checkpoint with --resume; `recua selftest` checks the device".into(),
+    }
+}
+
+/// The same gradients from Burn's graph.
+fn autodiff_gradients<B: LlamaOps>(
+    model: &Llama<B>,
+    micro_batches: &[MicroBatch],
+    scale: f64,
+    losses: &mut Vec<Tensor<B, 1>>,
+) -> Vec<FloatTensor<B>> {
+    let mut total: Option<Vec<FloatTensor<B>>> = None;
+    for micro in micro_batches {
+        let input = micro.to_device::<B>(&model.device());
         let ad = model.autodiff();
-        let loss = ad.loss_sum(Tensor::from_inner(inputs), Tensor::from_inner(targets));
+        let starts = input.starts.map(Tensor::from_inner);
+        let loss = ad.loss_sum_in(Tensor::from_inner(input.tokens), Tensor::from_inner(input.targets), starts);
         losses.push(loss.clone().inner());
-        let grads = ad.take_gradients(&mut loss.mul_scalar(1.0 / valid).backward());
+        let grads = ad.take_gradients(&mut loss.mul_scalar(scale).backward());
         total = Some(match total {
             None => grads,
             Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| B::float_add(a, b)).collect(),
         });
     }
-    let grads = total.unwrap_or_default();
-    let loss: f64 = Tensor::cat(losses, 0).into_data().convert::<f32>().iter::<f32>().map(f64::from).sum::<f64>() / valid;
-    let grad_norm = global_norm::<B>(&grads);
-    let skipped = !(loss.is_finite() && grad_norm.is_finite()) || skip(loss, grad_norm);
-    let model = if skipped { model } else { optim.step(model, grads, grad_norm, lr) };
-    Ok((model, StepOutput { loss, grad_norm, skipped }))
+    total.unwrap_or_default()
 }
 
 /// Mean cross-entropy of a batch, in nats, and the number of its targets.
 pub fn batch_loss<B: LlamaOps>(model: &Llama<B>, micro: &MicroBatch) -> (f64, u64) {
-    let (inputs, targets) = micro.to_device::<B>(&model.device());
-    let sum = model.loss_sum(inputs, targets).into_data().convert::<f32>();
+    let input = micro.to_device::<B>(&model.device());
+    let sum = model.loss_sum_in(input.tokens, input.targets, input.starts).into_data().convert::<f32>();
     let valid = micro.valid();
     (sum.iter::<f32>().map(f64::from).sum::<f64>() / valid.max(1) as f64, valid)
 }

@@ -1,99 +1,173 @@
-//! RoPE, SwiGLU, AdamW and the sum of squares: one pass each.
+//! RoPE, SwiGLU, embedding, AdamW and the sum of squares: one pass each.
 
-use burn::tensor::TensorMetadata;
+use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::math::{sigmoid, vectorized};
-use super::slices::CpuTensor;
+use super::slices::{CpuTensor, unwritten};
 use crate::ops::AdamWScalars;
 
 /// Elements a task.
 const CHUNK: usize = 1 << 14;
 
-pub(super) fn rope<T: CpuTensor + TensorMetadata>(x: &T, cos: &T, sin: &T) -> T {
-    let [batch, seq, heads, head_dim] = x.shape().dims();
-    let (xs, cos, sin) = (x.contiguous(), cos.contiguous(), sin.contiguous());
-    assert!(head_dim.is_multiple_of(2), "rope: a head of {head_dim} has no pairs");
-    let half = head_dim / 2;
-    let mut out = vec![0f32; xs.len()];
-    let row = heads * head_dim;
-    debug_assert_eq!(xs.len(), batch * seq * row);
-    out.par_chunks_mut(row).zip(xs.par_chunks(row)).enumerate().for_each(|(i, (out, x))| {
-        let at = i % seq * half;
-        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-        vectorized(|| {
-            for (out, x) in out.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim)) {
-                for ((out, x), (&c, &s)) in out.chunks_exact_mut(2).zip(x.chunks_exact(2)).zip(cos.iter().zip(sin)) {
-                    out[0] = x[0] * c - x[1] * s;
-                    out[1] = x[0] * s + x[1] * c;
-                }
-            }
-        });
-    });
-    T::from_vec(out, &[batch, seq, heads, head_dim])
+/// Rows of `width` that make a task.
+fn rows(width: usize) -> usize {
+    (CHUNK / width.max(1)).max(1)
 }
 
-pub(super) fn swiglu<T: CpuTensor + TensorMetadata>(gate: &T, up: &T) -> T {
-    let (g, u) = (gate.contiguous(), up.contiguous());
-    let mut out = vec![0f32; g.len()];
-    out.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK))).for_each(|(out, (g, u))| {
-        vectorized(|| {
+vectorized! {
+    /// Rotates the heads in `x` by one position's angles.
+    fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        for x in x.chunks_exact_mut(2 * cos.len()) {
+            for (x, (&c, &s)) in x.as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
+                let s = s * sign;
+                *x = [x[0] * c - x[1] * s, x[0] * s + x[1] * c];
+            }
+        }
+    }
+}
+
+pub(super) fn rope<T: CpuTensor>(x: T, cos: &T, sin: &T, rotated: usize, inverse: bool) -> T {
+    let [_, seq, heads, head_dim] = x.shape().dims();
+    let (cos, sin) = (cos.contiguous(), sin.contiguous());
+    assert!(head_dim.is_multiple_of(2), "rope: a head of {head_dim} has no pairs");
+    let half = head_dim / 2;
+    let row = heads * head_dim;
+    let sign = if inverse { -1.0 } else { 1.0 };
+    let mut x = x.owned();
+    x.values().par_chunks_mut(row.max(1)).with_min_len(rows(row)).enumerate().for_each(|(i, x)| {
+        let at = i % seq * half;
+        rotate(&mut x[..rotated * head_dim], &cos[at..at + half], &sin[at..at + half], sign);
+    });
+    x.done()
+}
+
+vectorized! {
+    fn swiglu_rows(out: &mut [f32], gate_up: &[f32], f: usize) {
+        for (out, gu) in out.chunks_exact_mut(f).zip(gate_up.chunks_exact(2 * f)) {
+            let (g, u) = gu.split_at(f);
             for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
                 *out = g * sigmoid(g) * u;
             }
-        });
-    });
-    T::from_vec(out, &gate.shape())
+        }
+    }
 }
 
-pub(super) fn swiglu_backward<T: CpuTensor + TensorMetadata>(gate: &T, up: &T, dy: &T) -> (T, T) {
-    let (g, u, dy) = (gate.contiguous(), up.contiguous(), dy.contiguous());
-    let (mut dg, mut du) = (vec![0f32; g.len()], vec![0f32; g.len()]);
-    let inputs = g.par_chunks(CHUNK).zip(u.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK));
-    dg.par_chunks_mut(CHUNK).zip(du.par_chunks_mut(CHUNK)).zip(inputs).for_each(|((dg, du), ((g, u), dy))| {
-        vectorized(|| {
-            for (((dg, du), (&g, &u)), &dy) in dg.iter_mut().zip(du).zip(g.iter().zip(u)).zip(dy) {
-                let s = sigmoid(g);
-                *dg = dy * u * s * (1.0 + g * (1.0 - s));
-                *du = dy * g * s;
+pub(super) fn swiglu<T: CpuTensor>(gate_up: &T) -> T {
+    let [n, width] = gate_up.shape().dims();
+    let f = width / 2;
+    let gu = gate_up.contiguous();
+    let mut out = unwritten(n * f);
+    let task = rows(width);
+    let tasks = out.par_chunks_mut((task * f).max(1)).zip(gu.par_chunks((task * width).max(1)));
+    tasks.for_each(|(out, gu)| swiglu_rows(out, gu, f));
+    T::make(out, &[n, f], gate_up.dtype())
+}
+
+vectorized! {
+    fn swiglu_backward_rows(gate_up: &mut [f32], dy: &[f32], f: usize) {
+        for (gu, dy) in gate_up.chunks_exact_mut(2 * f).zip(dy.chunks_exact(f)) {
+            let (g, u) = gu.split_at_mut(f);
+            for ((g, u), &dy) in g.iter_mut().zip(u).zip(dy) {
+                let s = sigmoid(*g);
+                let dg = dy * *u * s * (1.0 + *g * (1.0 - s));
+                *u = dy * *g * s;
+                *g = dg;
             }
-        });
+        }
+    }
+}
+
+pub(super) fn swiglu_backward<T: CpuTensor>(gate_up: T, dy: &T) -> T {
+    let [_, width] = gate_up.shape().dims();
+    let f = width / 2;
+    let dy = dy.contiguous();
+    let mut gu = gate_up.owned();
+    let task = rows(width);
+    let tasks = gu.values().par_chunks_mut((task * width).max(1)).zip(dy.par_chunks((task * f).max(1)));
+    tasks.for_each(|(gu, dy)| swiglu_backward_rows(gu, dy, f));
+    gu.done()
+}
+
+pub(super) fn embedding<T: CpuTensor>(ids: &[i64], w: &T, dtype: DType) -> T {
+    let [v, d] = w.shape().dims();
+    let ws = w.contiguous();
+    let mut out = unwritten(ids.len() * d);
+    out.par_chunks_mut(d.max(1)).zip(ids).with_min_len(rows(d)).for_each(|(out, &id)| {
+        let row = usize::try_from(id).ok().filter(|&id| id < v);
+        let row = row.unwrap_or_else(|| panic!("embedding: token {id} is outside the vocabulary of {v}"));
+        out.copy_from_slice(&ws[row * d..][..d]);
     });
-    (T::from_vec(dg, &gate.shape()), T::from_vec(du, &gate.shape()))
+    T::make(out, &[ids.len(), d], dtype)
+}
+
+vectorized! {
+    fn add(sum: &mut [f32], x: &[f32]) {
+        sum.iter_mut().zip(x).for_each(|(sum, &x)| *sum += x);
+    }
+}
+
+/// One task a run of equal ids; `order` puts them side by side.
+pub(super) fn embedding_backward<T: CpuTensor>(ids: &[i64], order: &[i64], dx: &T, sum: T) -> T {
+    let [v, d] = sum.shape().dims();
+    let dx = dx.contiguous();
+    let order: Vec<usize> = order.iter().map(|&i| i as usize).collect();
+    let runs: Vec<&[usize]> = order.chunk_by(|&a, &b| ids[a] == ids[b]).collect();
+    let mut sum = sum.owned();
+    {
+        let values = super::attention::Rows::new(sum.values());
+        runs.into_par_iter().for_each(|run| {
+            let id = ids[run[0]] as usize;
+            assert!(id < v, "embedding: token {id} is outside the vocabulary of {v}");
+            // SAFETY: one run an id, and a row an id: no two tasks write the same row.
+            let row = unsafe { values.slice(id * d, d) };
+            run.iter().for_each(|&i| add(row, &dx[i * d..][..d]));
+        });
+    }
+    sum.done()
+}
+
+vectorized! {
+    fn squares(x: &[f32]) -> f64 {
+        // Eight sums, in an order that does not depend on the CPU.
+        let mut sums = [0f64; 8];
+        let (chunks, rest) = x.as_chunks::<8>();
+        for chunk in chunks {
+            sums.iter_mut().zip(chunk).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+        }
+        sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+    }
 }
 
 /// Partial sums in float64 over chunks of fixed size.
 pub(super) fn square_sum<T: CpuTensor>(x: &T) -> T {
     let x = x.contiguous();
-    let parts: Vec<f64> =
-        x.par_chunks(CHUNK).map(|x| vectorized(|| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum())).collect();
+    let parts: Vec<f64> = x.par_chunks(CHUNK).map(squares).collect();
     T::from_vec(vec![parts.iter().sum::<f64>() as f32], &[1])
 }
 
-/// In place where nobody else holds the tensors.
-pub(super) fn adamw<T: CpuTensor + TensorMetadata>(w: T, grad: &T, m: T, v: T, s: AdamWScalars) -> [T; 3] {
-    let shape = w.shape();
-    let own = |mut t: T| if t.slice_mut().is_some() { t } else { T::from_vec(t.copied(), &shape) };
-    let [mut w, mut m, mut v] = [w, m, v].map(own);
-    let g = grad.contiguous();
-    let [b1, b2] = [s.beta1, s.beta2].map(|b| b as f32);
-    let [a1, a2] = [s.beta1, s.beta2].map(|b| (1.0 - b) as f32);
-    let scale = s.grad_scale as f32;
-    let decay = (1.0 - s.lr * s.weight_decay) as f32;
-    let rate = (s.lr / s.bias1) as f32;
-    let (inverse_bias2, eps) = ((1.0 / s.bias2) as f32, s.eps as f32);
-    if let (Some(w), Some(m), Some(v)) = (w.slice_mut(), m.slice_mut(), v.slice_mut()) {
-        let state = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-        state.zip(g.par_chunks(CHUNK)).for_each(|(((w, m), v), g)| {
-            vectorized(|| {
-                for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-                    let g = g * scale;
-                    *m = b1 * *m + a1 * g;
-                    *v = b2 * *v + a2 * g * g;
-                    *w = decay * *w - rate * *m / ((*v * inverse_bias2).sqrt() + eps);
-                }
-            });
-        });
+vectorized! {
+    fn adamw_chunk(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &AdamWScalars) {
+        let [b1, b2] = [s.beta1 as f32, s.beta2 as f32];
+        let [a1, a2] = [(1.0 - s.beta1) as f32, (1.0 - s.beta2) as f32];
+        let scale = s.grad_scale as f32;
+        let decay = (1.0 - s.lr * s.weight_decay) as f32;
+        let rate = (s.lr / s.bias1) as f32;
+        let (inverse_bias2, eps) = ((1.0 / s.bias2) as f32, s.eps as f32);
+        for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * scale;
+            *m = b1 * *m + a1 * g;
+            *v = b2 * *v + a2 * g * g;
+            *w = decay * *w - rate * *m / ((*v * inverse_bias2).sqrt() + eps);
+        }
     }
-    [w, m, v]
+}
+
+/// In place where nobody else holds the tensors.
+pub(super) fn adamw<T: CpuTensor>(w: T, grad: &T, m: T, v: T, s: AdamWScalars) -> [T; 3] {
+    let [mut w, mut m, mut v] = [w, m, v].map(T::owned);
+    let g = grad.contiguous();
+    let state = w.values().par_chunks_mut(CHUNK).zip(m.values().par_chunks_mut(CHUNK)).zip(v.values().par_chunks_mut(CHUNK));
+    state.zip(g.par_chunks(CHUNK)).for_each(|(((w, m), v), g)| adamw_chunk(w, m, v, g, &s));
+    [w, m, v].map(super::slices::Owned::done)
 }

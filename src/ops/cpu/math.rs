@@ -1,10 +1,44 @@
-//! Arithmetic that the compiler turns into vector code: [`vectorized`] compiles a closure for the CPU's widest vectors, and
-//! the functions here are free of branches and calls.
+//! Arithmetic that the compiler turns into vector code: [`vectorized`] compiles a function for the CPU's widest vectors, and the
+//! functions here are free of branches and calls, and always inlined into those.
 
-/// Runs `f` compiled for the vector instructions that this CPU has (AVX2 or AVX-512 on x86).
-#[inline(always)]
-pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// A function compiled three times, for AVX-512, AVX2 and whatever the target has, and called as this CPU can. (A closure would
+/// not do: where it is too long to be inlined, it is compiled for the target alone.)
+macro_rules! vectorized {
+    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                match $crate::ops::cpu::math::level() {
+                    // SAFETY: `level` has asked the CPU for every feature of the function that is called.
+                    2 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    1 => return unsafe { avx2($($arg),*) },
+                    _ => {}
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(super) use vectorized;
+
+/// 2: AVX-512, 1: AVX2, 0: neither. The answers of the CPU are remembered by the standard library.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn level() -> u8 {
+    use std::arch::is_x86_feature_detected as has;
+    if !(has!("avx2") && has!("fma")) {
+        return 0;
+    }
+    let wide = has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+    if wide { 2 } else { 1 }
 }
 
 /// e^x with at most 1.5 units in the last place of error; 0 below -87.3, overflow to infinity above 88.7.
@@ -85,9 +119,10 @@ pub(super) fn fold2(x: &[f32], y: &[f32], f: impl Fn(f32, f32, f32) -> f32 + Cop
     lanes.into_iter().sum()
 }
 
+/// Sum of f over a slice.
 #[inline(always)]
-pub(super) fn sum(x: &[f32]) -> f32 {
-    fold(x, 0.0, |a, b| a + b, |a, b| a + b)
+pub(super) fn sum_of(x: &[f32], f: impl Fn(f32) -> f32 + Copy) -> f32 {
+    fold(x, 0.0, |a, b| a + f(b), |a, b| a + b)
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
-//! The CPU backends, Flex and NdArray: the same bodies on float32 slices, parallel over rows or heads, with products by the
-//! `gemm` crate. Other data types fall back to the default bodies. Every sum is taken in an order that does not depend on the
-//! number of threads, so that a run repeats bit for bit.
+//! The CPU backends, Flex and NdArray: the same bodies on slices, parallel over rows or heads, with products by the `gemm` crate.
+//! Arithmetic is float32; Flex's bfloat16 and float16 tensors are widened when read and rounded when written. Every sum is
+//! taken in an order that does not depend on the number of threads, so that a run repeats bit for bit.
 
 mod attention;
 mod elementwise;
@@ -12,121 +12,195 @@ mod slices;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, TensorMetadata};
 
-use super::{AdamWScalars, AttentionSaved, LlamaOps};
+use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
 
-/// Whether all of these are float32, which the slice bodies are for.
-fn all_f32<T: TensorMetadata>(tensors: &[&T]) -> bool {
-    tensors.iter().all(|t| t.dtype() == DType::F32)
+/// Whether the slice bodies are for all of these.
+fn ours<T: TensorMetadata>(tensors: &[&T]) -> bool {
+    tensors.iter().all(|t| matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16))
 }
 
 macro_rules! cpu_bodies {
     () => {
         fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-            if a.shape().num_dims() == 2 && all_f32(&[&a, &b]) {
-                return slices::matmul(&a, &b, [a.shape().dims(), b.shape().dims()]);
+            if a.shape().num_dims() == 2 && ours(&[&a, &b]) {
+                return slices::matmul(&a, &b, [a.shape().dims(), b.shape().dims()], a.dtype());
             }
             Self::float_matmul(a, b)
         }
+        fn project(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+            if ours(&[&x, &w]) {
+                let w = Self::float_transpose(w);
+                return slices::matmul(&x, &w, [x.shape().dims(), w.shape().dims()], out);
+            }
+            super::linear::forward::<Self>(x, w, out)
+        }
+        fn project_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+            if ours(&[&y, &x, &w]) {
+                let w = Self::float_transpose(w);
+                return slices::matmul_add(y, &x, &w, [x.shape().dims(), w.shape().dims()]);
+            }
+            super::linear::forward_add::<Self>(y, x, w)
+        }
+        fn project_backward_input(dy: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+            if ours(&[&dy, &w]) {
+                return slices::matmul(&dy, &w, [dy.shape().dims(), w.shape().dims()], out);
+            }
+            super::linear::backward_input::<Self>(dy, w, out)
+        }
+        fn project_backward_weight(
+            dy: FloatTensor<Self>,
+            x: FloatTensor<Self>,
+            sum: Option<FloatTensor<Self>>,
+        ) -> FloatTensor<Self> {
+            if !ours(&[&dy, &x]) {
+                return super::linear::backward_weight::<Self>(dy, x, sum);
+            }
+            let dy = Self::float_transpose(dy);
+            let shapes = [dy.shape().dims(), x.shape().dims()];
+            slices::matmul_rows(sum, &dy, &x, shapes)
+        }
 
-        fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
-            if all_f32(&[&x, &w]) { norm::forward(&x, &w, eps) } else { super::norm::forward::<Self>(x, w, eps) }
+        fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64, out: DType) -> FloatTensor<Self> {
+            if ours(&[&x, &w]) { norm::forward(&x, &w, eps, out) } else { super::norm::forward::<Self>(x, w, eps, out) }
         }
         fn rms_norm_backward(
             x: FloatTensor<Self>,
             w: FloatTensor<Self>,
             dy: FloatTensor<Self>,
             eps: f64,
+            add: Option<FloatTensor<Self>>,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            if all_f32(&[&x, &w, &dy]) {
-                return norm::backward(&x, &w, &dy, eps);
+            if ours(&[&x, &w, &dy]) {
+                return norm::backward(&x, &w, &dy, eps, add);
             }
-            super::norm::backward::<Self>(x, w, dy, eps)
+            super::norm::backward::<Self>(x, w, dy, eps, add)
         }
 
-        fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-            if all_f32(&[&x, &cos, &sin]) {
-                return elementwise::rope(&x, &cos, &sin);
+        fn rope(
+            x: FloatTensor<Self>,
+            cos: FloatTensor<Self>,
+            sin: FloatTensor<Self>,
+            rotated: usize,
+            inverse: bool,
+        ) -> FloatTensor<Self> {
+            if ours(&[&x, &cos, &sin]) {
+                return elementwise::rope(x, &cos, &sin, rotated, inverse);
             }
-            super::rope::forward::<Self>(x, cos, sin)
+            super::rope::forward::<Self>(x, cos, sin, rotated, inverse)
         }
 
-        fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-            if all_f32(&[&gate, &up]) {
-                return elementwise::swiglu(&gate, &up);
-            }
-            super::swiglu::forward::<Self>(gate, up)
+        fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+            if ours(&[&gate_up]) { elementwise::swiglu(&gate_up) } else { super::swiglu::forward::<Self>(gate_up) }
         }
-        fn swiglu_backward(
-            gate: FloatTensor<Self>,
-            up: FloatTensor<Self>,
-            dy: FloatTensor<Self>,
-        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            if all_f32(&[&gate, &up, &dy]) {
-                return elementwise::swiglu_backward(&gate, &up, &dy);
+        fn swiglu_backward(gate_up: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+            if ours(&[&gate_up, &dy]) {
+                return elementwise::swiglu_backward(gate_up, &dy);
             }
-            super::swiglu::backward::<Self>(gate, up, dy)
+            super::swiglu::backward::<Self>(gate_up, dy)
         }
 
         fn attention_forward(
             q: FloatTensor<Self>,
             k: FloatTensor<Self>,
             v: FloatTensor<Self>,
+            starts: Option<IntTensor<Self>>,
             scale: f64,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            if all_f32(&[&q, &k, &v]) {
-                let (out, lse) = attention::forward(&q, &k, &v, scale as f32);
-                return (Self::float_swap_dims(out, 1, 2), lse);
+            if !ours(&[&q, &k, &v]) {
+                return super::attention::forward::<Self>(q, k, v, starts, scale);
             }
-            super::attention::forward::<Self>(q, k, v, scale)
+            let starts = starts.map(slices::ids::<Self>);
+            let (out, lse) = attention::forward(&q, &k, &v, starts.as_deref(), scale as f32);
+            (Self::float_swap_dims(out, 1, 2), lse)
         }
         fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-            let AttentionSaved { q, k, v, out, lse, scale } = &saved;
-            if all_f32(&[q, k, v, out, &dout]) {
-                return attention::backward([q, k, v], out, lse, &dout, *scale as f32).map(|x| Self::float_swap_dims(x, 1, 2));
+            let AttentionSaved { q, k, v, out, lse, .. } = &saved;
+            if !ours(&[q, k, v, out, lse, &dout]) {
+                return super::attention::backward::<Self>(saved, dout);
             }
-            super::attention::backward::<Self>(saved, dout)
+            let starts = saved.starts.clone().map(slices::ids::<Self>);
+            let grads = attention::backward([q, k, v], starts.as_deref(), out, lse, &dout, saved.scale as f32);
+            grads.map(|x| Self::float_swap_dims(x, 1, 2))
+        }
+        fn self_attention_forward(qkv: FloatTensor<Self>, s: SelfAttention<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+            if !ours(&[&qkv]) {
+                return super::attention::packed_forward::<Self>(qkv, s);
+            }
+            let starts = s.starts.map(slices::ids::<Self>);
+            attention::packed_forward(&qkv, s.kv_heads, starts.as_deref(), s.scale as f32)
+        }
+        fn self_attention_backward(
+            qkv: FloatTensor<Self>,
+            s: SelfAttention<Self>,
+            out: FloatTensor<Self>,
+            lse: FloatTensor<Self>,
+            dout: FloatTensor<Self>,
+        ) -> FloatTensor<Self> {
+            if !ours(&[&qkv, &out, &lse, &dout]) {
+                return super::attention::packed_backward::<Self>(qkv, s, out, lse, dout);
+            }
+            let starts = s.starts.map(slices::ids::<Self>);
+            attention::packed_backward(&qkv, s.kv_heads, starts.as_deref(), &out, &lse, &dout, s.scale as f32)
         }
 
-        fn linear_cross_entropy(x: FloatTensor<Self>, w: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
-            if all_f32(&[&x, &w]) {
-                return loss::cross_entropy(&x, &w, &slices::ids::<Self>(targets), false).0;
+        fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {
+            if !ours(&[&logits]) {
+                return super::loss::stats::<Self>(logits, targets, first);
             }
-            super::loss::forward::<Self>(x, w, targets)
+            loss::stats(&logits, &slices::ids::<Self>(targets), first)
         }
-        fn linear_cross_entropy_grad(
-            x: FloatTensor<Self>,
-            w: FloatTensor<Self>,
+        fn logit_grad(
+            logits: FloatTensor<Self>,
+            stats: FloatTensor<Self>,
             targets: IntTensor<Self>,
-        ) -> [FloatTensor<Self>; 3] {
-            if all_f32(&[&x, &w])
-                && let (loss, Some([dx, dw])) = loss::cross_entropy(&x, &w, &slices::ids::<Self>(targets.clone()), true)
-            {
-                return [loss, dx, dw];
+            first: usize,
+            scale: f64,
+            out: DType,
+        ) -> FloatTensor<Self> {
+            if !ours(&[&logits, &stats]) {
+                return super::loss::grad::<Self>(logits, stats, targets, first, scale, out);
             }
-            super::loss::forward_backward::<Self>(x, w, targets)
+            loss::grad(logits, &stats, &slices::ids::<Self>(targets), first, scale, out)
+        }
+
+        fn logit_rows(vocab: usize) -> usize {
+            // 64 MiB of logits at most; more than 512 rows gain nothing.
+            ((16 << 20) / vocab).clamp(64, 512)
+        }
+
+        fn embed(ids: IntTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+            if !ours(&[&w]) {
+                return super::embedding::forward::<Self>(ids, w, out);
+            }
+            elementwise::embedding(&slices::ids::<Self>(ids), &w, out)
+        }
+        fn embed_backward(
+            ids: IntTensor<Self>,
+            order: IntTensor<Self>,
+            dx: FloatTensor<Self>,
+            sum: FloatTensor<Self>,
+        ) -> FloatTensor<Self> {
+            if !ours(&[&dx, &sum]) {
+                return super::embedding::backward::<Self>(ids, order, dx, sum);
+            }
+            elementwise::embedding_backward(&slices::ids::<Self>(ids), &slices::ids::<Self>(order), &dx, sum)
         }
 
         fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
-            if all_f32(&[&x]) {
-                return elementwise::square_sum(&x);
-            }
-            super::adamw::square_sum::<Self>(x)
+            if ours(&[&x]) { elementwise::square_sum(&x) } else { super::adamw::square_sum::<Self>(x) }
         }
-        fn adamw_step(
-            w: FloatTensor<Self>,
-            grad: FloatTensor<Self>,
-            m: FloatTensor<Self>,
-            v: FloatTensor<Self>,
-            s: AdamWScalars,
-        ) -> [FloatTensor<Self>; 3] {
-            if all_f32(&[&w, &grad, &m, &v]) {
-                return elementwise::adamw(w, &grad, m, v, s);
+        fn adamw_step(state: AdamWState<Self>, grad: FloatTensor<Self>, s: AdamWScalars) -> AdamWState<Self> {
+            let AdamWState { w, m, v, copy } = state;
+            if !ours(&[&w, &grad, &m, &v]) {
+                return super::adamw::step::<Self>(AdamWState { w, m, v, copy }, grad, s);
             }
-            super::adamw::step::<Self>(w, grad, m, v, s)
+            let [w, m, v] = elementwise::adamw(w, &grad, m, v, s);
+            let copy = copy.map(|old| slices::cast(w.clone(), old.dtype()));
+            AdamWState { w, m, v, copy }
         }
 
         fn bodies() -> &'static str {
-            "float32: slices, rayon, gemm; other types: default (Burn tensor operations)"
+            "float32, bfloat16, float16: slices, rayon, gemm, in float32; other types: default (Burn tensor operations)"
         }
     };
 }

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::IntTensor;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata};
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A float32 tensor seen through its strides.
 pub(super) struct Strided<'a> {
@@ -30,18 +31,25 @@ impl Strided<'_> {
     }
 }
 
-/// The tensor primitive of a CPU backend, float32.
-pub(super) trait CpuTensor: Sized {
-    /// Storage, shape and strides; `None` if a stride is negative.
+/// The tensor primitive of a CPU backend. Arithmetic is float32; narrower types are widened when read and rounded when written.
+pub(super) trait CpuTensor: Sized + TensorMetadata {
+    /// Storage, shape and strides; `None` if it is not float32, or if a stride is negative.
     fn strided(&self) -> Option<Strided<'_>>;
-    /// The elements in order, writable, if nobody else holds them.
+    /// The elements in order, writable, if they are float32 and nobody else holds them.
     fn slice_mut(&mut self) -> Option<&mut [f32]>;
-    /// Takes the vector over without a copy.
+    /// Takes the values over without a copy, float32.
     fn from_vec(values: Vec<f32>, shape: &[usize]) -> Self;
-    /// A copy in plain order.
+    /// A copy in plain order, as float32.
     fn copied(&self) -> Vec<f32>;
+    /// The values rounded to a narrower type.
+    fn rounded(values: &[f32], shape: &[usize], dtype: DType) -> Self;
 
-    /// The elements in order; copied only if they lie otherwise.
+    /// From values, as `dtype`.
+    fn make(values: Vec<f32>, shape: &[usize], dtype: DType) -> Self {
+        if dtype == DType::F32 { Self::from_vec(values, shape) } else { Self::rounded(&values, shape, dtype) }
+    }
+
+    /// The elements in order; copied only if they lie otherwise or are of another type.
     fn contiguous(&self) -> Cow<'_, [f32]> {
         match self.strided() {
             Some(s) if s.is_contiguous() => Cow::Borrowed(&s.data[..s.len()]),
@@ -49,7 +57,17 @@ pub(super) trait CpuTensor: Sized {
         }
     }
 
-    /// Storage and strides of a matrix with rows of `width`; copied only if a stride is negative.
+    /// The elements in order to be written over: the storage itself where it may be, else a copy. The second is the tensor to
+    /// keep alive; see [`Owned::done`].
+    fn owned(mut self) -> Owned<Self> {
+        let (shape, dtype) = (self.shape().to_vec(), self.dtype());
+        if self.slice_mut().is_some() {
+            return Owned { tensor: Some(self), values: Vec::new(), shape, dtype };
+        }
+        Owned { values: self.copied(), tensor: None, shape, dtype }
+    }
+
+    /// Storage and strides of a matrix with rows of `width`; copied only if need be.
     fn matrix(&self, width: usize) -> (Cow<'_, [f32]>, [usize; 2]) {
         match self.strided() {
             Some(s) if s.strides.len() == 2 => (Cow::Borrowed(s.data), [s.strides[0], s.strides[1]]),
@@ -72,9 +90,43 @@ pub(super) trait CpuTensor: Sized {
     }
 }
 
+/// A tensor that is being written over.
+pub(super) struct Owned<T> {
+    tensor: Option<T>,
+    values: Vec<f32>,
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+impl<T: CpuTensor> Owned<T> {
+    pub(super) fn values(&mut self) -> &mut [f32] {
+        match self.tensor.as_mut().and_then(T::slice_mut) {
+            Some(values) => values,
+            None => &mut self.values,
+        }
+    }
+
+    /// The tensor, in its old shape and type.
+    pub(super) fn done(self) -> T {
+        self.tensor.unwrap_or_else(|| T::make(self.values, &self.shape, self.dtype))
+    }
+}
+
+/// `n` elements of which each is written before it is read: a `vec![0.0; n]` would write them twice.
+#[allow(clippy::uninit_vec)]
+pub(super) fn unwritten(n: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(n);
+    // SAFETY: the capacity is there, every bit pattern is a float, and the callers write each element before they read it.
+    unsafe { values.set_len(n) };
+    values
+}
+
 #[cfg(feature = "flex")]
 impl CpuTensor for burn_flex::FlexTensor {
     fn strided(&self) -> Option<Strided<'_>> {
+        if self.dtype() != DType::F32 {
+            return None;
+        }
         let layout = self.layout();
         let strides = layout.strides().iter().map(|&s| usize::try_from(s).ok()).collect::<Option<_>>()?;
         // `storage` is the whole buffer; the view begins at the offset.
@@ -83,6 +135,9 @@ impl CpuTensor for burn_flex::FlexTensor {
     }
 
     fn slice_mut(&mut self) -> Option<&mut [f32]> {
+        if self.dtype() != DType::F32 {
+            return None;
+        }
         let (start, end) = self.layout().contiguous_offsets()?;
         self.try_storage_mut::<f32>()?.get_mut(start..end)
     }
@@ -93,8 +148,29 @@ impl CpuTensor for burn_flex::FlexTensor {
 
     fn copied(&self) -> Vec<f32> {
         let dense = self.to_contiguous();
-        dense.as_slice::<f32>().map(<[f32]>::to_vec).unwrap_or_default()
+        match self.dtype() {
+            DType::BF16 => widened(dense.as_slice::<half::bf16>(), half::bf16::to_f32),
+            DType::F16 => widened(dense.as_slice::<half::f16>(), half::f16::to_f32),
+            _ => dense.as_slice::<f32>().map(<[f32]>::to_vec).unwrap_or_default(),
+        }
     }
+
+    fn rounded(values: &[f32], shape: &[usize], dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::from_data(TensorData::new(narrowed(values, half::bf16::from_f32), shape.to_vec())),
+            _ => Self::from_data(TensorData::new(narrowed(values, half::f16::from_f32), shape.to_vec())),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+fn widened<E: Copy + Sync>(values: Option<&[E]>, to: impl Fn(E) -> f32 + Sync) -> Vec<f32> {
+    values.unwrap_or_default().par_iter().with_min_len(1 << 14).map(|&x| to(x)).collect()
+}
+
+#[cfg(feature = "flex")]
+fn narrowed<E: Send>(values: &[f32], from: impl Fn(f32) -> E + Sync) -> Vec<E> {
+    values.par_iter().with_min_len(1 << 14).map(|&x| from(x)).collect()
 }
 
 #[cfg(feature = "ndarray")]
@@ -114,7 +190,7 @@ impl CpuTensor for burn_ndarray::NdArrayTensor {
 
     fn slice_mut(&mut self) -> Option<&mut [f32]> {
         match self {
-            Self::F32(storage) => storage.ensure_owned().as_slice_mut(),
+            Self::F32(storage) if storage.is_unique() => storage.ensure_owned().as_slice_mut(),
             _ => None,
         }
     }
@@ -129,6 +205,16 @@ impl CpuTensor for burn_ndarray::NdArrayTensor {
             _ => Vec::new(),
         }
     }
+
+    /// Never called: the backend has no narrower type than float32.
+    fn rounded(values: &[f32], shape: &[usize], _: DType) -> Self {
+        Self::from_vec(values.to_vec(), shape)
+    }
+}
+
+/// The tensor in another type.
+pub(super) fn cast<T: CpuTensor>(x: T, dtype: DType) -> T {
+    if x.dtype() == dtype { x } else { T::make(x.copied(), &x.shape(), dtype) }
 }
 
 /// Integer ids on the host.
@@ -211,13 +297,48 @@ pub(super) fn all_threads() -> Parallelism {
     Parallelism::Rayon(0)
 }
 
-/// A two-dimensional product of tensors with any strides.
-pub(super) fn matmul<T: CpuTensor>(a: &T, b: &T, shapes: [[usize; 2]; 2]) -> T {
+/// A two-dimensional product of tensors with any strides, as `dtype`.
+pub(super) fn matmul<T: CpuTensor>(a: &T, b: &T, shapes: [[usize; 2]; 2], dtype: DType) -> T {
     let [[m, k], [k_b, n]] = shapes;
     assert_eq!(k, k_b, "matmul: inner dimensions differ");
-    let mut out = vec![0f32; m * n];
-    let (a, b) = (a.matrix(k), b.matrix(n));
-    let mats = [&a, &b].map(|(data, [rs, cs])| Mat { data, rs: *rs, cs: *cs });
-    product([m, n, k], &mut out, n, false, mats[0], mats[1], 1.0, all_threads());
-    T::from_vec(out, &[m, n])
+    let mut out = unwritten(m * n);
+    with_operands(a, b, [k, n], |a, b| product([m, n, k], &mut out, n, false, a, b, 1.0, all_threads()));
+    T::make(out, &[m, n], dtype)
+}
+
+/// `sum + a b`, in place where nobody else holds `sum [m, n]`.
+pub(super) fn matmul_add<T: CpuTensor>(sum: T, a: &T, b: &T, shapes: [[usize; 2]; 2]) -> T {
+    let [[m, k], [k_b, n]] = shapes;
+    assert_eq!(k, k_b, "matmul: inner dimensions differ");
+    let mut sum = sum.owned();
+    with_operands(a, b, [k, n], |a, b| product([m, n, k], sum.values(), n, true, a, b, 1.0, all_threads()));
+    sum.done()
+}
+
+/// `sum + a b` (or `a b`), float32, where `a` is a transposed view: the gradient of a weight. `gemm` packs such an operand on one
+/// thread; cut by hand into blocks of rows, 3 to 20 % are gained (docs/LOG.md). Tall outputs are cut finer.
+pub(super) fn matmul_rows<T: CpuTensor>(sum: Option<T>, a: &T, b: &T, shapes: [[usize; 2]; 2]) -> T {
+    let [[m, k], [k_b, n]] = shapes;
+    assert_eq!(k, k_b, "matmul: inner dimensions differ");
+    let threads = rayon::current_num_threads();
+    let tasks = if m >= 8 * n { 4 * threads } else { threads };
+    let rows = m.div_ceil(tasks).next_multiple_of(16);
+    let adds = sum.is_some();
+    let mut sum = match sum {
+        Some(sum) => sum.owned(),
+        None => T::from_vec(unwritten(m * n), &[m, n]).owned(),
+    };
+    with_operands(a, b, [k, n], |a, b| {
+        sum.values().par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(i, dst)| {
+            let block = Mat { data: &a.data[i * rows * a.rs..], ..a };
+            product([dst.len() / n, n, k], dst, n, adds, block, b, 1.0, Parallelism::None);
+        });
+    });
+    sum.done()
+}
+
+fn with_operands<T: CpuTensor>(a: &T, b: &T, widths: [usize; 2], f: impl FnOnce(Mat<'_>, Mat<'_>)) {
+    let (a, b) = (a.matrix(widths[0]), b.matrix(widths[1]));
+    let [a, b] = [&a, &b].map(|(data, [rs, cs])| Mat { data, rs: *rs, cs: *cs });
+    f(a, b);
 }

@@ -1,0 +1,138 @@
+//! `recua plan`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use recua::backend::BackendName;
+use recua::train::plan::{self, PlanConfig};
+use recua::train::{Layers, RunConfig};
+use recua::{Error, Result};
+use serde_json::json;
+
+/// Say what memory a training step needs, before anything runs
+///
+/// Follows every tensor of a step through its life and prints the peak by what it consists of. Not in it: the process and the
+/// device's context (0.5 to 1 GiB on CUDA), and what an allocator holds without using it.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  recua plan --preset 7b --seq 2048 --batch 1 --devices 1 --precision bf16 --keep linear --memory 139
+  recua plan --preset 1b --batch 8 --precision bf16 --backend cuda
+  recua plan --config run.toml --set train.micro_batch=2")]
+pub(crate) struct Plan {
+    /// Model size: debug, 15m, 42m, 110m, 1b, 7b, 13b, 33b, 65b
+    #[arg(long)]
+    preset: Option<String>,
+    /// Tokens of a sequence [default: the model's max_seq_len]
+    #[arg(long)]
+    seq: Option<usize>,
+    /// Sequences of a step [default: 8]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Sequences of a forward and backward pass [default: as --batch]
+    #[arg(long)]
+    micro_batch: Option<usize>,
+    /// Devices; a device holds all of the state, so that more of them need no less each
+    #[arg(long, default_value_t = 1)]
+    devices: usize,
+    /// Type of the products' operands
+    #[arg(long, value_name = "f32|bf16")]
+    precision: Option<String>,
+    /// Activations kept for backward
+    #[arg(long, value_name = "all|linear|block")]
+    keep: Option<String>,
+    /// Update each parameter as soon as its gradient is there
+    #[arg(long)]
+    update_in_backward: bool,
+    /// The device's memory in GiB [default: what the backend's device has]
+    #[arg(long, value_name = "GIB")]
+    memory: Option<f64>,
+    /// Whose memory and whose loss chunks to plan for
+    #[arg(long, value_name = "NAME", default_value_t = BackendName::default())]
+    backend: BackendName,
+    /// Settings in TOML, as for `recua train`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting, e.g. model.dim=512; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    fn resolve(&self) -> Result<RunConfig> {
+        let mut set = Vec::new();
+        let mut add = |key: &str, value: Option<String>| set.extend(value.map(|v| format!("{key}={v}")));
+        let text = |v: &Option<String>| v.as_ref().map(|v| toml::Value::String(v.clone()).to_string());
+        add("model.preset", text(&self.preset));
+        add("train.seq_len", self.seq.map(|n| n.to_string()));
+        add("train.batch", self.batch.map(|n| n.to_string()));
+        add("train.micro_batch", self.micro_batch.map(|n| n.to_string()));
+        add("train.precision", text(&self.precision));
+        add("train.keep", text(&self.keep));
+        add("train.update_in_backward", self.update_in_backward.then(|| "true".into()));
+        set.extend(self.set.iter().cloned());
+        let (mut config, _) = RunConfig::resolve(&Layers { file: self.config.as_deref(), set: &set })?;
+        // A sequence longer than the preset's is planned for all the same: memory does not depend on the tables.
+        config.model.max_seq_len = config.model.max_seq_len.max(config.seq_len());
+        config.validate()?;
+        Ok(config)
+    }
+
+    pub(crate) fn run(self) -> Result<()> {
+        if self.devices == 0 {
+            return Err(Error::bad_value("--devices", "expected at least 1, got 0", "leave it out for one"));
+        }
+        let config = self.resolve()?;
+        let wanted = PlanConfig {
+            model: config.model.clone(),
+            batch: config.micro_batch(),
+            micro_batches: config.train.batch / config.micro_batch(),
+            seq_len: config.seq_len(),
+            step: config.step(),
+            logit_rows: self.backend.logit_rows(config.model.vocab_size),
+        };
+        let peak = plan::plan(&wanted);
+        let has = match self.memory {
+            Some(gib) => Some((gib * (1u64 << 30) as f64) as u64),
+            None => self.backend.memory(),
+        };
+        let fits = has.map(|has| peak.total() <= has);
+        let flop = config.model.train_flop_per_token(config.seq_len());
+        if self.json {
+            return super::print_json(&json!({
+                "parameters": config.model.num_params(), "bytes": peak, "total_bytes": peak.total(), "device_bytes": has,
+                "fits": fits, "devices": self.devices, "flop_per_token": flop,
+            }));
+        }
+        let gib = |bytes: u64| format!("{:>9.3} GiB", bytes as f64 / (1u64 << 30) as f64);
+        let keep = toml::Value::try_from(config.train.keep).map_or(String::new(), |v| v.as_str().unwrap_or_default().into());
+        super::print(&format!(
+            "{} parameters, {} x {} tokens a pass, {} passes a step, keep {keep}",
+            super::human(config.model.num_params() as f64),
+            wanted.batch,
+            wanted.seq_len,
+            wanted.micro_batches,
+        ));
+        for (name, bytes) in [
+            ("weights, float32", peak.weights),
+            ("their copies in the compute type", peak.copies),
+            ("moments", peak.moments),
+            ("gradients", peak.gradients),
+            ("activations", peak.activations),
+            ("workspace", peak.workspace),
+            ("peak, on each device", peak.total()),
+        ] {
+            super::print(&format!("{name:<34}{}", gib(bytes)));
+        }
+        if let (Some(has), Some(fits)) = (has, fits) {
+            let verdict = if fits { "fits" } else { "does not fit" };
+            super::print(&format!("{verdict} into {} of {}", gib(has).trim_start(), self.backend));
+            if !fits {
+                super::print("less: --keep block, --precision bf16, a smaller --micro-batch, --update-in-backward");
+            }
+        }
+        Ok(())
+    }
+}

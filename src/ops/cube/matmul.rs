@@ -1,0 +1,180 @@
+//! Matrix products: cubek's single-buffered routines, chosen by name. The double-buffered ones read past the end of sums with an
+//! odd number of stages (cubek#441; K = 288 is one), and cubek's own choice rounds float32 to TF32.
+//!
+//! Limits: TMA reads rows of whole 16-byte units (the other routines take what it cannot); the routines size their own shared
+//! memory by the device. WebGPU has no tensor cores for CubeCL's WGSL: everything is `SimpleUnit` there.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::features::Tma;
+use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems, MatmulSetupError};
+use cubek::matmul::launch::{Strategy, launch_ref};
+use cubek::matmul::routines::BlueprintStrategy;
+use cubek::matmul::routines::simple::SimpleArgs;
+use cubek::std::InputBinding;
+
+use super::{count, elementwise, empty};
+
+/// The routine for products of narrower types than float32 (float32 is always computed on the units, in float32).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Gemm {
+    /// The first of the next four that the device and the operands allow.
+    #[default]
+    Auto,
+    /// Tensor cores by `mma`, tiles read by TMA (compute capability 9 and later).
+    TmaMma,
+    /// Tensor cores by `mma`.
+    CyclicMma,
+    /// Tensor cores by `wmma`.
+    CyclicCmma,
+    /// No tensor cores.
+    Unit,
+    /// Whatever Burn would choose.
+    Burn,
+    /// cuBLASLt; the same as [`Gemm::Auto`] until it is there.
+    CublasLt,
+}
+
+impl Gemm {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Auto, Self::TmaMma, Self::CyclicMma, Self::CyclicCmma, Self::Unit, Self::Burn, Self::CublasLt];
+
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::TmaMma => "tma-mma",
+            Self::CyclicMma => "cyclic-mma",
+            Self::CyclicCmma => "cyclic-cmma",
+            Self::Unit => "unit",
+            Self::Burn => "burn",
+            Self::CublasLt => "cublaslt",
+        }
+    }
+}
+
+impl fmt::Display for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Gemm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|g| g.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("`{text}` is no way to multiply matrices; take one of {names}")
+        })
+    }
+}
+
+static GEMM: AtomicU8 = AtomicU8::new(Gemm::Auto as u8);
+
+/// Chooses the routine for the whole process.
+pub fn set_gemm(gemm: Gemm) {
+    GEMM.store(gemm as u8, Ordering::Relaxed);
+}
+
+/// The routine chosen.
+pub fn gemm() -> Gemm {
+    let chosen = GEMM.load(Ordering::Relaxed);
+    Gemm::ALL.into_iter().find(|g| *g as u8 == chosen).unwrap_or_default()
+}
+
+/// The routines, best first.
+const ROUTINES: [Gemm; 4] = [Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
+
+fn strategy(routine: Gemm) -> Strategy {
+    // `multi_rows`: more rows a plane, what cubek's own tuner prefers for large products.
+    let args = SimpleArgs { multi_rows: true, ..Default::default() };
+    match routine {
+        Gemm::TmaMma => Strategy::SimpleTmaMma(BlueprintStrategy::Inferred(args)),
+        Gemm::CyclicMma => Strategy::SimpleCyclicMma(BlueprintStrategy::Inferred(args)),
+        Gemm::CyclicCmma => Strategy::SimpleCyclicCmma(BlueprintStrategy::Inferred(args)),
+        _ => Strategy::SimpleUnit(Default::default()),
+    }
+}
+
+/// Whether TMA can read it: rows (of it or of its transpose) that begin at multiples of 16 bytes.
+fn tma_reads<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
+    let strides = x.meta.strides();
+    let rank = strides.len();
+    let (row, column) = (strides[rank - 2], strides[rank - 1]);
+    let aligned = |stride: usize| (stride * x.dtype.size()).is_multiple_of(16);
+    let matrix = (column == 1 && aligned(row)) || (row == 1 && aligned(column));
+    matrix && strides[..rank - 2].iter().all(|s| aligned(*s))
+}
+
+fn launch<R: CubeRuntime>(
+    strategy: &Strategy,
+    a: &CubeTensor<R>,
+    b: &CubeTensor<R>,
+    out: &CubeTensor<R>,
+) -> Result<(), MatmulSetupError> {
+    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: out.dtype.into() };
+    launch_ref(
+        strategy,
+        &a.client,
+        InputBinding::new(a.clone().binding(), a.dtype.into()),
+        InputBinding::new(b.clone().binding(), b.dtype.into()),
+        out.clone().binding(),
+        &mut MatmulElems::from_globals(&globals),
+    )
+}
+
+/// `a [.., m, k] x b [.., k, n]`, operands of one type, as `out`, of float32 sums.
+pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: DType) -> CubeTensor<R> {
+    assert_eq!(a.dtype, b.dtype, "matrix product: operands of two types");
+    let (mut shape, b_shape) = (a.meta.shape().to_vec(), b.meta.shape().to_vec());
+    let rank = shape.len();
+    assert_eq!(shape[rank - 1], b_shape[rank - 2], "matrix product: {shape:?} x {b_shape:?}");
+    shape[rank - 1] = b_shape[rank - 1];
+    for i in 0..rank - 2 {
+        shape[i] = shape[i].max(b_shape[i]);
+    }
+    let y = empty(&a, &shape, out);
+    if count(&y) == 0 {
+        return y;
+    }
+    if count(&a) == 0 {
+        return elementwise::zero(y);
+    }
+    let chosen = if a.dtype == DType::F32 { Gemm::Unit } else { gemm() };
+    if chosen == Gemm::Burn {
+        let product = burn_cubecl::kernel::matmul::matmul(a, b, Some(y), Default::default(), out);
+        return product.unwrap_or_else(|e| panic!("matrix product by Burn's choice: {e:?}"));
+    }
+    // What is refused is refused before anything is compiled or launched, for reasons that may be the operands' own: each
+    // product asks anew.
+    let mut refused = Vec::new();
+    for routine in ROUTINES {
+        if !matches!(chosen, Gemm::Auto | Gemm::CublasLt) && routine != chosen {
+            continue;
+        }
+        if routine == Gemm::TmaMma {
+            if !a.client.properties().features.tma.contains(Tma::Base) {
+                refused.push(format!("{routine}: the device has no TMA"));
+                continue;
+            }
+            if !(tma_reads(&a) && tma_reads(&b)) {
+                refused.push(format!("{routine}: rows that do not begin at multiples of 16 bytes"));
+                continue;
+            }
+        }
+        match launch(&strategy(routine), &a, &b, &y) {
+            Ok(()) => return y,
+            Err(e) => refused.push(format!("{routine}: {e:?}")),
+        }
+    }
+    let (a_shape, dtype) = (a.meta.shape(), a.dtype);
+    panic!("matrix product {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; "));
+}

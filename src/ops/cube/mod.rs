@@ -1,0 +1,221 @@
+//! CUDA and wgpu, through CubeCL: one kernel source for both.
+//!
+//! What all kernels keep to, so that a default WebGPU adapter runs them: at most 256 units a cube, 8 KiB of shared memory
+//! (of the 16 that WebGPU promises; CubeCL's WGSL counts it twice, cubecl#1367), 7 tensors (8 storage buffers, of which CubeCL
+//! takes one for shapes and scalars), no plane operations (software Vulkan has none), no atomics. `&&` and `||` do not
+//! short-circuit in CubeCL 0.10 (cubecl#1348): bounds are nested `if`s. Sums have a fixed order: equal inputs give equal bits.
+//! Arithmetic is float32, whatever the types of the tensors.
+
+// A kernel takes its tensors and numbers one by one; its `if`s are nested because `&&` evaluates both sides.
+#![allow(clippy::too_many_arguments, clippy::collapsible_if)]
+
+mod adamw;
+mod attend;
+mod attention;
+mod elementwise;
+mod embedding;
+mod loss;
+pub(crate) mod matmul;
+mod norm;
+mod reduce;
+mod rope;
+mod swiglu;
+mod tile;
+
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::*;
+
+use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
+
+impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
+    fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        let dtype = a.dtype;
+        matmul::product(a, b, dtype)
+    }
+
+    fn project(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        matmul::product(x, Self::float_transpose(w), out)
+    }
+    fn project_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        let dtype = y.dtype;
+        elementwise::add(y, Self::project(x, w, dtype))
+    }
+    fn project_backward_input(dy: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        matmul::product(dy, w, out)
+    }
+    fn project_backward_weight(dy: FloatTensor<Self>, x: FloatTensor<Self>, sum: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let dw = matmul::product(Self::float_transpose(dy), x, DType::F32);
+        match sum {
+            Some(sum) => elementwise::add(sum, dw),
+            None => dw,
+        }
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64, out: DType) -> FloatTensor<Self> {
+        norm::forward(x, w, eps, out)
+    }
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        eps: f64,
+        add: Option<FloatTensor<Self>>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        norm::backward(x, w, dy, eps, add)
+    }
+
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        rotated: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        rope::rotate(x, cos, sin, rotated, inverse)
+    }
+
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        swiglu::forward(gate_up)
+    }
+    fn swiglu_backward(gate_up: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        swiglu::backward(gate_up, dy)
+    }
+
+    fn attention_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        starts: Option<IntTensor<Self>>,
+        scale: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention::forward(q, k, v, starts, scale)
+    }
+    fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
+        let AttentionSaved { q, k, v, starts, out, lse, scale } = saved;
+        attention::backward([q, k, v, out, dout], lse, starts, scale)
+    }
+    fn self_attention_forward(qkv: FloatTensor<Self>, s: SelfAttention<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention::packed_forward(qkv, s.kv_heads, s.starts, s.scale)
+    }
+    fn self_attention_backward(
+        qkv: FloatTensor<Self>,
+        s: SelfAttention<Self>,
+        out: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        dout: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        attention::packed_backward([qkv, out, dout], lse, s.kv_heads, s.starts, s.scale)
+    }
+
+    fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {
+        loss::stats(logits, targets, first)
+    }
+    fn logit_grad(
+        logits: FloatTensor<Self>,
+        stats: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        first: usize,
+        scale: f64,
+        out: DType,
+    ) -> FloatTensor<Self> {
+        loss::grad(logits, stats, targets, first, scale, out)
+    }
+
+    fn logit_rows(vocab: usize) -> usize {
+        // 128 MiB, the largest buffer that WebGPU promises to bind.
+        ((32 << 20) / vocab).clamp(64, 8192)
+    }
+
+    fn embed(ids: IntTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        embedding::forward(ids, w, out)
+    }
+    fn embed_backward(
+        ids: IntTensor<Self>,
+        order: IntTensor<Self>,
+        dx: FloatTensor<Self>,
+        sum: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        embedding::backward(ids, order, dx, sum)
+    }
+
+    fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        adamw::square_sum(x)
+    }
+    fn adamw_step(state: AdamWState<Self>, grad: FloatTensor<Self>, s: AdamWScalars) -> AdamWState<Self> {
+        let AdamWState { w, m, v, copy } = state;
+        let ([w, m, v], copy) = adamw::step([w, m, v], copy, grad, s);
+        AdamWState { w, m, v, copy }
+    }
+
+    fn pool_bytes(device: &Self::Device) -> Option<u64> {
+        R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
+    }
+
+    fn bodies() -> &'static str {
+        "\
+matmul, project*       cubek, single-buffered: float32 on the units (never TF32); bfloat16, float16 on the tensor cores
+                       (TMA + mma, else cyclic mma, else cyclic cmma; `gemm` chooses), float32 sums
+project_add            product, then one CubeCL kernel that adds in place; the same for a weight gradient with a sum
+rms_norm*, rope        CubeCL kernels, a cube a row; gradients of the weight in two fixed-order passes; rope in place
+swiglu*                CubeCL kernels; backward in place
+*attention*            CubeCL kernels, tiled online softmax on the units in float32; packed, strided, grouped, by document
+logit_stats, _grad     CubeCL kernels, a cube a row; the gradient in place
+embed*                 CubeCL kernels; the gradient sums runs of equal ids in order, in place
+square_sum             CubeCL kernel, two fixed-order passes
+adamw_step             one CubeCL kernel, in place
+linear_cross_entropy   the shared loop over chunks of rows, on the above"
+    }
+}
+
+/// Contiguous tensor without values, where `like` is.
+fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: &[usize], dtype: DType) -> CubeTensor<R> {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), Shape::from(shape.to_vec()), dtype)
+}
+
+/// A contiguous tensor that may be written: the given one if nobody else holds it, else a copy.
+fn own<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    let x = into_contiguous(x);
+    if x.can_mut() { x } else { elementwise::copy(x) }
+}
+
+/// Elements that a unit reads at once: the widest vector of the widest of `dtypes` that divides all of `divides`.
+fn lanes<R: CubeRuntime>(client: &ComputeClient<R>, dtypes: &[DType], divides: &[usize]) -> usize {
+    let size = dtypes.iter().map(|d| d.size()).max().unwrap_or(4);
+    client.io_optimized_vector_sizes(size).find(|lanes| divides.iter().all(|n| n.is_multiple_of(*lanes))).unwrap_or(1)
+}
+
+/// Units of a cube whose units share `items`: a power of two, 32 to 256.
+fn units(items: usize) -> usize {
+    items.next_power_of_two().clamp(32, 256)
+}
+
+/// At least `cubes` cubes, in as few dimensions as the device's limit (65,535 a dimension on WebGPU) allows. Kernels check
+/// `CUBE_POS`, of which there may be more.
+fn grid<R: CubeRuntime>(client: &ComputeClient<R>, cubes: usize) -> CubeCount {
+    let most = client.properties().hardware.max_cube_count.0.min(u16::MAX.into()) as usize;
+    let rows = cubes.div_ceil(most).max(1);
+    CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
+}
+
+/// Units of a cube of a kernel that does the same for each of many items.
+const EACH: usize = 256;
+
+/// [`grid`] of [`EACH`] units for `items`.
+fn grid_each<R: CubeRuntime>(client: &ComputeClient<R>, items: usize) -> CubeCount {
+    grid(client, items.div_ceil(EACH))
+}
+
+/// The integers that can index all of the tensors.
+fn address<R: CubeRuntime, const N: usize>(tensors: [&CubeTensor<R>; N]) -> AddressType {
+    tensors.into_iter().map(CubeTensor::required_address_type).max().unwrap_or_default()
+}
+
+/// Number of elements.
+fn count<R: CubeRuntime>(x: &CubeTensor<R>) -> usize {
+    x.meta.shape().num_elements()
+}

@@ -1,0 +1,268 @@
+//! Will it fit? The memory of a training step, computed before anything runs: the life of every tensor of
+//! [`forward_backward`](crate::model::backward::forward_backward) and of the update is followed, in the order in which they come and
+//! go, and the peak is told by what it consists of.
+
+use serde::Serialize;
+
+use super::step::{Precision, StepConfig};
+use crate::model::ModelConfig;
+use crate::model::backward::Keep;
+use crate::ops::loss;
+
+/// What is planned.
+#[derive(Clone, Debug)]
+pub struct PlanConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// Sequences of a micro-batch.
+    pub batch: usize,
+    /// Micro-batches of a step.
+    pub micro_batches: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// How a step computes (`autodiff` is not planned for).
+    pub step: StepConfig,
+    /// Rows whose logits the loss holds at once ([`crate::ops::LlamaOps::logit_rows`]).
+    pub logit_rows: usize,
+}
+
+/// Bytes at the moment of the peak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Parameters, float32.
+    pub weights: u64,
+    /// Their copies in the compute type.
+    pub copies: u64,
+    /// AdamW's two moments, float32.
+    pub moments: u64,
+    /// Gradients, float32.
+    pub gradients: u64,
+    /// Activations kept from forward to backward.
+    pub activations: u64,
+    /// Everything that lives for one operation or one block.
+    pub workspace: u64,
+}
+
+impl Plan {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.copies + self.moments + self.gradients + self.activations + self.workspace
+    }
+}
+
+/// What a tensor is for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Gradient,
+    Activation,
+    Workspace,
+}
+
+/// Live bytes, and those of the highest moment.
+#[derive(Default)]
+struct Ledger {
+    now: Plan,
+    peak: Plan,
+}
+
+impl Ledger {
+    fn of(&mut self, kind: Kind) -> &mut u64 {
+        match kind {
+            Kind::Gradient => &mut self.now.gradients,
+            Kind::Activation => &mut self.now.activations,
+            Kind::Workspace => &mut self.now.workspace,
+        }
+    }
+
+    fn take(&mut self, kind: Kind, bytes: u64) {
+        *self.of(kind) += bytes;
+        if self.now.total() > self.peak.total() {
+            self.peak = self.now;
+        }
+    }
+
+    fn free(&mut self, kind: Kind, bytes: u64) {
+        let left = self.of(kind).checked_sub(bytes);
+        debug_assert!(left.is_some(), "more is freed than was taken");
+        *self.of(kind) = left.unwrap_or(0);
+    }
+
+    /// A tensor of one operation.
+    fn work(&mut self, bytes: u64) -> u64 {
+        self.take(Kind::Workspace, bytes);
+        bytes
+    }
+
+    fn done(&mut self, bytes: u64) {
+        self.free(Kind::Workspace, bytes);
+    }
+}
+
+/// Sizes of a block's tensors in bytes.
+struct Sizes {
+    /// `[n, d]` in float32: the residual stream and its gradient.
+    residual: u64,
+    /// `[n, d]` in the compute type.
+    narrow: u64,
+    qkv: u64,
+    out: u64,
+    lse: u64,
+    gate_up: u64,
+    /// Whether the compute type is float32: a cast is then no copy.
+    full: bool,
+}
+
+impl Sizes {
+    fn new(c: &PlanConfig) -> Self {
+        let (m, n) = (&c.model, (c.batch * c.seq_len) as u64);
+        let compute = if c.step.precision == Precision::F32 { 4 } else { 2 };
+        let (d, q) = (m.dim as u64, (m.n_heads * m.head_dim()) as u64);
+        let kv = (m.kv_heads() * m.head_dim()) as u64;
+        Self {
+            residual: n * d * 4,
+            narrow: n * d * compute,
+            qkv: n * (q + 2 * kv) * compute,
+            out: n * q * compute,
+            lse: n * m.n_heads as u64 * 4,
+            gate_up: n * 2 * m.hidden_dim() as u64 * compute,
+            full: compute == 4,
+        }
+    }
+
+    /// Everything of a block but its last product, kept as `kind`; SwiGLU's output stays, and is returned.
+    fn inner(&self, l: &mut Ledger, all: bool, kind: Kind) -> u64 {
+        let normed = |l: &mut Ledger, then: u64| {
+            let a = l.work(self.narrow);
+            l.take(kind, then);
+            if all {
+                l.take(kind, a);
+            }
+            l.done(a);
+        };
+        normed(l, self.qkv);
+        l.take(kind, self.out + self.lse + self.residual);
+        normed(l, self.gate_up);
+        l.work(self.gate_up / 2)
+    }
+
+    fn backward(&self, l: &mut Ledger, keep: Keep, block: &[u64; 6], grads: &mut dyn FnMut(&mut Ledger, u64)) {
+        let swiglu = self.gate_up / 2;
+        if keep == Keep::Block {
+            // Computed again, and kept whole until it is used.
+            let again = self.inner(l, true, Kind::Activation);
+            l.take(Kind::Activation, again);
+            l.done(again);
+        }
+        let all = keep != Keep::Linear;
+        let [norm, wqkv, wo, ffn_norm, w13, w2] = *block;
+        // What is recomputed lives here; what was kept is freed where it is used up.
+        let recompute = |l: &mut Ledger, bytes: u64| {
+            if !all {
+                l.work(bytes);
+            }
+        };
+        let used = |l: &mut Ledger, bytes: u64| if all { l.free(Kind::Activation, bytes) } else { l.done(bytes) };
+        let cast = |l: &mut Ledger| if self.full { 0 } else { l.work(self.narrow) };
+
+        let dp = cast(l);
+        recompute(l, swiglu);
+        let dswiglu = l.work(swiglu);
+        grads(l, w2);
+        l.done(dp);
+        used(l, swiglu);
+        l.done(dswiglu); // the gradient of gate and up takes their place
+        recompute(l, self.narrow);
+        let db = l.work(self.narrow);
+        grads(l, w13);
+        used(l, self.narrow);
+        l.free(Kind::Activation, self.gate_up);
+        grads(l, ffn_norm);
+        l.done(db);
+        l.free(Kind::Activation, self.residual); // h; its gradient takes the place of dy
+
+        let dp = cast(l);
+        let dout = l.work(self.out);
+        grads(l, wo);
+        l.done(dp);
+        let dqkv = l.work(self.qkv);
+        l.free(Kind::Activation, self.qkv + self.out + self.lse);
+        l.done(dout);
+        recompute(l, self.narrow);
+        let da = l.work(self.narrow);
+        grads(l, wqkv);
+        l.done(dqkv);
+        used(l, self.narrow);
+        grads(l, norm);
+        l.done(da);
+        l.free(Kind::Activation, self.residual); // x
+    }
+}
+
+/// The peak of a training step.
+pub fn plan(c: &PlanConfig) -> Plan {
+    let m = &c.model;
+    let bytes = |shape: &[usize]| 4 * shape.iter().product::<usize>() as u64;
+    let stored: Vec<u64> = m.stored().iter().map(|s| bytes(&s.shape)).collect();
+    let weights: u64 = stored.iter().sum();
+    let matrices: u64 = m.stored().iter().skip(1).filter(|s| s.shape.len() == 2).map(|s| bytes(&s.shape)).sum();
+    let copies = if c.step.precision == Precision::F32 { 0 } else { matrices / 2 };
+    let start = Plan { weights, copies, moments: 2 * weights, ..Plan::default() };
+    let mut l = Ledger { now: start, peak: start };
+    let s = Sizes::new(c);
+    let keep = c.step.keep;
+    let vocab = m.vocab_size as u64;
+    for micro in 0..c.micro_batches.max(1) {
+        let in_backward = c.step.update_in_backward;
+        // A gradient of the first micro-batch is new; later ones are added to it.
+        let mut grad = |l: &mut Ledger, bytes: u64| {
+            if micro == 0 {
+                l.take(Kind::Gradient, bytes);
+            }
+            if in_backward {
+                l.free(Kind::Gradient, bytes);
+            }
+        };
+        l.take(Kind::Activation, s.residual);
+        for _ in 0..m.n_layers {
+            if keep == Keep::Block {
+                let swiglu = s.inner(&mut l, false, Kind::Workspace);
+                l.done(s.qkv + s.out + s.lse + s.gate_up);
+                l.done(swiglu);
+                l.done(s.residual); // h, in whose place the output is written
+                l.take(Kind::Activation, s.residual);
+            } else {
+                let swiglu = s.inner(&mut l, keep == Keep::All, Kind::Activation);
+                l.take(Kind::Activation, s.residual);
+                if keep == Keep::All {
+                    l.take(Kind::Activation, swiglu);
+                }
+                l.done(swiglu);
+            }
+        }
+        // The loss: gradients of the hidden states by chunks, then as one.
+        let normed = l.work(s.narrow);
+        let rows = loss::rows_per_chunk(c.logit_rows, c.batch * c.seq_len) as u64;
+        let logits = l.work(rows * vocab * 4);
+        let narrow = if s.full { 0 } else { l.work(rows * vocab * 2) };
+        l.done(if s.full { 0 } else { logits });
+        let chunks = l.work(s.narrow);
+        grad(&mut l, *stored.last().unwrap_or(&0));
+        l.done(if s.full { logits } else { narrow });
+        let dx = if rows < (c.batch * c.seq_len) as u64 { l.work(s.narrow) } else { 0 };
+        l.done(chunks + dx);
+        l.done(normed);
+        let dx = l.work(s.narrow);
+        l.take(Kind::Workspace, s.residual);
+        grad(&mut l, stored[stored.len() - 2]);
+        l.done(dx);
+        l.free(Kind::Activation, s.residual); // the last residual stream
+        for layer in (0..m.n_layers).rev() {
+            let at = 1 + 6 * layer;
+            let block: [u64; 6] = std::array::from_fn(|i| stored[at + i]);
+            s.backward(&mut l, keep, &block, &mut grad);
+        }
+        grad(&mut l, stored[0]);
+        l.done(s.residual);
+    }
+    l.peak
+}

@@ -1,0 +1,276 @@
+//! The backward written by hand: against autodiff, against itself with other activations kept, inside documents, with updates made
+//! on the way, and in bfloat16.
+
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, TensorPrimitive};
+use recua::Result;
+use recua::backend::{BackendName, Job, Kind};
+use recua::model::backward::{self, Keep, PassConfig};
+use recua::model::{InitConfig, Llama, ModelConfig, unfuse};
+use recua::ops::LlamaOps;
+use recua::optim::{AdamW, OptimConfig};
+use recua::train::step::{MicroBatch, Precision, StepConfig, train_step};
+
+const SEQ: usize = 33;
+const VOCAB: usize = 61;
+
+/// Grouped queries, a width of 24 a head, a feed-forward that is no multiple of anything.
+fn config() -> ModelConfig {
+    ModelConfig {
+        dim: 96,
+        n_layers: 3,
+        n_heads: 4,
+        n_kv_heads: Some(2),
+        vocab_size: VOCAB,
+        ffn_dim: Some(100),
+        max_seq_len: SEQ,
+        ..ModelConfig::default()
+    }
+}
+
+fn model<B: LlamaOps>(device: &B::Device) -> Llama<B> {
+    Llama::init(&config(), &InitConfig { seed: 3, std: 0.1 }, device).unwrap()
+}
+
+fn token(seed: usize, i: usize) -> i32 {
+    ((seed * 7919 + i * i * 31 + i * 17) % (VOCAB - 1)) as i32 + 1
+}
+
+/// Rows of `SEQ + 1` tokens; token 0 begins a document.
+fn rows(seed: usize, batch: usize, bos: Option<i32>) -> MicroBatch {
+    let tokens = (0..batch * (SEQ + 1)).map(|i| if (i % (SEQ + 1)).is_multiple_of(13) { 0 } else { token(seed, i) }).collect();
+    MicroBatch { tokens, batch, seq_len: SEQ, bos }
+}
+
+fn values<B: LlamaOps>(x: FloatTensor<B>) -> Vec<f32> {
+    use burn::tensor::TensorMetadata;
+    let n = x.shape().num_elements();
+    let flat = Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(B::float_reshape(x, [n].into())));
+    flat.into_data().convert::<f32>().to_vec().unwrap()
+}
+
+fn all_values<B: LlamaOps>(grads: Vec<FloatTensor<B>>) -> Vec<Vec<f32>> {
+    grads.into_iter().map(values::<B>).collect()
+}
+
+/// In parts of each tensor's largest magnitude: 1.2e-5 is the golden tolerance for gradients (tests/golden.rs).
+fn assert_close(what: &str, got: &[Vec<f32>], want: &[Vec<f32>], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.len(), want.len(), "{what}: tensor {i}");
+        let scale = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+        assert!(scale > 0.0, "{what}: tensor {i} is zero");
+        let worst = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0f32, f32::max);
+        assert!(worst <= tolerance * scale, "{what}: tensor {i} off by {} of its largest", worst / scale);
+    }
+}
+
+fn run<J: Job<Output = ()>>(job: impl Fn() -> J) {
+    for kind in Kind::ALL.into_iter().filter(|k| k.compiled() && *k != Kind::Cuda) {
+        let name = if kind == Kind::Wgpu { "wgpu:cpu" } else { kind.name() };
+        let backend: BackendName = name.parse().unwrap();
+        backend.run(job()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+fn pass(keep: Keep, targets: usize) -> PassConfig {
+    PassConfig { keep, compute: DType::F32, scale: 1.0 / targets as f64 }
+}
+
+struct AgainstAutodiff;
+
+impl Job for AgainstAutodiff {
+    type Output = ();
+
+    fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
+        let model = model::<B>(&device);
+        for bos in [None, Some(0)] {
+            let micro = rows(1, 3, bos);
+            let input = micro.to_device::<B>(&device);
+            let n = micro.valid() as f32;
+            let ad = model.autodiff();
+            let starts = input.starts.clone().map(Tensor::from_inner);
+            let loss =
+                ad.loss_sum_in(Tensor::from_inner(input.tokens.clone()), Tensor::from_inner(input.targets.clone()), starts);
+            let want_loss = values::<B>(loss.clone().inner().into_primitive().tensor())[0];
+            let want = all_values::<B>(ad.take_gradients(&mut loss.div_scalar(n).backward()));
+            let mut first: Option<Vec<Vec<f32>>> = None;
+            for keep in [Keep::All, Keep::Linear, Keep::Block] {
+                let (loss, grads) = backward::gradients(&model, &input, pass(keep, micro.valid() as usize));
+                let loss = values::<B>(loss.into_primitive().tensor())[0];
+                assert!((loss - want_loss).abs() <= 3e-6 * want_loss, "{keep:?}: loss {loss}, autodiff {want_loss}");
+                let grads = all_values::<B>(grads);
+                assert_close(&format!("{keep:?}, documents {bos:?}"), &grads, &want, 1.2e-5);
+                // What is computed again comes out the same.
+                let first = first.get_or_insert_with(|| grads.clone());
+                assert!(*first == grads, "{keep:?} gives other bits than {:?}", Keep::All);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn by_hand_and_autodiff_agree() {
+    run(|| AgainstAutodiff);
+}
+
+struct Documents;
+
+impl Job for Documents {
+    type Output = ();
+
+    /// Two documents in one row, kept apart, are two rows: the same loss and the same gradients.
+    fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
+        let model = model::<B>(&device);
+        let documents: [Vec<i32>; 2] =
+            [15, 18].map(|n| std::iter::once(0).chain((1..n).map(|i| token(n, i))).collect::<Vec<_>>());
+        // The last token of a document predicts nothing.
+        let packed_inputs = documents.concat();
+        let mut packed: Vec<i32> = packed_inputs.clone();
+        packed.push(-1);
+        packed[15] = -1; // target after the first document; its input is put back below
+        let with = |mask: bool| {
+            let micro = MicroBatch { tokens: packed.clone(), batch: 1, seq_len: SEQ, bos: Some(0) };
+            let mut input = micro.to_device::<B>(&device);
+            // `to_device` reads inputs and targets from one row; the first token of the second document is both.
+            assert_eq!(input.tokens.clone().into_data().convert::<i32>().to_vec::<i32>().unwrap()[15], 0);
+            if mask {
+                let starts: Vec<i32> = (0..SEQ as i32).map(|i| if i < 15 { 0 } else { 15 }).collect();
+                input.starts = Some(Tensor::from_data(burn::tensor::TensorData::new(starts, [1, SEQ]), &device));
+            } else {
+                input.starts = None;
+            }
+            let (loss, grads) = backward::gradients(&model, &input, pass(Keep::Linear, micro.valid() as usize));
+            (values::<B>(loss.into_primitive().tensor())[0], all_values::<B>(grads))
+        };
+        let apart = {
+            let mut tokens = Vec::new();
+            for d in &documents {
+                let mut row = d.clone();
+                row.resize(SEQ + 1, -1);
+                tokens.extend(row);
+            }
+            let micro = MicroBatch { tokens, batch: 2, seq_len: SEQ, bos: None };
+            let (loss, grads) =
+                backward::gradients(&model, &micro.to_device::<B>(&device), pass(Keep::Linear, micro.valid() as usize));
+            (values::<B>(loss.into_primitive().tensor())[0], all_values::<B>(grads))
+        };
+        let (loss, grads) = with(true);
+        assert!((loss - apart.0).abs() <= 3e-6 * loss, "packed {loss}, apart {}", apart.0);
+        // Rotary angles of the second document are those of later positions: the same scores after one more rounding.
+        assert_close("documents", &grads, &apart.1, 5e-5);
+        let (loss, _) = with(false);
+        assert!((loss - apart.0).abs() > 1e-3, "the mask makes no difference");
+        Ok(())
+    }
+}
+
+#[test]
+fn documents_do_not_see_each_other() {
+    run(|| Documents);
+}
+
+#[test]
+fn starts_are_those_of_the_documents() {
+    let micro = MicroBatch { tokens: vec![5, 6, 0, 7, 0, 0, 8, 9], batch: 2, seq_len: 3, bos: Some(0) };
+    let input = micro.to_device::<recua::backend::Flex>(&Default::default());
+    let starts = input.starts.unwrap().into_data().convert::<i32>().to_vec::<i32>().unwrap();
+    assert_eq!(starts, [0, 0, 2, 0, 1, 1]);
+    let order = input.order.into_data().convert::<i32>().to_vec::<i32>().unwrap();
+    assert_eq!(order, [2, 3, 4, 0, 1, 5], "inputs 5 6 0 | 0 0 8, sorted, equal ones in their order");
+}
+
+struct InBackward;
+
+impl Job for InBackward {
+    type Output = ();
+
+    /// Updates made in backward are the same updates; only the clip comes a step late.
+    fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
+        let train = |update_in_backward: bool, clip: f64| {
+            let mut model = model::<B>(&device);
+            let mut optim = AdamW::new(OptimConfig { lr: 1e-2, eps: 1e-6, clip, ..Default::default() }, &model);
+            let how = StepConfig { update_in_backward, ..StepConfig::default() };
+            let mut norms = Vec::new();
+            for step in 0..4 {
+                let (next, out) = train_step(model, &mut optim, vec![Ok(rows(step, 2, None))], 1e-2, how, &mut |_, _| false)?;
+                assert!(!out.skipped);
+                model = next;
+                norms.push(out.grad_norm);
+            }
+            Ok::<_, recua::Error>((all_values::<B>(model.stored()), norms))
+        };
+        let (want, norms) = train(false, f64::INFINITY)?;
+        let (got, late) = train(true, f64::INFINITY)?;
+        assert!(want == got && norms == late, "updates in backward differ");
+        // With a clip, from the second step on, by the norm of the step before.
+        let clip = norms[0] / 2.0;
+        assert!(train(true, clip)?.0 != train(false, clip)?.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn updates_in_backward_are_the_same_updates() {
+    run(|| InBackward);
+}
+
+#[test]
+fn updates_in_backward_need_one_micro_batch() {
+    let device = Default::default();
+    let model = model::<recua::backend::Flex>(&device);
+    let mut optim = AdamW::new(OptimConfig::default(), &model);
+    let how = StepConfig { update_in_backward: true, ..StepConfig::default() };
+    let micro = vec![Ok(rows(0, 1, None)), Ok(rows(1, 1, None))];
+    let error = train_step(model, &mut optim, micro, 1e-3, how, &mut |_, _| false).unwrap_err().to_string();
+    assert!(error.contains("train.update_in_backward") && error.contains("micro_batch"), "{error}");
+}
+
+/// Losses of some steps on one batch that repeats, so that they fall far.
+fn losses<B: LlamaOps>(precision: Precision, device: &B::Device) -> Vec<f64> {
+    let mut model = model::<B>(device);
+    let mut optim = AdamW::new(OptimConfig { lr: 3e-3, ..Default::default() }, &model);
+    optim.keep_copies(&model, precision.dtype());
+    let how = StepConfig { precision, ..StepConfig::default() };
+    let step = |_| {
+        let taken = std::mem::replace(&mut model, self::model::<B>(device));
+        let (next, out) = train_step(taken, &mut optim, vec![Ok(rows(7, 4, None))], 3e-3, how, &mut |_, _| false).unwrap();
+        model = next;
+        out.loss
+    };
+    (0..40).map(step).collect()
+}
+
+/// bfloat16 has 8 significant bits; with float32 master weights and sums the loss follows float32's. 0.02 is the bound that the
+/// GPU's 300 steps are held to.
+#[test]
+fn bfloat16_trains_like_float32() {
+    let device = Default::default();
+    let full = losses::<recua::backend::Flex>(Precision::F32, &device);
+    let half = losses::<recua::backend::Flex>(Precision::Bf16, &device);
+    assert!(full[39] < full[0] - 1.0, "float32 does not learn: {} to {}", full[0], full[39]);
+    assert!(full != half, "bfloat16 was not used");
+    for (i, (a, b)) in full.iter().zip(&half).enumerate() {
+        assert!((a - b).abs() < 0.02, "step {i}: float32 {a}, bfloat16 {b}");
+    }
+}
+
+/// The model's own fused storage and the named parameters are two views of one thing.
+#[test]
+fn stored_and_named_parameters() {
+    let device = Default::default();
+    let model = model::<recua::backend::Flex>(&device);
+    let (c, stored) = (config(), model.stored());
+    let names: Vec<String> = c.stored().into_iter().map(|s| s.name).collect();
+    assert_eq!(names[2], "layers.0.attention.wqkv.weight");
+    assert_eq!(c.stored()[2].shape, [96 + 2 * 48, 96]);
+    assert_eq!(c.stored()[5].shape, [200, 96]);
+    let named = all_values::<recua::backend::Flex>(unfuse::<recua::backend::Flex>(&c, stored.clone()));
+    let stored = all_values::<recua::backend::Flex>(stored);
+    let at = |name: &str| c.parameters().iter().position(|p| p.0 == name).unwrap();
+    let [wq, wk, wv] = ["wq", "wk", "wv"].map(|n| &named[at(&format!("layers.0.attention.{n}.weight"))]);
+    assert_eq!(stored[2], [wq.clone(), wk.clone(), wv.clone()].concat());
+    let [w1, w3] = ["w1", "w3"].map(|n| &named[at(&format!("layers.2.feed_forward.{n}.weight"))]);
+    assert_eq!(stored[1 + 2 * 6 + 4], [w1.clone(), w3.clone()].concat());
+}

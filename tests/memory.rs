@@ -1,0 +1,72 @@
+//! Memory: what `recua plan` says is what a run then needs, and nothing grows with the square of the sequence. Each measurement is
+//! a process of its own; Linux only (`/proc`).
+
+use std::process::Command;
+
+use serde_json::Value;
+
+fn recua(args: &str) -> Value {
+    let out = Command::new(env!("CARGO_BIN_EXE_recua")).args(args.split_whitespace()).output().unwrap();
+    assert!(out.status.success(), "{args}: {}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+/// Peak of a training step over the process before it, in MiB.
+fn measured(shape: &str, how: &str) -> f64 {
+    recua(&format!("bench train {shape} {how} --steps 1 --threads 2 --json"))["work_mb"].as_f64().unwrap()
+}
+
+/// dim, layers, heads, ffn, vocab, seq, batch.
+type Sizes = (usize, usize, usize, usize, usize, usize, usize);
+
+fn planned((dim, layers, heads, ffn, vocab, seq, batch): Sizes, how: &str) -> f64 {
+    let sizes = format!(
+        "--set model.dim={dim} --set model.n_layers={layers} --set model.n_heads={heads} --set model.ffn_dim={ffn} \
+         --set model.vocab_size={vocab} --seq {seq} --batch {batch}"
+    );
+    recua(&format!("plan {sizes} {how} --json"))["total_bytes"].as_f64().unwrap() / (1 << 20) as f64
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_plan_is_what_a_run_needs() {
+    // dim, layers, heads, ffn, vocab, seq, batch, how
+    let table = [
+        (288, 6, 6, 768, 4096, 256, 8, "--keep all"),
+        (288, 6, 6, 768, 4096, 256, 8, "--keep linear"),
+        (512, 8, 8, 1376, 4096, 512, 8, "--keep block"),
+        (288, 6, 6, 768, 4096, 2048, 1, "--keep linear"),
+        (512, 4, 8, 1376, 16_000, 256, 2, "--keep linear"),
+        (512, 4, 8, 1376, 16_000, 256, 2, "--keep linear --update-in-backward"),
+        (256, 12, 4, 704, 2048, 512, 4, "--keep linear"),
+    ];
+    for (dim, layers, heads, ffn, vocab, seq, batch, how) in table {
+        let shape =
+            format!("--vocab {vocab} --dim {dim} --layers {layers} --heads {heads} --ffn {ffn} --seq {seq} --batch {batch}");
+        let (plan, run) = (planned((dim, layers, heads, ffn, vocab, seq, batch), how), measured(&shape, how));
+        println!("plan: {shape} {how}: planned {plan:.0} MiB, measured {run:.0} MiB, {:.3}", plan / run);
+        assert!((plan / run - 1.0).abs() <= 0.1, "{shape} {how}: planned {plan:.0} MiB, measured {run:.0} MiB");
+    }
+}
+
+/// From 1k to 16k tokens: memory in proportion, where a square would make it 256-fold.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_is_linear_in_the_sequence() {
+    let attention = |seq: usize| {
+        let args = format!("bench attention --dim 128 --heads 2 --seq {seq} --batch 1 --steps 1 --threads 2 --json");
+        recua(&args)["work_mb"].as_f64().unwrap()
+    };
+    let training =
+        |seq: usize| measured(&format!("--vocab 512 --dim 64 --layers 2 --heads 2 --ffn 176 --seq {seq} --batch 1"), "");
+    let row = |what: &str, of: &dyn Fn(usize) -> f64| {
+        let [short, long] = [1024, 16_384].map(of);
+        println!("{what}: {short:.1} MiB at 1024 tokens, {long:.1} MiB at 16384");
+        // Sixteen times the tokens, and the process's own few MiB.
+        assert!(long <= 16.0 * short + 8.0, "{what}: {short:.1} MiB at 1024 tokens but {long:.1} MiB at 16384");
+        // A square of float32 alone would be 1 GiB.
+        assert!(long < 300.0, "{what}: {long:.1} MiB at 16384 tokens");
+    };
+    row("attention", &attention);
+    row("training", &training);
+}
