@@ -27,6 +27,8 @@ use burn::tensor::{DType, Int, Tensor, TensorMetadata, TensorPrimitive};
 
 pub use adamw::AdamWScalars;
 #[cfg(feature = "cube")]
+pub use cube::attention::{Attention, attention_kernels, set_attention_kernels};
+#[cfg(feature = "cube")]
 pub use cube::matmul::{Gemm, gemm, set_gemm};
 
 /// LLaMA's operations over a Burn backend. Every method has a default body.

@@ -6,6 +6,12 @@
 //! diagonal, and before the first document of a block's queries, are not computed. Queries, keys and values may be strided and
 //! heads of any width up to 256: outputs stay in registers, `dim / side` numbers of 4 a unit (at `side` 8, heads of more than 128
 //! spill). No atomics: one kernel sums dq over blocks of keys, another dk and dv over blocks of queries of all heads of a group.
+//!
+//! Packed projections of bfloat16 on CUDA go to the tensor cores, by the kernels of `cuda/`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -16,6 +22,79 @@ use cubecl::zspace::metadata::Metadata;
 
 use super::attend::{ACROSS, DOWN, delta_kernel, dkv_kernel, dq_kernel, forward_kernel};
 use super::{address, count, elementwise, empty, grid};
+
+/// The kernels for attention over a packed projection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Attention {
+    /// Those in CUDA C++ where they can be, else those in CubeCL.
+    #[default]
+    Auto,
+    /// Those in CUDA C++ (tensor cores; bfloat16, heads of a multiple of 16 up to 128); panics where they cannot be.
+    Raw,
+    /// Those in CubeCL (float32 on the units; any type and width).
+    CubeCl,
+}
+
+impl Attention {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Raw, Self::CubeCl];
+
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Raw => "raw",
+            Self::CubeCl => "cubecl",
+        }
+    }
+}
+
+impl fmt::Display for Attention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Attention {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|a| a.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("`{text}` names no kernels for attention; take one of {names}")
+        })
+    }
+}
+
+static ATTENTION: AtomicU8 = AtomicU8::new(Attention::Auto as u8);
+
+/// Chooses the kernels for the whole process.
+pub fn set_attention_kernels(attention: Attention) {
+    ATTENTION.store(attention as u8, Ordering::Relaxed);
+}
+
+/// The kernels chosen.
+pub fn attention_kernels() -> Attention {
+    let chosen = ATTENTION.load(Ordering::Relaxed);
+    Attention::ALL.into_iter().find(|a| *a as u8 == chosen).unwrap_or_default()
+}
+
+#[cfg(not(feature = "cuda"))]
+const NO_CUDA: &str = "a build without CUDA";
+
+/// What the kernels in CUDA C++ give, if they are wanted and take the operands.
+fn unless_refused<T>(raw: impl FnOnce() -> Result<T, &'static str>) -> Option<T> {
+    let chosen = attention_kernels();
+    if chosen == Attention::CubeCl {
+        return None;
+    }
+    match raw() {
+        Ok(result) => Some(result),
+        Err(reason) if chosen == Attention::Raw => panic!("attention by the kernels in CUDA C++ (`{chosen}`): {reason}"),
+        Err(_) => None,
+    }
+}
 
 /// Heads inside a tensor: `[batch, heads, rows, dim]`, strided, from element `first` of the buffer on.
 #[derive(Clone)]
@@ -258,6 +337,13 @@ pub(super) fn packed_forward<R: CubeRuntime>(
     starts: Option<CubeTensor<R>>,
     scale: f64,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
+    #[cfg(feature = "cuda")]
+    let raw = || super::cuda::attention_forward(&qkv, kv, starts.as_ref(), scale);
+    #[cfg(not(feature = "cuda"))]
+    let raw = || Err(NO_CUDA);
+    if let Some(result) = unless_refused(raw) {
+        return result;
+    }
     let qkv = into_contiguous(qkv);
     let [batch, seq, heads, dim]: [usize; 4] = qkv.meta.shape().dims();
     let out = empty(&qkv, &[batch, seq, heads - 2 * kv, dim], qkv.dtype);
@@ -274,6 +360,13 @@ pub(super) fn packed_backward<R: CubeRuntime>(
     scale: f64,
 ) -> CubeTensor<R> {
     let [qkv, out, dout] = tensors;
+    #[cfg(feature = "cuda")]
+    let raw = || super::cuda::attention_backward([&qkv, &out, &dout], &lse, kv, starts.as_ref(), scale);
+    #[cfg(not(feature = "cuda"))]
+    let raw = || Err(NO_CUDA);
+    if let Some(result) = unless_refused(raw) {
+        return result;
+    }
     let qkv = into_contiguous(qkv);
     let grad = empty(&qkv, qkv.meta.shape(), qkv.dtype);
     if count(&qkv) > 0 {

@@ -1,4 +1,4 @@
-//! CUDA and wgpu, through CubeCL: one kernel source for both.
+//! CUDA and wgpu, through CubeCL: one kernel source for both, but for attention in bfloat16 on CUDA (`cuda/`, CUDA C++).
 //!
 //! What all kernels keep to, so that a default WebGPU adapter runs them: at most 256 units a cube, 8 KiB of shared memory
 //! (of the 16 that WebGPU promises; CubeCL's WGSL counts it twice, cubecl#1367), 7 tensors (8 storage buffers, of which CubeCL
@@ -11,7 +11,9 @@
 
 mod adamw;
 mod attend;
-mod attention;
+pub(crate) mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod elementwise;
 mod embedding;
 mod loss;
@@ -157,20 +159,45 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
 
     fn bodies() -> &'static str {
-        "\
+        #[cfg(feature = "cuda")]
+        if std::any::TypeId::of::<R>() == std::any::TypeId::of::<cubecl::cuda::CudaRuntime>() {
+            return CUDA_BODIES;
+        }
+        BODIES
+    }
+}
+
+/// Which body each operation runs, with what else there is to say of attention.
+macro_rules! bodies {
+    ($attention:literal) => {
+        concat!(
+            "\
 matmul, project*       cubek, single-buffered: float32 on the units (never TF32); bfloat16, float16 on the tensor cores
                        (TMA + mma, else cyclic mma, else cyclic cmma; `gemm` chooses), float32 sums
 project_add            product, then one CubeCL kernel that adds in place; the same for a weight gradient with a sum
 rms_norm*, rope        CubeCL kernels, a cube a row; gradients of the weight in two fixed-order passes; rope in place
 swiglu*                CubeCL kernels; backward in place
+",
+            $attention,
+            "\
 *attention*            CubeCL kernels, tiled online softmax on the units in float32; packed, strided, grouped, by document
 logit_stats, _grad     CubeCL kernels, a cube a row; the gradient in place
 embed*                 CubeCL kernels; the gradient sums runs of equal ids in order, in place
 square_sum             CubeCL kernel, two fixed-order passes
 adamw_step             one CubeCL kernel, in place
 linear_cross_entropy   the shared loop over chunks of rows, on the above"
-    }
+        )
+    };
 }
+
+const BODIES: &str = bodies!("");
+#[cfg(feature = "cuda")]
+const CUDA_BODIES: &str = bodies!(
+    "\
+self_attention*        bfloat16, heads of a multiple of 16 up to 128: CUDA C++, tiled online softmax on the tensor cores (mma,
+                       cp.async), float32 sums (`Attention` chooses); all else as the next line
+"
+);
 
 /// Contiguous tensor without values, where `like` is.
 fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: &[usize], dtype: DType) -> CubeTensor<R> {
