@@ -226,7 +226,7 @@ budget() {
 gemm() {
     local shape m k n routine
     local shapes=(8192x4096x11008 2048x4096x4096 2048x4096x22016 16384x11008x4096)
-    local routines=(auto tma-mma cyclic-mma cyclic-cmma burn cublaslt unit)
+    local routines=(auto tma-mma cyclic-mma cyclic-cmma burn unit)
     if [ "$quick" = 1 ]; then shapes=("${shapes[@]:0:2}") routines=(auto cyclic-mma burn); fi
     # One row here, one a shape in the table.
     [ -z "$torch" ] || measure gemm "${shapes[*]}" torch 60 "$python" benches/peers/gemm_torch.py --device "$device" "${shapes[@]}"

@@ -6,6 +6,7 @@ pub mod metrics;
 pub mod plan;
 pub mod report;
 pub mod run;
+mod spike;
 pub mod step;
 
 pub use config::{Layers, RunConfig};

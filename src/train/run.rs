@@ -12,6 +12,7 @@ use serde_json::json;
 use super::config::RunConfig;
 use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord};
 use super::report::ReportInfo;
+use super::spike::{SPIKE_WINDOW, is_spike};
 use super::step::{MicroBatch, StepOutput, batch_loss, train_step};
 use crate::backend::{BackendName, Job};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
@@ -133,9 +134,6 @@ pub fn train(
     }
     backend.run(Train(config, dir, start, stop, observer))
 }
-
-/// Steps that the spike test looks back.
-const SPIKE_WINDOW: usize = 128;
 
 /// A training run on one device.
 pub struct Trainer<B: LlamaOps> {
@@ -595,19 +593,6 @@ fn same_shape(found: &crate::model::ModelConfig, config: &RunConfig, path: &Path
         format!("{} holds a model of another shape than this run's", path.display()),
         "use its config.toml, or leave the model's settings out",
     ))
-}
-
-/// Whether either number lies more than `z` standard deviations above the last steps; never before half a window is full.
-fn is_spike(recent: &VecDeque<[f64; 2]>, now: [f64; 2], z: f64) -> bool {
-    if recent.len() < SPIKE_WINDOW / 2 {
-        return false;
-    }
-    let n = recent.len() as f64;
-    (0..2).any(|i| {
-        let mean = recent.iter().map(|r| r[i]).sum::<f64>() / n;
-        let variance = recent.iter().map(|r| (r[i] - mean).powi(2)).sum::<f64>() / n;
-        now[i] - mean > z * variance.sqrt().max(1e-12)
-    })
 }
 
 fn median(values: &[f64]) -> Option<f64> {

@@ -37,14 +37,11 @@ pub enum Gemm {
     Unit,
     /// Whatever Burn would choose.
     Burn,
-    /// cuBLASLt; the same as [`Gemm::Auto`] until it is there.
-    CublasLt,
 }
 
 impl Gemm {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Auto, Self::TmaMma, Self::CyclicMma, Self::CyclicCmma, Self::Unit, Self::Burn, Self::CublasLt];
+    pub const ALL: [Self; 6] = [Self::Auto, Self::TmaMma, Self::CyclicMma, Self::CyclicCmma, Self::Unit, Self::Burn];
 
     /// Its name in a configuration.
     pub fn name(self) -> &'static str {
@@ -55,7 +52,6 @@ impl Gemm {
             Self::CyclicCmma => "cyclic-cmma",
             Self::Unit => "unit",
             Self::Burn => "burn",
-            Self::CublasLt => "cublaslt",
         }
     }
 }
@@ -157,7 +153,7 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
     // product asks anew.
     let mut refused = Vec::new();
     for routine in ROUTINES {
-        if !matches!(chosen, Gemm::Auto | Gemm::CublasLt) && routine != chosen {
+        if chosen != Gemm::Auto && routine != chosen {
             continue;
         }
         if routine == Gemm::TmaMma {
