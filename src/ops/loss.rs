@@ -136,6 +136,7 @@ pub fn forward_backward<B: LlamaOps>(
         dxs.push(tensor::<B, 2>(B::project_backward_input(dlogits.clone(), w.clone(), dtype)));
         dw = Some(B::project_backward_weight(dlogits, xb, dw));
     }
+    drop(x); // before the chunks are joined
     let dx = match dxs.len() {
         0 => Tensor::zeros([0, d], (&device, dtype)),
         1 => dxs.remove(0),

@@ -129,8 +129,9 @@ impl Sizes {
         }
     }
 
-    /// Everything of a block but its last product, kept as `kind`; SwiGLU's output stays, and is returned.
-    fn inner(&self, l: &mut Ledger, all: bool, kind: Kind) -> u64 {
+    /// Everything of a block but its last product, kept as `kind`; the residual stream after attention and SwiGLU's output stay
+    /// as workspace, and their bytes are returned.
+    fn inner(&self, l: &mut Ledger, all: bool, kind: Kind) -> [u64; 2] {
         let normed = |l: &mut Ledger, then: u64| {
             let a = l.work(self.narrow);
             l.take(kind, then);
@@ -140,18 +141,20 @@ impl Sizes {
             l.done(a);
         };
         normed(l, self.qkv);
-        l.take(kind, self.out + self.lse + self.residual);
+        l.take(kind, self.out + self.lse);
+        let h = l.work(self.residual);
         normed(l, self.gate_up);
-        l.work(self.gate_up / 2)
+        [h, l.work(self.gate_up / 2)]
     }
 
-    fn backward(&self, l: &mut Ledger, keep: Keep, block: &[u64; 6], grads: &mut dyn FnMut(&mut Ledger, u64)) {
+    fn backward(&self, l: &mut Ledger, keep: Keep, block: &[u64; 6], grads: &Grads) {
         let swiglu = self.gate_up / 2;
         if keep == Keep::Block {
             // Computed again, and kept whole until it is used.
-            let again = self.inner(l, true, Kind::Activation);
-            l.take(Kind::Activation, again);
-            l.done(again);
+            for again in self.inner(l, true, Kind::Activation) {
+                l.take(Kind::Activation, again);
+                l.done(again);
+            }
         }
         let all = keep != Keep::Linear;
         let [norm, wqkv, wo, ffn_norm, w13, w2] = *block;
@@ -166,35 +169,67 @@ impl Sizes {
 
         let dp = cast(l);
         recompute(l, swiglu);
-        let dswiglu = l.work(swiglu);
-        grads(l, w2);
-        l.done(dp);
+        grads.take(l, w2);
         used(l, swiglu);
-        l.done(dswiglu); // the gradient of gate and up takes their place
+        let dswiglu = l.work(swiglu);
+        l.done(dp);
+        grads.put(l, w2);
+        l.done(dswiglu); // the gradient of gate and up takes the place of both
+        recompute(l, self.residual);
         recompute(l, self.narrow);
-        let db = l.work(self.narrow);
-        grads(l, w13);
+        grads.take(l, w13);
         used(l, self.narrow);
+        let db = l.work(self.narrow);
         l.free(Kind::Activation, self.gate_up);
-        grads(l, ffn_norm);
+        grads.put(l, w13);
+        grads.all(l, ffn_norm);
         l.done(db);
-        l.free(Kind::Activation, self.residual); // h; its gradient takes the place of dy
+        used(l, self.residual); // h; its gradient takes the place of dy
 
         let dp = cast(l);
+        grads.take(l, wo);
         let dout = l.work(self.out);
-        grads(l, wo);
         l.done(dp);
+        grads.put(l, wo);
         let dqkv = l.work(self.qkv);
         l.free(Kind::Activation, self.qkv + self.out + self.lse);
         l.done(dout);
         recompute(l, self.narrow);
-        let da = l.work(self.narrow);
-        grads(l, wqkv);
-        l.done(dqkv);
+        grads.take(l, wqkv);
         used(l, self.narrow);
-        grads(l, norm);
+        let da = l.work(self.narrow);
+        l.done(dqkv);
+        grads.put(l, wqkv);
+        grads.all(l, norm);
         l.done(da);
         l.free(Kind::Activation, self.residual); // x
+    }
+}
+
+/// The life of a gradient.
+struct Grads {
+    /// Of the first micro-batch it is new; later ones are added to it.
+    new: bool,
+    /// It is used up as soon as it is there.
+    in_backward: bool,
+}
+
+impl Grads {
+    fn take(&self, l: &mut Ledger, bytes: u64) {
+        if self.new {
+            l.take(Kind::Gradient, bytes);
+        }
+    }
+
+    fn put(&self, l: &mut Ledger, bytes: u64) {
+        if self.in_backward {
+            l.free(Kind::Gradient, bytes);
+        }
+    }
+
+    fn all(&self, l: &mut Ledger, bytes: u64) {
+        self.take(l, bytes);
+        self.put(l, bytes);
     }
 }
 
@@ -212,32 +247,19 @@ pub fn plan(c: &PlanConfig) -> Plan {
     let keep = c.step.keep;
     let vocab = m.vocab_size as u64;
     for micro in 0..c.micro_batches.max(1) {
-        let in_backward = c.step.update_in_backward;
-        // A gradient of the first micro-batch is new; later ones are added to it.
-        let mut grad = |l: &mut Ledger, bytes: u64| {
-            if micro == 0 {
-                l.take(Kind::Gradient, bytes);
-            }
-            if in_backward {
-                l.free(Kind::Gradient, bytes);
-            }
-        };
+        let grads = Grads { new: micro == 0, in_backward: c.step.update_in_backward };
         l.take(Kind::Activation, s.residual);
         for _ in 0..m.n_layers {
-            if keep == Keep::Block {
-                let swiglu = s.inner(&mut l, false, Kind::Workspace);
-                l.done(s.qkv + s.out + s.lse + s.gate_up);
-                l.done(swiglu);
-                l.done(s.residual); // h, in whose place the output is written
-                l.take(Kind::Activation, s.residual);
-            } else {
-                let swiglu = s.inner(&mut l, keep == Keep::All, Kind::Activation);
-                l.take(Kind::Activation, s.residual);
-                if keep == Keep::All {
-                    l.take(Kind::Activation, swiglu);
-                }
-                l.done(swiglu);
+            let kind = if keep == Keep::Block { Kind::Workspace } else { Kind::Activation };
+            let [h, swiglu] = s.inner(&mut l, keep == Keep::All, kind);
+            match keep {
+                Keep::Block => l.done(s.qkv + s.out + s.lse + s.gate_up),
+                Keep::Linear => {}
+                // The product is written elsewhere than to h, which stays.
+                Keep::All => l.take(Kind::Activation, h + swiglu),
             }
+            l.done(h + swiglu);
+            l.take(Kind::Activation, s.residual);
         }
         // The loss: gradients of the hidden states by chunks, then as one.
         let normed = l.work(s.narrow);
@@ -246,22 +268,24 @@ pub fn plan(c: &PlanConfig) -> Plan {
         let narrow = if s.full { 0 } else { l.work(rows * vocab * 2) };
         l.done(if s.full { 0 } else { logits });
         let chunks = l.work(s.narrow);
-        grad(&mut l, *stored.last().unwrap_or(&0));
+        grads.all(&mut l, *stored.last().unwrap_or(&0));
         l.done(if s.full { logits } else { narrow });
-        let dx = if rows < (c.batch * c.seq_len) as u64 { l.work(s.narrow) } else { 0 };
-        l.done(chunks + dx);
         l.done(normed);
-        let dx = l.work(s.narrow);
+        if rows < (c.batch * c.seq_len) as u64 {
+            l.work(s.narrow);
+            l.done(chunks);
+        }
+        let dx = s.narrow;
         l.take(Kind::Workspace, s.residual);
-        grad(&mut l, stored[stored.len() - 2]);
+        grads.all(&mut l, stored[stored.len() - 2]);
         l.done(dx);
         l.free(Kind::Activation, s.residual); // the last residual stream
         for layer in (0..m.n_layers).rev() {
             let at = 1 + 6 * layer;
             let block: [u64; 6] = std::array::from_fn(|i| stored[at + i]);
-            s.backward(&mut l, keep, &block, &mut grad);
+            s.backward(&mut l, keep, &block, &grads);
         }
-        grad(&mut l, stored[0]);
+        grads.all(&mut l, stored[0]);
         l.done(s.residual);
     }
     l.peak

@@ -164,8 +164,8 @@ macro_rules! cpu_bodies {
         }
 
         fn logit_rows(vocab: usize) -> usize {
-            // 64 MiB of logits at most; more than 512 rows gain nothing.
-            ((16 << 20) / vocab).clamp(64, 512)
+            // 32 MiB of logits at most; more than 512 rows gain nothing.
+            ((8 << 20) / vocab).clamp(64, 512)
         }
 
         fn embed(ids: IntTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
