@@ -2,24 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use recua::Result;
 use recua::data::{DEFAULT_SHARD_TOKENS, TokenizeConfig, Vocab, tokenize};
 use recua::tokenizer::Tokenizer;
-
-#[derive(Subcommand)]
-pub(crate) enum Data {
-    /// Make a token dataset of text files
-    Tokenize(Tokenize),
-}
-
-impl Data {
-    pub(crate) fn run(self) -> Result<()> {
-        match self {
-            Self::Tokenize(verb) => verb.run(),
-        }
-    }
-}
 
 #[derive(Args)]
 pub(crate) struct Tokenize {
@@ -56,27 +42,27 @@ pub(crate) struct Tokenize {
 }
 
 impl Tokenize {
-    fn run(self) -> Result<()> {
-        super::Device { backend: Default::default(), threads: self.threads }.apply()?;
+    pub(super) fn run(self) -> Result<()> {
+        super::super::Device { backend: Default::default(), threads: self.threads }.apply()?;
         let tokenizer = Tokenizer::open(&self.tokenizer)?;
         let vocab = Vocab { size: tokenizer.vocab_size() as u32, hash: tokenizer.hash() };
         let mut config = TokenizeConfig::new(&self.out, vocab);
         (config.text_key, config.shard_tokens, config.force) = (self.text_key, self.shard_tokens, self.force);
         let encode = |text: &str| tokenizer.encode_document(text, !self.no_bos, !self.no_eos);
-        let bar = super::progress::bytes_bar("tokenizing", 0);
+        let bar = super::super::progress::bytes_bar("tokenizing", 0);
         let made = tokenize(&self.input, &encode, &config, &mut |p| {
             bar.set_length(p.input_total);
             bar.set_position(p.input_bytes);
-            bar.set_message(format!("{} tokens", super::human(p.tokens as f64)));
+            bar.set_message(format!("{} tokens", super::super::human(p.tokens as f64)));
         });
         bar.finish_and_clear();
         let made = made?;
         tokenizer.save(&self.out)?;
         if self.json {
-            return super::print_json(&made.index);
+            return super::super::print_json(&made.index);
         }
         let i = &made.index;
-        super::print(&format!(
+        super::super::print(&format!(
             "{}: {} documents, {} bytes of text, {} tokens ({:.2} bytes a token), {} shard{}",
             self.out.display(),
             i.documents,

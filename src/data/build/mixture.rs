@@ -1,0 +1,123 @@
+//! How much of each source a run sees: wanted shares, caps on repetition, and what results.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::config::BuildConfig;
+use super::names::Source;
+use crate::data::Schedule;
+use crate::disk::write_atomic;
+use crate::error::{Error, Result};
+
+/// Targets of a sample in which the deviation is counted: LLaMA's.
+const WINDOW: u64 = 2048;
+
+/// A mixture, as `mixture.json` has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mixture {
+    /// Tokens of the run.
+    pub tokens: u64,
+    /// The source whose cap on epochs keeps the run from being longer.
+    pub limited_by: Source,
+    /// The sources.
+    pub shares: Vec<Share>,
+}
+
+/// A source's part.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Share {
+    /// Which.
+    pub source: Source,
+    /// Tokens that there are.
+    pub tokens: u64,
+    /// Share of the run that was asked for, of the sources that have tokens.
+    pub wanted: f64,
+    /// Share that a run of this length gets, in windows of 2048.
+    pub got: f64,
+    /// Tokens that a run takes.
+    pub taken: u64,
+    /// How often the source is seen.
+    pub epochs: f64,
+    /// LLaMA's epochs, at its sizes.
+    pub paper_epochs: f64,
+}
+
+impl Mixture {
+    /// A mixture of sources `(source, weight, cap on epochs, tokens)`; `tokens` of the run, or as many as the caps allow.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] if no source has tokens, or the caps do not allow `tokens`.
+    pub fn new(sources: &[(Source, f64, f64, u64)], tokens: Option<u64>) -> Result<Self> {
+        let some: Vec<_> = sources.iter().filter(|s| s.3 > 0).collect();
+        let total: f64 = some.iter().map(|s| s.1).sum();
+        let most = |&&(source, weight, cap, have): &&(Source, f64, f64, u64)| (cap * have as f64 * total / weight, source);
+        let Some((most, limited_by)) = some.iter().map(most).min_by(|a, b| a.0.total_cmp(&b.0)) else {
+            return Err(Error::bad_value("sources", "no source has any token left", "look at report.html: what dropped all of them?"));
+        };
+        // Without any cap there is no length of its own: each source's own tokens at most once in all.
+        let most = if most.is_finite() { most as u64 } else { some.iter().map(|s| s.3).sum() };
+        let run = tokens.unwrap_or(most);
+        if run > most {
+            let problem = format!("{run} tokens would repeat {limited_by} more often than its max_epochs allows; the caps allow {most}");
+            return Err(Error::bad_value("mix.tokens", problem, "ask for fewer, raise the cap, or lower the source's weight"));
+        }
+        let weights = Schedule::integer_weights(&some.iter().map(|s| s.1).collect::<Vec<_>>())?;
+        let windows = (run / WINDOW).max(1);
+        let counts = Schedule::new(&weights, 0)?.counts(windows);
+        let share = |(&&(source, weight, _, have), count): (&&(Source, f64, f64, u64), u64)| {
+            let (wanted, got) = (weight / total, count as f64 / windows as f64);
+            let taken = run as f64 * got;
+            let epochs = taken / have as f64;
+            Share { source, tokens: have, wanted, got, taken: taken as u64, epochs, paper_epochs: source.paper().1 }
+        };
+        Ok(Self { tokens: run, limited_by, shares: some.iter().zip(counts).map(share).collect() })
+    }
+
+    /// Writes `mixture.json`, and `train.toml` with what `recua train` needs of it.
+    pub(super) fn save(&self, config: &BuildConfig) -> Result<()> {
+        let bad = |e: String| Error::bad_value("mixture", e, "this is a mistake in the program");
+        let json = serde_json::to_string_pretty(self).map_err(|e| bad(e.to_string()))?;
+        write_atomic(&config.out.join("mixture.json"), json.as_bytes())?;
+        let out = std::path::absolute(&config.out).map_err(Error::io("find", &config.out))?;
+        let folder = |source: Source, split: &str| out.join("tokenize").join(source.name()).join(split);
+        let list = |paths: Vec<PathBuf>| {
+            toml::Value::Array(paths.iter().map(|p| toml::Value::String(p.display().to_string())).collect()).to_string()
+        };
+        let train = list(self.shares.iter().map(|s| folder(s.source, "train")).collect());
+        let weights: Vec<String> = self.shares.iter().map(|s| format!("{:.6}", s.wanted * 100.0)).collect();
+        let mut text = format!(
+            "# Made by `recua data build`: recua train --config {}\n[data]\ntrain = {train}\nweights = [{}]\n",
+            out.join("train.toml").display(),
+            weights.join(", ")
+        );
+        // One held-out set: that of the source with the largest share that has one. `recua eval` takes the others one by one.
+        let mut by_share: Vec<&Share> = self.shares.iter().collect();
+        by_share.sort_by(|a, b| b.wanted.total_cmp(&a.wanted));
+        if let Some(share) = by_share.iter().find(|s| folder(s.source, "valid").exists()) {
+            text += &format!("valid = {}\n", toml::Value::String(folder(share.source, "valid").display().to_string()));
+        }
+        write_atomic(&config.out.join("train.toml"), text.as_bytes())
+    }
+}
+
+impl fmt::Display for Mixture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<14} {:>14} {:>8} {:>8} {:>10} {:>7} {:>7}", "source", "tokens", "wanted", "got", "deviation", "epochs", "paper")?;
+        for s in &self.shares {
+            writeln!(
+                f,
+                "{:<14} {:>14} {:>7.2}% {:>7.2}% {:>9.3}% {:>7.2} {:>7.2}",
+                s.source.name(),
+                s.tokens,
+                100.0 * s.wanted,
+                100.0 * s.got,
+                100.0 * (s.got - s.wanted),
+                s.epochs,
+                s.paper_epochs
+            )?;
+        }
+        write!(f, "{} tokens; more would repeat {} beyond its cap", self.tokens, self.limited_by)
+    }
+}

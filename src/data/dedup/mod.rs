@@ -1,0 +1,4 @@
+//! What documents have in common.
+
+pub mod minhash;
+pub mod overlap;
