@@ -76,7 +76,7 @@ fn a_malformed_row_costs_only_itself() {
     let cases: [(&str, &str); 12] = [
         ("<row Id=\"7\" PostTypeId=\"1\" Title=\"a < b\" />", "not well-formed"),
         ("<row Id=\"7\" PostTypeId=\"1\" Title=\"never closed />", "not well-formed"),
-        ("<row Id=\"7\" PostTypeId=\"1\" Title=unquoted />", "7..12"),
+        ("<row Id=\"7\" PostTypeId=\"1\" Title=unquoted />", "enclosed in"),
         ("<row Id=\"seven\" PostTypeId=\"1\" />", "Id is not a number in range: `seven`"),
         ("<row Id=\"7\" PostTypeId=\"1\" Score=\"1e9\" />", "Score is not a number"),
         ("<row Id=\"99999999999999999999\" PostTypeId=\"1\" />", "Id is not a number"),
@@ -92,9 +92,7 @@ fn a_malformed_row_costs_only_itself() {
         let (good, bad) = parse(dump.as_bytes()).unwrap();
         assert_eq!(good.len(), 4, "{row}");
         assert_eq!(bad.len(), 1, "{row}");
-        if reason != "7..12" {
-            assert!(bad[0].reason.contains(reason), "{row}: {}", bad[0].reason);
-        }
+        assert!(bad[0].reason.contains(reason), "{row}: {}", bad[0].reason);
         let at = dump.find(row).unwrap();
         assert_eq!(bad[0].place, format!("row 3 at byte {at}"), "{row}");
     }
@@ -233,7 +231,7 @@ fn a_7z_archive_is_read_without_unpacking() {
 #[test]
 fn a_small_7z_archive_in_the_code_is_read() {
     // py7zr 1.1, `FILTER_COPY`: the smallest archive of a Posts.xml with one row.
-    let bytes = include_bytes_hex(SMALL_7Z);
+    let bytes = from_hex(SMALL_7Z);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stackoverflow.com-Posts.7z");
     fs::write(&path, &bytes).unwrap();
@@ -261,7 +259,7 @@ const SMALL_7Z: &str = "377abcaf271c00048f602e2a8b000000000000001400000000000000
     af2283101ac68f339aeeecc24b132b6b3cdb2b95be461a7d8de02fd985fb302c18eabadd889e01016ed9f30a460ef0224000000000170638010953\
     00070b010001212101180c4d0000";
 
-fn include_bytes_hex(hex: &str) -> Vec<u8> {
+fn from_hex(hex: &str) -> Vec<u8> {
     (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect()
 }
 
@@ -454,6 +452,18 @@ fn a_body_alone_is_cleaned() {
     assert_eq!(clean("<li>a</li>", &options).text, "*a");
 }
 
+/// Constructions that make many parsers quadratic or overflow their stack.
+#[rustfmt::skip]
+const NASTY: [&str; 46] = [
+    "<div>", "<ul>", "<ul><li>x", "<blockquote>x<br>", "<a href=\"", "<!-- a", "<!-- a -->", "&", "&amp", "<", "</",
+    "<script>", "$$ x ", "\\begin{x} ", "<td>", "<table><tr><td>a", "x<sup>1", "<pre>\n", "<b a='", "=\"'", "<ol start=",
+    "<li>", "--!>", "<!--!>", "&#x1F;", "<p>\n\n\n", "</ul>", "<template>", "<posts>", "<row ", "<row/>",
+    "<row Id=\"1\" PostTypeId=\"1\" Title=\"&#xA;&#0;&#x110000;&lt;&bogus;\"/>", "<!--", "-->", "\"'\"'", "<row <row <row ",
+    "<p><ul><li><blockquote><table><tr><td><pre>", "</p></ul></li>", "<!--><!--->--!>", "<script></script",
+    "&#x;&#99999999999;&ampamp;&notin;", "$$\\begin{a}$$\\end{a}", "<a b='c\" d=e/>",
+    "\u{feff}\u{a0}\u{2028}\u{1f600}e\u{301}", "<ol start=99999999999><li>", "10<sup>\u{2212}6</sup>",
+];
+
 /// Of three times, for other programs run too.
 pub fn quickest(run: impl Fn()) -> Duration {
     let times = (0..3).map(|_| {
@@ -464,41 +474,10 @@ pub fn quickest(run: impl Fn()) -> Duration {
     times.min().unwrap()
 }
 
-/// Time is linear: eight times the input takes less than 40 times as long, of constructions that make many parsers
-/// quadratic or overflow their stack.
+/// Time is linear: eight times the input takes less than 40 times as long.
 #[test]
 fn nasty_html_takes_linear_time() {
-    let pieces = [
-        "<div>",
-        "<ul>",
-        "<ul><li>x",
-        "<blockquote>x<br>",
-        "<a href=\"",
-        "<!-- a",
-        "<!-- a -->",
-        "&",
-        "&amp",
-        "<",
-        "</",
-        "<script>",
-        "$$ x ",
-        "\\begin{x} ",
-        "<td>",
-        "<table><tr><td>a",
-        "x<sup>1",
-        "<pre>\n",
-        "<b a='",
-        "=\"'",
-        "<ol start=",
-        "<li>",
-        "--!>",
-        "<!--!>",
-        "&#x1F;",
-        "<p>\n\n\n",
-        "</ul>",
-        "<template>",
-    ];
-    for piece in pieces {
+    for piece in NASTY {
         let time = |size: usize| {
             let html = piece.repeat(size / piece.len());
             quickest(|| {
@@ -576,34 +555,14 @@ pub fn mutate(rng: &mut ChaCha8Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-fn inputs() -> u64 {
+pub fn inputs() -> u64 {
     std::env::var("RECUA_FUZZ").ok().and_then(|count| count.parse().ok()).unwrap_or(3000)
 }
 
 #[test]
 fn fuzz_posts_and_html() {
-    let nasty = [
-        "<posts>",
-        "<row ",
-        "<row/>",
-        "<row Id=\"1\" PostTypeId=\"1\" Title=\"&#xA;&#0;&#x110000;&lt;&bogus;\"/>",
-        "<!--",
-        "-->",
-        "\"'\"'",
-        "<row <row <row ",
-        "<p><ul><li><blockquote><table><tr><td><pre>",
-        "</p></ul></li>",
-        "<!--><!--->--!>",
-        "<script></script",
-        "&#x;&#99999999999;&ampamp;&notin;",
-        "$$\\begin{a}$$\\end{a}",
-        "<a b='c\" d=e/>",
-        "\u{feff}\u{a0}\u{2028}\u{1f600}e\u{301}",
-        "<ol start=99999999999><li>",
-        "10<sup>\u{2212}6</sup>",
-    ];
-    let mut seeds: Vec<Vec<u8>> = nasty.iter().map(|seed| seed.as_bytes().to_vec()).collect();
-    seeds.push(DUMP.as_bytes().to_vec());
+    let mut seeds: Vec<Vec<u8>> = NASTY.iter().map(|seed| seed.as_bytes().to_vec()).collect();
+    seeds.extend(vec![DUMP.as_bytes().to_vec(); 20]);
     seeds.push(parse(DUMP.as_bytes()).unwrap().0[0].body.clone().into_bytes());
     let mut rng = ChaCha8Rng::seed_from_u64(0x5E);
     let (mut good, mut bad) = (0u64, 0u64);

@@ -7,6 +7,32 @@ mod checkpoint_native;
 mod cli;
 mod corpus;
 mod data;
+#[cfg(feature = "data")]
+mod data_arxiv;
+#[cfg(feature = "data")]
+mod data_arxiv_read;
+#[cfg(feature = "data")]
+mod data_books;
+#[cfg(feature = "data")]
+mod data_build;
+#[cfg(feature = "data")]
+mod data_crawl;
+#[cfg(feature = "data")]
+mod data_engine;
+#[cfg(feature = "data")]
+mod data_fasttext;
+#[cfg(feature = "data")]
+mod data_filters;
+#[cfg(feature = "data")]
+mod data_github;
+#[cfg(feature = "data")]
+mod data_lm;
+#[cfg(feature = "data")]
+mod data_stackexchange;
+#[cfg(feature = "data")]
+mod data_wikipedia;
+#[cfg(feature = "data")]
+mod data_wikipedia_dump;
 mod golden;
 mod memory;
 mod metrics;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The LaTeX cleaner against RedPajama-1T's rules: same bytes with `rp_compat`, and how the two modes differ in size and speed.
 
-    RECUA_DATA=samples python benches/peers/data_arxiv.py 'recua data clean --source arxiv --rp-compat' ['recua data clean --source arxiv']
+    RECUA_DATA=samples python benches/peers/data_arxiv.py 'target/release/examples/data_peers clean rp' ['target/release/recua data clean --source arxiv']
 
 The commands read a JSON string a line and write {"text": .., "dropped": ..} a line. The rules are stated below as regular
 expressions (RedPajama-Data, branch rp_v1, data_prep/arxiv/arxiv_cleaner.py), one function a step. Needs only Python. Exit code 1

@@ -2,7 +2,8 @@
 """Book cleaning and book overlap against references.
 
     pip install simhash gutenberg-cleaner
-    RECUA_DATA=samples python benches/peers/data_books.py 'recua data clean --source books' 'recua data simhash'
+    RECUA_DATA=samples python benches/peers/data_books.py \
+        'target/release/recua data clean --source books' 'target/release/examples/data_peers clean simhash'
 
 The commands read a JSON string a line and write {"text": ..} a line; the second's text is RedPajama's SimHash of a book, in decimal.
 Compared: the cleaned text with gutenberg-cleaner's (which lines differ is shown; its output also drops what looks like notes), and

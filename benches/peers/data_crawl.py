@@ -44,7 +44,7 @@ def warc(ours, files):
         by_file.setdefault(record["file"], []).append(record)
     same = total = 0
     for path in files:
-        name, theirs, problem = Path(path).name, [], ""
+        theirs, problem = [], ""
         start = time.perf_counter()
         with open(path, "rb") as stream:
             try:
@@ -55,7 +55,7 @@ def warc(ours, files):
         seconds = time.perf_counter() - start
         rows = [
             {
-                "file": name,
+                "file": path,
                 "type": kind,
                 "uri": head.get_header("WARC-Target-URI"),
                 "date": head.get_header("WARC-Date"),
@@ -65,11 +65,11 @@ def warc(ours, files):
             }
             for kind, head, block in theirs
         ]
-        mine = by_file.get(name, [])
+        mine = by_file.get(path, [])
         equal = sum(a == b for a, b in zip(mine, rows))
         same, total = same + equal, total + max(len(mine), len(rows))
         note = "" if equal == len(mine) == len(rows) else f"  DIFFERS: ours {len(mine)}; warcio says: {problem}"
-        print(f"{name:56} {len(rows):5} records {equal:5} equal {seconds * 1e3:8.2f} ms{note}")
+        print(f"{Path(path).name:56} {len(rows):5} records {equal:5} equal {seconds * 1e3:8.2f} ms{note}")
     print(f"{same} of {total} records equal")
 
 
@@ -126,7 +126,7 @@ def ccnet(ours, files):
             url = head["WARC-Target-URI"]
             document = mine.get(url, [{}]).pop(0) if mine.get(url) else {}
             theirs = {"url": url, "date": head.get("WARC-Date"), "title": title, "text": text, "hashes": hashes}
-            differ = [k for k, v in theirs.items() if document.get(k) != v]
+            differ = [k for k, v in theirs.items() if document.get(k, "") != v]
             same += not differ
             if differ and total - same <= 5:
                 print(f"{url}: {differ}")

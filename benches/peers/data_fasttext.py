@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """fastText models: recua against the reference library (pip install fasttext), on lines of all samples.
-RECUA_DATA=FOLDER data_fasttext.py RECUA_BINARY [--lines 50000] [--rounds 5] [--work FOLDER]; run from the project's root.
+RECUA_DATA=FOLDER data_fasttext.py RECUA_BINARY DATA_PEERS [--lines 50000] [--rounds 5] [--work FOLDER]; run from the project's root.
 1. predictions of lid.176.ftz, line by line (labels, probabilities);
 2. models trained by the reference (each loss, n-grams, quantised with and without norms, pruned, quantised output), read by recua;
 3. models trained by recua, read by the reference; accuracy on held-out lines of both trainers' models;
 4. speed of both on the same lines in turn, one thread, with the reference's own loop over lines in C++.
-recua is called as: recua data lid --model F --top K (JSON string a line in, {"labels", "probs"} out), ... --time ROUNDS (prints
-seconds a round instead), and recua data train-classifier --lines F --output F --lr X --loss NAME ... with fastText's defaults.
+recua is called as `recua data lid --model F --top K`; DATA_PEERS, the example of that name, times and trains.
 Prints a table and, last, one JSON line. Ends with 1 where a difference is beyond its bound."""
 import argparse, bz2, glob, gzip, json, lzma, os, random, statistics, subprocess, sys, tempfile, time
 import fasttext
-a = argparse.ArgumentParser(); a.add_argument("recua"); a.add_argument("--lines", type=int, default=50_000)
+a = argparse.ArgumentParser(); a.add_argument("recua"); a.add_argument("peers"); a.add_argument("--lines", type=int, default=50_000)
 a.add_argument("--rounds", type=int, default=5); a.add_argument("--work"); a = a.parse_args()
 data, rng = os.environ["RECUA_DATA"], random.Random(0)
 work = a.work or tempfile.mkdtemp(); os.makedirs(work, exist_ok=True)
@@ -95,9 +94,9 @@ def accuracy(model):
 report["training"] = {}
 for name, options in {"defaults": dict(), "word 2-grams": dict(wordNgrams=2, bucket=200_000, lr=0.5), "chars 2-4": dict(minn=2, maxn=4, bucket=200_000, dim=20), "hs": dict(loss="hs"),
                       "ova": dict(loss="ova"), "ns": dict(loss="ns")}.items():
-    flag = {"wordNgrams": "--word-ngrams"}
+    flag = {"wordNgrams": "word-ngrams"}
     path = f"{work}/ours_{name.replace(' ', '_')}.bin"
-    call = [a.recua, "data", "train-classifier", "--lines", train, "--output", path] + [x for k, v in options.items() for x in (flag.get(k, f"--{k}"), str(v))]
+    call = [a.peers, "classify", train, path] + [f"{flag.get(k, k)}={v}" for k, v in options.items()]
     t = time.perf_counter(); subprocess.run(call, check=True, capture_output=True); seconds = time.perf_counter() - t
     their_seconds = reference(f"{work}/reference.bin", input=train, thread=1, verbose=0, **options)
     row = dict(ours=accuracy(fasttext.load_model(path)), reference=accuracy(fasttext.load_model(f"{work}/reference.bin")), seconds=round(seconds, 2), reference_seconds=round(their_seconds, 2))
@@ -113,7 +112,7 @@ for name, path in {"lid.176.ftz": f"{data}/models/lid.176.ftz", **{n: f"{work}/{
     pairs = []
     for _ in range(a.rounds):
         t = time.perf_counter(); model.f.multilinePredict(asked, 1, 0.0, "replace"); their = time.perf_counter() - t
-        run = subprocess.run([a.recua, "data", "lid", "--model", path, "--top", "1", "--time", "1"], input=given, capture_output=True, text=True, check=True)
+        run = subprocess.run([a.peers, "lid", path, "1"], input=given, capture_output=True, text=True, check=True)
         pairs.append((float(run.stdout.split()[0]), their))
     mine, their = (statistics.median(x) for x in zip(*pairs)); ratio = statistics.median(t / m for m, t in pairs)
     report["speed"][name] = dict(ours_lines_s=round(len(every) / mine), reference_lines_s=round(len(every) / their), ratio=round(ratio, 2))

@@ -4,10 +4,10 @@
     pip install regex
     python benches/peers/data_github.py TOOL FOLDER [--files 4000]
 
-TOOL is a program that takes `gh` and, of lines [text, path] on stdin, makes lines [text without header, lines, longest line, characters,
-alphanumerics, letters, pieces, reason or null] by RedPajama's rules, and on stderr the seconds. FOLDER is any source tree. Tokens are the
+TOOL is the example `data_peers`, which takes `gh` and, of lines [text, path] on stdin, makes lines [text without header, lines, longest line, characters,
+alphanumerics, letters, pieces, reason or null] by RedPajama's rules, and on stderr its CPU seconds. FOLDER is any source tree. Tokens are the
 pieces of GPT-2's pre-tokenizer without contractions on both sides: pythia's vocabulary is not needed. Prints how often each field is equal,
-and the seconds of both on one core (md5 in the peer, xxh3 in the tool, for the key of exact copies).
+and the CPU seconds of both, one thread (md5 in the peer, xxh3 in the tool, for the key of exact copies).
 """
 import argparse
 import hashlib

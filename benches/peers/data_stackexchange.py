@@ -4,9 +4,9 @@
     pip install beautifulsoup4 lxml py7zr
     RECUA_DATA=... python benches/peers/data_stackexchange.py TOOL
 
-TOOL is a program that takes `html` and, of JSON strings on stdin, makes lines {"text", "rp"} (`clean_html` and `redpajama_text`) and on
-stderr the seconds of each. Prints, over all posts of the samples: how many RedPajama texts are equal, the mean and least similarity of
-`clean_html` by words, the posts below 0.8, and the seconds of both on one core. `--show N` prints N posts of the least similarity.
+TOOL is the example `data_peers`, which takes `html` and, of JSON strings on stdin, makes lines {"text", "rp"} (`clean_html` and `redpajama_text`) and on
+stderr the CPU seconds of each. Prints, over all posts of the samples: how many RedPajama texts are equal, the mean and least similarity of
+`clean_html` by words, the posts below 0.8, and the CPU seconds of both (one thread). `--show N` prints N posts of the least similarity.
 """
 import argparse
 import difflib

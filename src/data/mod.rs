@@ -13,13 +13,33 @@
 //! 7. Samples to batches: [`Loader::batch`] for any place, [`Loader::batches`] for the batches of one rank in order,
 //!    [`Prefetch`] to make them on another thread; [`SequentialBatches`] for validation.
 
+//!
+//! With the feature `data`, from dumps to text before that: [`record`] is what flows, `sources` read and clean it, `filters` judge it,
+//! `dedup` compares it, `fasttext` and `lm` are the models it is judged by, `engine` is what it runs on, and `build` is all of it.
+
+#[cfg(feature = "data")]
+pub mod build;
 #[cfg(feature = "train")]
 pub mod crates;
 mod dataset;
+#[cfg(feature = "data")]
+pub mod dedup;
+#[cfg(feature = "data")]
+pub mod engine;
+#[cfg(feature = "data")]
+pub mod fasttext;
+#[cfg(feature = "data")]
+pub mod filters;
+#[cfg(feature = "data")]
+pub mod lm;
 mod loader;
 mod mixture;
 mod permute;
+#[cfg(feature = "data")]
+pub mod record;
 mod shards;
+#[cfg(feature = "data")]
+pub mod sources;
 mod text;
 mod tokenize;
 
@@ -27,6 +47,8 @@ pub use dataset::{DatasetIndex, DatasetWriter, ShardEntry, Shards};
 pub use loader::{Batch, Batches, Loader, LoaderState, Plan, Prefetch, Sample, SequentialBatches, Source, TokenWindows};
 pub use mixture::Schedule;
 pub use permute::{Permutation, mix_key};
+#[cfg(feature = "data")]
+pub use record::{Cleaned, Record, Rejected, Removed, Sink};
 pub use shards::{Shard, ShardInfo, ShardWriter, Verify, Vocab};
 pub use text::{Document, Documents, Skipped};
 pub use tokenize::{DEFAULT_SHARD_TOKENS, Progress, Summary, TokenizeConfig, tokenize, tokenize_documents};

@@ -155,22 +155,7 @@ impl RunConfig {
     /// # Errors
     /// [`Error::UnknownKey`] and [`Error::BadValue`] naming the file or flag and the key; [`Error::Io`].
     pub fn resolve(layers: &Layers<'_>) -> Result<(Self, bool)> {
-        let mut table = Table::new();
-        let mut origin = String::from("--set");
-        if let Some(path) = layers.file {
-            origin = path.display().to_string();
-            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-            table = text.parse().map_err(|e| parse_error(&origin, &e))?;
-        }
-        for entry in layers.set {
-            let (key, value) = entry.split_once('=').ok_or_else(|| {
-                Error::bad_value("--set", format!("expected KEY=VALUE, got `{entry}`"), "e.g. --set optim.lr=1e-4")
-            })?;
-            // A value that is no TOML is a string: `--set sample.prompt=fn` needs no quotes.
-            let value = value.trim();
-            let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
-            insert(&mut table, key.trim(), parsed.unwrap_or_else(|| Value::String(value.into())))?;
-        }
+        let (mut table, origin) = table(layers)?;
         let model = table.get_mut("model").and_then(Value::as_table_mut);
         let vocab_stated = model.as_ref().is_some_and(|m| m.contains_key("vocab_size"));
         if let Some(model) = model
@@ -302,4 +287,35 @@ fn parse_error(origin: &str, e: &toml::de::Error) -> Error {
         return Error::UnknownKey { origin: origin.into(), key, hint: hint.trim_start_matches([',', ' ']).into() };
     }
     Error::bad_value(origin, text.trim().replace('\n', " "), "see `recua train --help`")
+}
+
+/// A file's settings with those of `--set` over them, and where they come from.
+fn table(layers: &Layers<'_>) -> Result<(Table, String)> {
+    let mut table = Table::new();
+    let mut origin = String::from("--set");
+    if let Some(path) = layers.file {
+        origin = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        table = text.parse().map_err(|e| parse_error(&origin, &e))?;
+    }
+    for entry in layers.set {
+        let (key, value) = entry
+            .split_once('=')
+            .ok_or_else(|| Error::bad_value("--set", format!("expected KEY=VALUE, got `{entry}`"), "e.g. --set optim.lr=1e-4"))?;
+        // A value that is no TOML is a string: `--set sample.prompt=fn` needs no quotes.
+        let value = value.trim();
+        let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+        insert(&mut table, key.trim(), parsed.unwrap_or_else(|| Value::String(value.into())))?;
+    }
+    Ok((table, origin))
+}
+
+/// Settings of any kind from a file and `--set`.
+///
+/// # Errors
+/// As [`RunConfig::resolve`].
+#[cfg(feature = "data")]
+pub(crate) fn resolve<T: serde::de::DeserializeOwned>(layers: &Layers<'_>) -> Result<T> {
+    let (table, origin) = table(layers)?;
+    table.try_into().map_err(|e| parse_error(&origin, &e))
 }

@@ -108,7 +108,8 @@ impl Observer for Shown {
                 let start = Instant::now();
                 while !done.load(Relaxed) {
                     let get = |n: &std::sync::atomic::AtomicU64| n.load(Relaxed) as f64;
-                    let (shards, finished, skipped) = (get(&progress.shards), get(&progress.shards_done), get(&progress.shards_skipped));
+                    let (shards, finished, skipped) =
+                        (get(&progress.shards), get(&progress.shards_done), get(&progress.shards_skipped));
                     bar.set_length(shards as u64);
                     bar.set_position((finished + skipped) as u64);
                     let seconds = start.elapsed().as_secs_f64();
@@ -134,8 +135,13 @@ impl Observer for Shown {
         let dropped: u64 = c.dropped.values().sum();
         let dropped = if dropped > 0 { format!(", {dropped} dropped") } else { String::new() };
         let skipped = if s.skipped > 0 { format!(", {} shards were done", s.skipped) } else { String::new() };
-        let rate = if s.done > 0 && c.docs_in > 0 { format!(", {} docs/s", human(c.docs_in as f64 / s.seconds.max(1e-3))) } else { String::new() };
-        let docs = if c.docs_in > 0 { format!("{} -> {} documents{dropped}{rejected}, ", c.docs_in, c.docs_out) } else { String::new() };
+        let rate = if s.done > 0 && c.docs_in > 0 {
+            format!(", {} docs/s", human(c.docs_in as f64 / s.seconds.max(1e-3)))
+        } else {
+            String::new()
+        };
+        let docs =
+            if c.docs_in > 0 { format!("{} -> {} documents{dropped}{rejected}, ", c.docs_in, c.docs_out) } else { String::new() };
         eprintln!("{source:<13} {stage:<10} {docs}{}{rate}{skipped}", duration(s.seconds));
     }
 
@@ -185,8 +191,12 @@ impl Explain {
                 start.replace('\n', "\n    | ")
             };
             match fate {
-                Fate::Kept { shard, text, .. } => print(&format!("{stage} ({shard}): kept, {} bytes\n    | {}", text.len(), short(&text))),
-                Fate::Dropped { shard, reason, text } => print(&format!("{stage} ({shard}): dropped, {reason}\n    | {}", short(&text))),
+                Fate::Kept { shard, text, .. } => {
+                    print(&format!("{stage} ({shard}): kept, {} bytes\n    | {}", text.len(), short(&text)))
+                }
+                Fate::Dropped { shard, reason, text } => {
+                    print(&format!("{stage} ({shard}): dropped, {reason}\n    | {}", short(&text)))
+                }
                 Fate::Removed { rule, text, .. } => print(&format!("{stage}: removed by {rule}\n    | {}", short(&text))),
             }
         }

@@ -1,6 +1,6 @@
 //! The parts of the pipeline one by one: a JSON string a line on stdin, a JSON object a line on stdout.
 
-use std::io::{BufRead, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -19,7 +19,7 @@ const BATCH_BYTES: usize = 16 << 20;
 
 /// Works on lines in parallel and answers in their order, as soon as a batch is full or no more is to be read at once.
 fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()> {
-    let mut input = std::io::stdin().lock();
+    let mut input = BufReader::with_capacity(1 << 20, std::io::stdin());
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut number = 0_u64;
     loop {
@@ -38,13 +38,15 @@ fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()>
             match serde_json::from_str::<String>(&line) {
                 Ok(text) => batch.push(text),
                 Err(e) => {
-                    let problem_text = format!("expected a JSON string, got `{}` ({e})", line.chars().take(60).collect::<String>().trim_end());
-                    problem = Some(Error::bad_value(format!("stdin, line {number}"), problem_text, "write each text as a JSON string"));
+                    let problem_text =
+                        format!("expected a JSON string, got `{}` ({e})", line.chars().take(60).collect::<String>().trim_end());
+                    problem =
+                        Some(Error::bad_value(format!("stdin, line {number}"), problem_text, "write each text as a JSON string"));
                     break;
                 }
             }
             // Someone may be waiting for the answer to this line before the next one is written.
-            if !input.has_data_left().unwrap_or(false) {
+            if input.buffer().is_empty() {
                 break;
             }
         }

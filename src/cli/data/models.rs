@@ -228,12 +228,14 @@ impl TrainClassifier {
             None => {
                 let class = |label: &str, paths: &Vec<PathBuf>| {
                     let (paths, key) = (paths.clone(), self.text_key.clone());
-                    let open = move || -> Result<Texts<'static>> { Ok(Box::new(Documents::open(&paths, &key)?.map(|d| d.map(|d| d.text)))) };
+                    let open = move || -> Result<Texts<'static>> {
+                        Ok(Box::new(Documents::open(&paths, &key)?.map(|d| d.map(|d| d.text))))
+                    };
                     let open: Box<dyn Fn() -> Result<Texts<'static>>> = Box::new(open);
                     (label.to_owned(), open)
                 };
                 let classes = vec![class(&self.positive_label, &self.positives), class("other", &self.negatives)];
-                Box::new(ClassDocuments { classes })
+                Box::new(ClassDocuments::new(classes))
             }
         };
         let bar = super::super::progress::bytes_bar("training", 1000);

@@ -32,10 +32,7 @@ pub(super) fn run(build: &Build<'_>, common: Common<'_>, read: &StageSpec, spec:
     read.complete(build.patience)?;
     build.stage(spec, |shard, out| {
         let table = shard.files.clone();
-        out.clean(
-            |sink| table.iter().try_for_each(|path| read_table(path, sink)),
-            |record| cleaner.clean(record),
-        )
+        out.clean(|sink| table.iter().try_for_each(|path| read_table(path, sink)), |record| cleaner.clean(record))
     })?;
     Ok(())
 }

@@ -320,7 +320,7 @@ impl BuildConfig {
     /// # Errors
     /// [`Error::Io`], [`Error::UnknownKey`], [`Error::BadValue`].
     pub fn resolve(file: Option<&Path>, set: &[String]) -> Result<Self> {
-        let config: Self = crate::train::config::resolve(file, set)?;
+        let config: Self = crate::train::config::resolve(&crate::train::Layers { file, set })?;
         config.validate()?;
         Ok(config)
     }
@@ -340,7 +340,11 @@ impl BuildConfig {
         let used = self.sources.used();
         if used.is_empty() {
             let names = Source::ALL.map(Source::name).join(", ");
-            return bad("sources".into(), "none is given".into(), &format!("write a table [sources.NAME] with inputs = [...]; names: {names}"));
+            return bad(
+                "sources".into(),
+                "none is given".into(),
+                &format!("write a table [sources.NAME] with inputs = [...]; names: {names}"),
+            );
         }
         for s in &used {
             let key = |k: &str| format!("sources.{}.{k}", s.source.name());
@@ -348,7 +352,11 @@ impl BuildConfig {
                 return bad(key("inputs"), "no file or folder is given".into(), "e.g. inputs = [\"dumps/*.gz\"]");
             }
             if !(s.weight > 0.0 && s.weight.is_finite()) {
-                return bad(key("weight"), format!("expected a number above 0, got {}", s.weight), "leave the source out to not use it");
+                return bad(
+                    key("weight"),
+                    format!("expected a number above 0, got {}", s.weight),
+                    "leave the source out to not use it",
+                );
             }
             if s.max_epochs.is_nan() || s.max_epochs <= 0.0 {
                 return bad(key("max_epochs"), format!("expected a number above 0, got {}", s.max_epochs), "inf: no cap");

@@ -212,7 +212,9 @@ impl Dedup {
                         let (text, removed) = without(&record.text, &lines);
                         let dropped = match () {
                             () if text.trim().is_empty() => Some("all_lines_duplicate"),
-                            () if self.rule == Rule::C4Lines && crate::data::filters::sentences::count_sentences(&text) < rules.min_sentences => {
+                            () if self.rule == Rule::C4Lines
+                                && crate::data::filters::sentences::count_sentences(&text) < rules.min_sentences =>
+                            {
                                 Some("too_few_sentences")
                             }
                             () => None,
@@ -295,7 +297,12 @@ fn read_documents(path: &Path) -> Result<Vec<u64>> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     let (words, rest) = bytes.as_chunks::<8>();
     if !rest.is_empty() {
-        return Err(Error::bad_file("list of duplicates", path, format!("{} bytes are no multiple of 8", bytes.len()), "run the stage again"));
+        return Err(Error::bad_file(
+            "list of duplicates",
+            path,
+            format!("{} bytes are no multiple of 8", bytes.len()),
+            "run the stage again",
+        ));
     }
     Ok(words.iter().map(|w| u64::from_le_bytes(*w)).collect())
 }

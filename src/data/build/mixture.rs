@@ -54,13 +54,18 @@ impl Mixture {
         let total: f64 = some.iter().map(|s| s.1).sum();
         let most = |&&(source, weight, cap, have): &&(Source, f64, f64, u64)| (cap * have as f64 * total / weight, source);
         let Some((most, limited_by)) = some.iter().map(most).min_by(|a, b| a.0.total_cmp(&b.0)) else {
-            return Err(Error::bad_value("sources", "no source has any token left", "look at report.html: what dropped all of them?"));
+            return Err(Error::bad_value(
+                "sources",
+                "no source has any token left",
+                "look at report.html: what dropped all of them?",
+            ));
         };
         // Without any cap there is no length of its own: each source's own tokens at most once in all.
         let most = if most.is_finite() { most as u64 } else { some.iter().map(|s| s.3).sum() };
         let run = tokens.unwrap_or(most);
         if run > most {
-            let problem = format!("{run} tokens would repeat {limited_by} more often than its max_epochs allows; the caps allow {most}");
+            let problem =
+                format!("{run} tokens would repeat {limited_by} more often than its max_epochs allows; the caps allow {most}");
             return Err(Error::bad_value("mix.tokens", problem, "ask for fewer, raise the cap, or lower the source's weight"));
         }
         let weights = Schedule::integer_weights(&some.iter().map(|s| s.1).collect::<Vec<_>>())?;
@@ -104,7 +109,11 @@ impl Mixture {
 
 impl fmt::Display for Mixture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<14} {:>14} {:>8} {:>8} {:>10} {:>7} {:>7}", "source", "tokens", "wanted", "got", "deviation", "epochs", "paper")?;
+        writeln!(
+            f,
+            "{:<14} {:>14} {:>8} {:>8} {:>10} {:>7} {:>7}",
+            "source", "tokens", "wanted", "got", "deviation", "epochs", "paper"
+        )?;
         for s in &self.shares {
             writeln!(
                 f,

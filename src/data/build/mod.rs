@@ -34,8 +34,8 @@ use serde::Serialize;
 
 pub use clean::clean_text;
 pub use config::{
-    Arxiv, Books, BuildConfig, C4, Common, CommonCrawl, Decontaminate, Github, Lines, LmFiles, Mix, Models, Sources, StackExchange,
-    Wikipedia,
+    Arxiv, Books, BuildConfig, C4, Common, CommonCrawl, Decontaminate, Github, Lines, LmFiles, Mix, Models, Sources,
+    StackExchange, Wikipedia,
 };
 pub use mixture::{Mixture, Share};
 pub use names::Source;

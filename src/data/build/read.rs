@@ -10,7 +10,7 @@ use super::names::Source;
 use super::{Build, inputs};
 use crate::data::engine::{self, Output, PostWriter, Shard, StageSpec};
 use crate::data::sources::{arxiv, books, c4, commoncrawl, github, stackexchange, wikipedia};
-use crate::data::{Record, Sink};
+use crate::data::{Record, Rejected, Sink};
 use crate::error::{Error, Result};
 
 /// What a reader passed over, by reason.
@@ -31,18 +31,22 @@ pub(super) fn plan(build: &Build<'_>, common: Common<'_>) -> Result<Read> {
         (Source::Github | Source::Arxiv | Source::Books, _) => one_each(paths),
         (Source::Stackexchange, Some(config)) => {
             let dumps = files(&paths, &["Posts.xml", ".7z", "Posts.xml.gz", "Posts.xml.bz2", "Posts.xml.xz", "Posts.xml.zst"])?;
-            let sites = stackexchange::largest_sites(&dumps, config.largest.unwrap_or(usize::MAX))?;
-            sites.into_iter().map(|site| site.paths).collect()
+            sites(build, dumps, config.largest.unwrap_or(usize::MAX))?
         }
         (Source::Commoncrawl, _) => one_each(files(&paths, &[".warc", ".warc.gz", ".wet", ".wet.gz"])?),
-        (Source::C4, _) => {
-            one_each(files(&paths, &[".json", ".json.gz", ".jsonl", ".jsonl.gz", ".zst", ".warc", ".warc.gz", ".wet", ".wet.gz"])?)
-        }
+        (Source::C4, _) => one_each(files(
+            &paths,
+            &[".json", ".json.gz", ".jsonl", ".jsonl.gz", ".zst", ".warc", ".warc.gz", ".wet", ".wet.gz"],
+        )?),
         _ => one_each(files(&paths, &[".xml", ".bz2", ".xz", ".gz"])?),
     };
     if roots.is_empty() {
         let hint = format!("look at {key}: the folders have no file of this source's kinds");
-        return Err(Error::Nothing { what: "dump".into(), path: common.inputs.first().map(PathBuf::from).unwrap_or_default(), hint });
+        return Err(Error::Nothing {
+            what: "dump".into(),
+            path: common.inputs.first().map(PathBuf::from).unwrap_or_default(),
+            hint,
+        });
     }
     let mut shards = Vec::with_capacity(roots.len());
     for (i, paths) in roots.iter().enumerate() {
@@ -64,6 +68,32 @@ pub(super) fn plan(build: &Build<'_>, common: Common<'_>) -> Result<Read> {
         Source::Stackexchange => json!(sources.stackexchange.as_ref().map(|s| (&s.rules, s.largest))),
     };
     Ok(Read { spec: build.spec("read", common.source, shards, &(common.source, settings))?, roots })
+}
+
+/// The dumps of each of the largest sites, by name. Counting the posts unpacks all dumps: where there is a choice to be made, it is made
+/// once and written down.
+fn sites(build: &Build<'_>, dumps: Vec<PathBuf>, most: usize) -> Result<Vec<Vec<PathBuf>>> {
+    let mut all: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for dump in &dumps {
+        all.entry(stackexchange::site_name(dump)).or_default().push(dump.clone());
+    }
+    if all.len() > most {
+        let chosen = build.config.out.join("read").join("stackexchange-sites.json");
+        let of: Vec<_> = dumps.iter().map(|d| (d.display().to_string(), d.metadata().map_or(0, |m| m.len()))).collect();
+        let key = engine::config_hash(&(of, most))?;
+        let known = std::fs::read(&chosen).ok().and_then(|b| serde_json::from_slice::<(String, Vec<String>)>(&b).ok());
+        let names = match known.filter(|(of, _)| *of == key) {
+            Some((_, names)) => names,
+            None => {
+                let names: Vec<_> = stackexchange::largest_sites(&dumps, most)?.into_iter().map(|site| site.name).collect();
+                std::fs::create_dir_all(build.config.out.join("read")).map_err(Error::io("create", &chosen))?;
+                crate::disk::write_atomic(&chosen, json!((key, &names)).to_string().as_bytes())?;
+                names
+            }
+        };
+        all.retain(|name, _| names.contains(name));
+    }
+    Ok(all.into_values().collect())
 }
 
 /// Files as they are named; of folders, those whose names end like a dump's.
@@ -92,7 +122,14 @@ impl Read {
             let mut skipped = Skipped::new();
             let read = |sink: &mut Sink<'_>| {
                 for root in roots {
-                    let more = read(build, source, root, sink)?;
+                    let more = match read(build, source, root, sink) {
+                        // One damaged file among thousands, or a stranger among them, is written down; a disk that fails is not.
+                        Err(e @ Error::BadFile { .. }) => {
+                            sink(Err(Rejected { place: root.display().to_string(), reason: e.to_string() }))?;
+                            continue;
+                        }
+                        more => more?,
+                    };
                     more.into_iter().for_each(|(reason, n)| *skipped.entry(reason).or_default() += n);
                 }
                 Ok(())
@@ -158,14 +195,21 @@ fn threads(build: &Build<'_>, dumps: &[PathBuf], out: &mut Output<'_>) -> Result
     let mut writer = PostWriter::create(&sorted)?;
     let mut skipped = Skipped::new();
     for dump in dumps {
-        let others = stackexchange::posts(dump, &mut |post| match post {
+        let read = stackexchange::posts(dump, &mut |post| match post {
             Ok(post) => writer.push(&to_row(&post)),
             Err(rejected) => out.reject(&rejected),
-        })?;
-        *skipped.entry("not_a_post".into()).or_default() += others;
+        });
+        match read {
+            Ok(others) => *skipped.entry("not_a_post".into()).or_default() += others,
+            Err(e @ Error::BadFile { .. }) => {
+                out.reject(&Rejected { place: dump.display().to_string(), reason: e.to_string() })?
+            }
+            Err(e) => return Err(e),
+        }
     }
     writer.finish()?.publish()?;
-    let mut fold = Fold { site: &site, options: &options, question: None, answers: Vec::new(), bytes: 0, orphans: 0, untitled: 0 };
+    let mut fold =
+        Fold { site: &site, options: &options, question: None, answers: Vec::new(), bytes: 0, orphans: 0, untitled: 0 };
     build.shuffle()?.threads(std::slice::from_ref(&sorted), &mut |row| {
         if let Some(record) = fold.push(row)? {
             out.read(&record);

@@ -163,12 +163,18 @@ fn look(build: &Build<'_>, source: Source) -> Result<Look> {
 }
 
 fn overview(page: &mut String, all: &[(Source, Vec<Step>, Look)]) {
-    page.push_str("<table><tr><th>source<th>stage<th>documents in<th>out<th>bytes in<th>out<th>kept<th>dropped<th>rejected</tr>\n");
+    page.push_str(
+        "<table><tr><th>source<th>stage<th>documents in<th>out<th>bytes in<th>out<th>kept<th>dropped<th>rejected</tr>\n",
+    );
     for (source, steps, _) in all {
         for (i, step) in steps.iter().enumerate() {
             let c = &step.counts;
             let kept = if c.bytes_in > 0 { 100.0 * c.bytes_out as f64 / c.bytes_in as f64 } else { 100.0 };
-            let first = if i == 0 { format!("<th rowspan=\"{}\"><a href=\"#{source}\">{source}</a>", steps.len()) } else { String::new() };
+            let first = if i == 0 {
+                format!("<th rowspan=\"{}\"><a href=\"#{source}\">{source}</a>", steps.len())
+            } else {
+                String::new()
+            };
             let _ = writeln!(
                 page,
                 "<tr>{first}<td class=\"l\">{}<td>{}<td>{}<td>{}<td>{}<td><div class=\"bar\" style=\"--w:{:.1}%\">{kept:.1} %</div><td>{}<td>{}</tr>",
@@ -278,7 +284,8 @@ fn bars(page: &mut String, title: &str, rows: &[(String, u64)]) {
     let _ = writeln!(page, "<figure><figcaption>{}</figcaption><table class=\"bars\">", escape(title));
     for (name, n) in rows.iter().take(24) {
         let share = 100.0 * *n as f64 / most as f64;
-        let _ = writeln!(page, "<tr><th>{}<td><div class=\"bar\" style=\"--w:{share:.1}%\">{}</div></tr>", escape(name), grouped(*n));
+        let _ =
+            writeln!(page, "<tr><th>{}<td><div class=\"bar\" style=\"--w:{share:.1}%\">{}</div></tr>", escape(name), grouped(*n));
     }
     page.push_str("</table></figure>\n");
 }
@@ -310,7 +317,11 @@ fn bytes(n: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let unit = (n.max(1).ilog2() / 10).min(4);
     let value = n as f64 / 1024f64.powi(unit as i32);
-    if unit == 0 || value.fract() == 0.0 { format!("{value:.0} {}", units[unit as usize]) } else { format!("{value:.1} {}", units[unit as usize]) }
+    if unit == 0 || value.fract() == 0.0 {
+        format!("{value:.0} {}", units[unit as usize])
+    } else {
+        format!("{value:.1} {}", units[unit as usize])
+    }
 }
 
 fn escape(text: &str) -> String {

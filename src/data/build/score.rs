@@ -34,10 +34,14 @@ pub(super) fn plan(build: &Build<'_>, common: Common<'_>, dedup: &StageSpec) -> 
         }
     }
     let models = json!({ "lid": config.models.lid.as_deref().map(hash), "lms": lms, "classifier": classifier });
-    build.next("score", dedup, &json!({
-        "source": common.source, "rules": rules, "english": english, "models": models, "sets": sets,
-        "ngram": config.decontaminate.ngram,
-    }))
+    build.next(
+        "score",
+        dedup,
+        &json!({
+            "source": common.source, "rules": rules, "english": english, "models": models, "sets": sets,
+            "ngram": config.decontaminate.ngram,
+        }),
+    )
 }
 
 pub(super) fn run(build: &Build<'_>, common: Common<'_>, dedup: &StageSpec, spec: &StageSpec) -> Result<()> {
@@ -85,7 +89,8 @@ impl<'a> Scorer<'a> {
                 lms.insert(language.as_str(), (model, files.cutoffs.or_else(|| Cutoffs::ccnet(language))));
             }
             classifier = config.models.classifier.as_deref().map(FastText::open).transpose()?;
-            let needs = [(lid.is_some(), "models.lid"), (!lms.is_empty(), "models.lm"), (classifier.is_some(), "models.classifier")];
+            let needs =
+                [(lid.is_some(), "models.lid"), (!lms.is_empty(), "models.lm"), (classifier.is_some(), "models.classifier")];
             missing.extend(needs.iter().filter(|(there, _)| !there).map(|(_, key)| *key));
         } else if english.is_some() && lid.is_none() {
             missing.push("models.lid");

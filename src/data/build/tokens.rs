@@ -74,7 +74,11 @@ pub(super) fn run(build: &Build<'_>, common: Common<'_>, mix: &StageSpec) -> Res
     result?;
     let bytes = serde_json::to_vec(&made).map_err(|e| Error::bad_value("made.json", e.to_string(), "this is a mistake"))?;
     write_atomic(&marker, &bytes)?;
-    build.observer.end("tokenize", common.source.name(), &Summary { seconds: start.elapsed().as_secs_f64(), ..Summary::default() });
+    build.observer.end(
+        "tokenize",
+        common.source.name(),
+        &Summary { seconds: start.elapsed().as_secs_f64(), ..Summary::default() },
+    );
     Ok(())
 }
 

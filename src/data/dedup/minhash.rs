@@ -39,7 +39,8 @@ impl Config {
     /// The functions are the finaliser of MurmurHash3 with another key each, over 32 bits of the shingle's hash: integer
     /// arithmetic that compilers turn into vectors.
     pub fn signature(&self, text: &str) -> Vec<u32> {
-        let keys: Vec<u32> = (0..self.bands * self.rows).map(|i| xxh3_64_with_seed(&(i as u64).to_le_bytes(), self.seed) as u32).collect();
+        let keys: Vec<u32> =
+            (0..self.bands * self.rows).map(|i| xxh3_64_with_seed(&(i as u64).to_le_bytes(), self.seed) as u32).collect();
         let mut least = vec![u32::MAX; keys.len()];
         let mut block = [0_u32; BLOCK];
         let (mut n, mut any) = (0, false);

@@ -59,7 +59,6 @@ pub fn scheduler(options: &SchedulerOptions, ready: impl FnOnce(SocketAddr)) -> 
             external_host: options.host.clone(),
             bind_host: address.ip().to_string(),
             bind_port: address.port(),
-            disable_rest_api: true,
             ..Default::default()
         };
         let cluster = BallistaCluster::new_from_config(&config).await.map_err(failed)?;

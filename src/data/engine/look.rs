@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use arrow::array::AsArray;
+use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, UInt64Type};
 
 use super::atomic::{AtomicFile, Pending};

@@ -78,6 +78,12 @@ impl Remainder {
     }
 }
 
+/// Spreads hashes, of which low or high bits alone may be poor, over 32 bits.
+#[inline]
+fn spread(hash: u32) -> usize {
+    (u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+}
+
 /// The n-grams that a pruned model kept: from bucket to row behind the words.
 #[derive(Debug)]
 struct Kept {
@@ -95,7 +101,7 @@ impl Kept {
         for &(bucket, row) in pairs {
             let bit = bucket as usize & bits;
             kept.seen[bit / 64] |= 1 << (bit % 64);
-            let mut at = Self::start(bucket) & (slots - 1);
+            let mut at = spread(bucket) & (slots - 1);
             while kept.slots[at].0 != 0 && kept.slots[at].0 != bucket + 1 {
                 at = (at + 1) & (slots - 1);
             }
@@ -105,17 +111,12 @@ impl Kept {
     }
 
     #[inline]
-    fn start(bucket: u32) -> usize {
-        (bucket.wrapping_mul(0x9e37_79b9) >> 7) as usize
-    }
-
-    #[inline]
     fn row(&self, bucket: u32) -> Option<u32> {
         let bit = bucket as usize & (self.seen.len() * 64 - 1);
         if self.seen[bit / 64] >> (bit % 64) & 1 == 0 {
             return None;
         }
-        let mut at = Self::start(bucket) & (self.slots.len() - 1);
+        let mut at = spread(bucket) & (self.slots.len() - 1);
         loop {
             match self.slots[at] {
                 (0, _) => return None,
@@ -217,8 +218,7 @@ impl Dictionary {
     #[inline]
     fn slot(&self, entry: &[u8], hash: u32) -> usize {
         let mask = self.slots.len() - 1;
-        // FNV's low bits are good enough for a table of a power of two; multiplying spreads what is not.
-        let mut at = (hash.wrapping_mul(0x9e37_79b9) >> 3) as usize & mask;
+        let mut at = spread(hash) & mask;
         loop {
             match self.slots[at] {
                 (_, 0) => return at,
@@ -270,10 +270,11 @@ impl Dictionary {
                     end += 1;
                 }
                 // The bare `<` and `>` are no n-grams.
-                if n >= self.sizes.min_chars && !(n == 1 && (start == 0 || end == word.len())) {
-                    if let Some(row) = self.row(self.remainder.of(hash)) {
-                        push(row);
-                    }
+                if n >= self.sizes.min_chars
+                    && !(n == 1 && (start == 0 || end == word.len()))
+                    && let Some(row) = self.row(self.remainder.of(hash))
+                {
+                    push(row);
                 }
             }
         }

@@ -76,7 +76,7 @@ impl Matrix {
         let norm = codes.norm(bytes, row);
         let parts = codes.parts(self.columns);
         let row = &bytes[self.start + row * parts..][..parts];
-        if codes.width == 2 && self.columns % 2 == 0 {
+        if codes.width == 2 && self.columns.is_multiple_of(2) {
             // The width that fastText quantises with unless told otherwise.
             let centroids = codes.centroids.as_chunks::<2>().0.chunks_exact(CENTROIDS);
             for ((to, &code), centroids) in to.as_chunks_mut::<2>().0.iter_mut().zip(row).zip(centroids) {

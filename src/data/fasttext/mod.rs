@@ -11,6 +11,7 @@
 //! 5. [`train`] makes such models, which fastText reads, too.
 
 mod dictionary;
+mod examples;
 mod format;
 mod lid;
 mod matrix;
@@ -22,9 +23,10 @@ use std::{fs::File, path::Path};
 
 use memmap2::Mmap;
 
+pub use examples::{ClassDocuments, Example, Examples, LabelledLines, OpenTexts, Texts};
 pub use lid::{Identifier, Language, Lid, RankedLabels, rank_labels};
 pub use output::Loss;
-pub use train::{ClassDocuments, Example, Examples, LabelledLines, Texts, TrainOptions, TrainSummary, Trained, train};
+pub use train::{TrainOptions, TrainSummary, Trained, train};
 
 use self::{
     dictionary::{Dictionary, LineScratch, Piece},

@@ -1,6 +1,9 @@
 //! From the hidden vector to the most probable labels, for each of fastText's losses.
 
+use std::str::FromStr;
+
 use super::matrix::Matrix;
+use crate::error::Error;
 
 /// What a model was trained with, which says how its output is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,27 @@ impl Loss {
             Self::Softmax => 3,
             Self::OneVsAll => 4,
         }
+    }
+}
+
+/// By fastText's names.
+impl FromStr for Loss {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Ok(match name {
+            "hs" => Self::HierarchicalSoftmax,
+            "ns" => Self::NegativeSampling,
+            "softmax" => Self::Softmax,
+            "ova" | "one-vs-all" => Self::OneVsAll,
+            _ => {
+                return Err(Error::bad_value(
+                    "loss",
+                    format!("expected softmax, hs, ns or ova, got `{name}`"),
+                    "give one of these",
+                ));
+            }
+        })
     }
 }
 

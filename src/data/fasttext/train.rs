@@ -1,16 +1,12 @@
 //! Training of supervised models as `fasttext supervised` does it, with its defaults.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{BufRead, BufReader},
-    path::PathBuf,
-};
+use std::collections::HashMap;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
+    Example, Examples,
     dictionary::{Dictionary, EOS, GramSizes, LABEL_PREFIX, LineScratch, Piece, Tokens},
     format::MAX_GRAM,
     output::{Loss, Sigmoid, Tree, log, softmax},
@@ -98,81 +94,6 @@ impl TrainOptions {
             return bad("bucket", problem, "fastText's default is 2000000");
         }
         Ok(sizes)
-    }
-}
-
-/// A text with its label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Example<'a> {
-    /// The label, without `__label__`; `None`: the text's tokens that start with `__label__` are its labels. If it is given,
-    /// such tokens are left out, as in predicting.
-    pub label: Option<&'a str>,
-    /// One line: what comes after a line feed is not read.
-    pub text: &'a str,
-}
-
-/// Examples that can be gone through several times, always in the same order. The order should be mixed: after a thousand
-/// texts with one label a model has forgotten the other ones.
-pub trait Examples {
-    /// Hands each example to `take`, and its errors on.
-    ///
-    /// # Errors
-    /// Those of reading, and those of `take`.
-    fn visit(&self, take: &mut dyn FnMut(Example<'_>) -> Result<()>) -> Result<()>;
-}
-
-/// A file in fastText's own format: `__label__a some text`, an example a line.
-#[derive(Clone, Debug)]
-pub struct LabelledLines(pub PathBuf);
-
-impl Examples for LabelledLines {
-    fn visit(&self, take: &mut dyn FnMut(Example<'_>) -> Result<()>) -> Result<()> {
-        let file = File::open(&self.0).map_err(Error::io("open", &self.0))?;
-        let mut reader = BufReader::new(file);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).map_err(Error::io("read", &self.0))? > 0 {
-            take(Example { label: None, text: &String::from_utf8_lossy(&line) })?;
-            line.clear();
-        }
-        Ok(())
-    }
-}
-
-/// A stream of documents.
-pub type Texts<'a> = Box<dyn Iterator<Item = Result<String>> + 'a>;
-
-/// Documents by label, each a stream that can be opened again. They are mixed evenly: wherever one stops, of each label
-/// about the same share has been seen. Lines of a document are joined by spaces.
-pub struct ClassDocuments<'a> {
-    /// Labels, and what opens their documents.
-    pub classes: Vec<(String, Box<dyn Fn() -> Result<Texts<'a>> + 'a>)>,
-}
-
-impl Examples for ClassDocuments<'_> {
-    fn visit(&self, take: &mut dyn FnMut(Example<'_>) -> Result<()>) -> Result<()> {
-        let mut totals = Vec::new();
-        for (_, open) in &self.classes {
-            let mut total = 0u64;
-            for text in open()? {
-                text?;
-                total += 1;
-            }
-            totals.push(total);
-        }
-        let mut streams = self.classes.iter().map(|(_, open)| open()).collect::<Result<Vec<_>>>()?;
-        let mut seen = vec![0u64; streams.len()];
-        // The class whose next document is the most overdue: the least (seen + 1/2) / total, as products of whole numbers.
-        let share = |class: usize, seen: &[u64], other: usize| u128::from(2 * seen[class] + 1) * u128::from(totals[other]);
-        while let Some(class) = (0..streams.len())
-            .filter(|&class| seen[class] < totals[class])
-            .min_by(|&a, &b| share(a, &seen, b).cmp(&share(b, &seen, a)))
-        {
-            seen[class] += 1;
-            // A stream that is shorter this time ends before its total.
-            let Some(text) = streams[class].next() else { continue };
-            take(Example { label: Some(&self.classes[class].0), text: &text?.replace('\n', " ") })?;
-        }
-        Ok(())
     }
 }
 
@@ -270,7 +191,7 @@ fn uniform(rng: &mut ChaCha8Rng) -> f32 {
 
 fn zeros(rows: usize, dim: usize) -> Result<Vec<f32>> {
     let mut matrix = Vec::new();
-    let count = rows.checked_mul(dim).unwrap_or(usize::MAX);
+    let count = rows.saturating_mul(dim);
     matrix.try_reserve_exact(count).map_err(|_| {
         let problem = format!("no memory for a matrix of {rows} rows (words and buckets) of {dim} numbers");
         Error::bad_value("bucket", problem, "lower `bucket` or `dim`, or raise `min_count`")

@@ -40,7 +40,14 @@ pub struct C4Rules {
 
 impl Default for C4Rules {
     fn default() -> Self {
-        Self { max_page_chars: 190_000, min_words: 5, max_word_chars: 1000, min_sentences: 3, bad_words: None, min_language_probability: 0.99 }
+        Self {
+            max_page_chars: 190_000,
+            min_words: 5,
+            max_word_chars: 1000,
+            min_sentences: 3,
+            bad_words: None,
+            min_language_probability: 0.99,
+        }
     }
 }
 
@@ -216,7 +223,11 @@ impl BadWords {
     pub fn open(path: &Path, scope: Scope) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let words: Vec<_> = text.lines().map(str::trim).filter(|w| !w.is_empty()).map(str::to_lowercase).collect();
-        let nothing = || Error::Nothing { what: "words".to_owned(), path: path.to_owned(), hint: "write one word or phrase a line".to_owned() };
+        let nothing = || Error::Nothing {
+            what: "words".to_owned(),
+            path: path.to_owned(),
+            hint: "write one word or phrase a line".to_owned(),
+        };
         if words.is_empty() { Err(nothing()) } else { Self::new(&words, scope).ok_or_else(nothing) }
     }
 

@@ -13,7 +13,8 @@ static PATTERN: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let email = r"(?P<email>[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,8}\.[A-Za-z]{2,24})";
     let ip = r"(?P<ip>\b[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\b|\b(?:[0-9A-Fa-f]{1,4}:){3,7}[0-9A-Fa-f:]{1,39})";
     // International with a plus, or the North American form with separators: other runs of digits are too often something else.
-    let phone = r"(?P<phone>\+[0-9]{1,3}[ .-]?(?:\(?[0-9]{1,4}\)?[ .-]?){2,5}[0-9]{2,4}\b|\(?\b[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}\b)";
+    let phone =
+        r"(?P<phone>\+[0-9]{1,3}[ .-]?(?:\(?[0-9]{1,4}\)?[ .-]?){2,5}[0-9]{2,4}\b|\(?\b[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}\b)";
     Regex::new(&format!("{email}|{ip}|{phone}")).ok()
 });
 

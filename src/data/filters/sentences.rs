@@ -2,28 +2,146 @@
 //! Boundary Detection", Computational Linguistics 32(4), 2006; sections 3 and 4), as NLTK 3.10 makes them, with knowledge of our own.
 //!
 //! Punkt learns abbreviations, words that begin sentences and how words are capitalised from a corpus. Its English model was learnt from a
-//! licensed one and is not part of this project: [`ABBREVIATIONS`] and [`LOWER`] are short lists written for this one. A period after any other
-//! word is decided without either; the figures of agreement are in the repository's notes on the data pipeline.
+//! licensed one and is not part of this project: `ABBREVIATIONS` and `LOWER` are short lists written for this one, and what no list says is
+//! decided by the word's form. Of 30,647 lines of web text and books it counts 99.4 % as that model does; verdicts on pages hardly ever differ.
 
 /// Abbreviations that a period belongs to, in lower case without their last period: a sentence goes on after them unless the next
 /// word says otherwise.
 const ABBREVIATIONS: &[&str] = &[
-    "a", "a.m", "a.s", "adm", "ala", "apr", "ariz", "ark", "aug", "ave", "b.c", "b.v", "blvd", "brig", "bros", "c", "c.o", "calif", "capt", "cie", "cmdr", "co", "col", "colo",
-    "conn", "corp", "cos", "ct", "d", "d.c", "dec", "del", "dr", "e", "e.m", "esq", "f", "feb", "fla", "fri", "ft", "g", "ga", "gen", "gov", "h", "ill", "inc", "ind", "j",
-    "jan", "jr", "jul", "jun", "k", "kan", "ky", "l", "l.a", "lt", "ltd", "m", "maj", "mass", "md", "messrs", "mich", "minn", "mo", "mont", "mr", "mrs", "ms", "mt", "n", "n.c",
-    "n.d", "n.h", "n.j", "n.m", "n.v", "n.y", "neb", "nev", "nov", "o", "oct", "okla", "ore", "p", "p.m", "pa", "ph.d", "prof", "pvt", "r", "r.i", "rep", "reps", "rev", "s", "s.a",
-    "s.c", "s.d", "sen", "sens", "sep", "sept", "sgt", "sr", "st", "t", "tenn", "tex", "u.k", "u.n", "u.s", "u.s.a", "u.s.s.r", "v", "va", "viz", "vs", "vt", "w", "w.va", "wash",
+    "a", "a.m", "a.s", "adm", "ala", "apr", "ariz", "ark", "aug", "ave", "b.c", "b.v", "blvd", "brig", "bros", "c", "c.o",
+    "calif", "capt", "cie", "cmdr", "co", "col", "colo", "conn", "corp", "cos", "ct", "d", "d.c", "dec", "del", "dr", "e", "e.m",
+    "esq", "f", "feb", "fla", "fri", "ft", "g", "ga", "gen", "gov", "h", "ill", "inc", "ind", "j", "jan", "jr", "jul", "jun",
+    "k", "kan", "ky", "l", "l.a", "lt", "ltd", "m", "maj", "mass", "md", "messrs", "mich", "minn", "mo", "mont", "mr", "mrs",
+    "ms", "mt", "n", "n.c", "n.d", "n.h", "n.j", "n.m", "n.v", "n.y", "neb", "nev", "nov", "o", "oct", "okla", "ore", "p", "p.m",
+    "pa", "ph.d", "prof", "pvt", "r", "r.i", "rep", "reps", "rev", "s", "s.a", "s.c", "s.d", "sen", "sens", "sep", "sept", "sgt",
+    "sr", "st", "t", "tenn", "tex", "u.k", "u.n", "u.s", "u.s.a", "u.s.s.r", "v", "va", "viz", "vs", "vt", "w", "w.va", "wash",
     "wed", "wis", "wyo", "y", "yr",
 ];
 
 /// Words that, capitalised after an abbreviation, begin a sentence: in running text they have a small letter.
 const LOWER: &[&str] = &[
-    "about", "after", "again", "all", "also", "although", "among", "an", "and", "another", "any", "are", "as", "at", "because", "been", "before", "both", "but", "by", "can", "could",
-    "despite", "did", "do", "does", "during", "each", "even", "every", "few", "finally", "for", "from", "had", "has", "have", "he", "her", "here", "his", "how", "however", "if", "in",
-    "indeed", "instead", "is", "it", "its", "just", "many", "may", "meanwhile", "more", "moreover", "most", "much", "my", "nevertheless", "no", "nor", "not", "now", "of", "often", "on",
-    "once", "one", "only", "or", "other", "our", "over", "perhaps", "please", "shall", "she", "should", "similarly", "since", "so", "some", "still", "such", "than", "that", "the", "their",
-    "then", "there", "therefore", "these", "they", "this", "those", "though", "through", "thus", "to", "today", "under", "until", "upon", "was", "we", "were", "what", "when", "where",
-    "whether", "which", "while", "who", "why", "will", "with", "without", "would", "yet", "you", "your",
+    "about",
+    "after",
+    "again",
+    "all",
+    "also",
+    "although",
+    "among",
+    "an",
+    "and",
+    "another",
+    "any",
+    "are",
+    "as",
+    "at",
+    "because",
+    "been",
+    "before",
+    "both",
+    "but",
+    "by",
+    "can",
+    "could",
+    "despite",
+    "did",
+    "do",
+    "does",
+    "during",
+    "each",
+    "even",
+    "every",
+    "few",
+    "finally",
+    "for",
+    "from",
+    "had",
+    "has",
+    "have",
+    "he",
+    "her",
+    "here",
+    "his",
+    "how",
+    "however",
+    "if",
+    "in",
+    "indeed",
+    "instead",
+    "is",
+    "it",
+    "its",
+    "just",
+    "many",
+    "may",
+    "meanwhile",
+    "more",
+    "moreover",
+    "most",
+    "much",
+    "my",
+    "nevertheless",
+    "no",
+    "nor",
+    "not",
+    "now",
+    "of",
+    "often",
+    "on",
+    "once",
+    "one",
+    "only",
+    "or",
+    "other",
+    "our",
+    "over",
+    "perhaps",
+    "please",
+    "shall",
+    "she",
+    "should",
+    "similarly",
+    "since",
+    "so",
+    "some",
+    "still",
+    "such",
+    "than",
+    "that",
+    "the",
+    "their",
+    "then",
+    "there",
+    "therefore",
+    "these",
+    "they",
+    "this",
+    "those",
+    "though",
+    "through",
+    "thus",
+    "to",
+    "today",
+    "under",
+    "until",
+    "upon",
+    "was",
+    "we",
+    "were",
+    "what",
+    "when",
+    "where",
+    "whether",
+    "which",
+    "while",
+    "who",
+    "why",
+    "will",
+    "with",
+    "without",
+    "would",
+    "yet",
+    "you",
+    "your",
 ];
 
 /// The number of sentences of `text`, which is a line or a page. Takes time in proportion to its length.
@@ -142,9 +260,9 @@ fn ends_sentence(token: &str, next: Option<&str>) -> bool {
     if stem.ends_with('.') && !ellipsis {
         return false;
     }
-    let lower = stem.to_lowercase();
-    let known = |word: &str| ABBREVIATIONS.binary_search(&word).is_ok();
-    let abbreviation = known(&lower) || lower.rsplit('-').next().is_some_and(known);
+    // Only the part after the last dash can be an abbreviation, as none has a dash in it.
+    let last = stem.rsplit('-').next().unwrap_or(stem);
+    let abbreviation = last.len() <= 8 && ABBREVIATIONS.binary_search(&last.to_lowercase().as_str()).is_ok();
     let mut ends = !ellipsis && !abbreviation;
     let Some(next) = next else { return ends };
     let mut letters = stem.chars();
@@ -192,7 +310,13 @@ impl<'a> Iterator for Tokens<'a> {
         let first = text.chars().next()?;
         let len = match repeated(text) {
             Some(len) => len,
-            None if matches!(first, '(' | '"' | '`' | '{' | '[' | ':' | ';' | '&' | '#' | '*' | '@' | ')' | '}' | ']' | '-' | ',') => first.len_utf8(),
+            None if matches!(
+                first,
+                '(' | '"' | '`' | '{' | '[' | ':' | ';' | '&' | '#' | '*' | '@' | ')' | '}' | ']' | '-' | ','
+            ) =>
+            {
+                first.len_utf8()
+            }
             None => word_len(text, first.len_utf8()),
         };
         let (token, rest) = text.split_at(len);
@@ -225,7 +349,10 @@ fn repeated(text: &str) -> Option<usize> {
 
 /// Characters that are never part of a word.
 fn no_word_char(c: char) -> bool {
-    matches!(c, ')' | '"' | ';' | '}' | ']' | '*' | ':' | '@' | '\'' | '(' | '{' | '[' | '?' | '!' | '‘' | '’' | '“' | '”' | '«' | '»')
+    matches!(
+        c,
+        ')' | '"' | ';' | '}' | ']' | '*' | ':' | '@' | '\'' | '(' | '{' | '[' | '?' | '!' | '‘' | '’' | '“' | '”' | '«' | '»'
+    )
 }
 
 fn is_space(c: char) -> bool {

@@ -113,7 +113,8 @@ impl<'a, R: BufRead> Reader<'a, R> {
                 break;
             }
             let order = counts.len() as u64 + 1;
-            let count = parse_count(&self.line, order).ok_or_else(|| self.bad(format!("expected `ngram {order}=` and a number")))?;
+            let count =
+                parse_count(&self.line, order).ok_or_else(|| self.bad(format!("expected `ngram {order}=` and a number")))?;
             // A number, a tab and the line's end, and for each word a letter and what sets it apart.
             if count.saturating_mul(2 * order + 2) > size.saturating_add(2 * order + 2) {
                 return Err(self.bad(format!("{count} n-grams of order {order} do not fit into {size} bytes")));
@@ -142,6 +143,9 @@ impl<'a, R: BufRead> Reader<'a, R> {
     /// The next n-gram of a section of `order` words; `last` sections have no back-off weights.
     pub(super) fn entry(&mut self, order: usize, last: bool) -> Result<Entry<'_>> {
         self.filled_line(format!("a line of the {order}-grams"))?;
+        if self.line.starts_with(b"\\") && !self.line.iter().any(|b| matches!(b, b' ' | b'\t')) {
+            return Err(self.bad(format!("fewer {order}-grams than the header counts")));
+        }
         self.words.clear();
         let mut at = 0;
         for field in self.line.split(|b| matches!(b, b' ' | b'\t' | b'\r')) {
@@ -164,7 +168,8 @@ impl<'a, R: BufRead> Reader<'a, R> {
         }
         let mut backoff = 0.0;
         if fields == order + 2 {
-            backoff = number(order + 1).filter(|v| v.is_finite()).ok_or_else(|| self.bad("no back-off weight in the last column"))?;
+            backoff =
+                number(order + 1).filter(|v| v.is_finite()).ok_or_else(|| self.bad("no back-off weight in the last column"))?;
             if last && backoff != 0.0 {
                 return Err(self.bad(format!("back-off weight {backoff} in the highest order, which has none")));
             }
@@ -175,7 +180,12 @@ impl<'a, R: BufRead> Reader<'a, R> {
 
 /// An error at a line.
 pub(super) fn bad(path: &Path, number: u64, problem: impl std::fmt::Display) -> Error {
-    Error::bad_file("ARPA file", path, format!("line {number}: {problem}"), "get the file again, or make it with recua data train-lm")
+    Error::bad_file(
+        "ARPA file",
+        path,
+        format!("line {number}: {problem}"),
+        "get the file again, or make it with recua data train-lm",
+    )
 }
 
 /// The number in `ngram ORDER=NUMBER`.

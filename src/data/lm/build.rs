@@ -171,9 +171,10 @@ impl Build {
         self.mark_endings(ids, &keys[..order]).ok_or_else(|| full(reader))?;
         let at = match order {
             2 => self.unigram(ids[1]) + 4,
-            _ => self.layout.middle[order - 3].locate(&self.data, hash(&ids[1..])).map(|at| at + 12).map_err(|_| {
-                reader.bad(format!("the first {} words are not among the {}-grams", order - 1, order - 1))
-            })?,
+            _ => self.layout.middle[order - 3]
+                .locate(&self.data, hash(&ids[1..]))
+                .map(|at| at + 12)
+                .map_err(|_| reader.bad(format!("the first {} words are not among the {}-grams", order - 1, order - 1)))?,
         };
         self.is_context(at);
         Ok(())

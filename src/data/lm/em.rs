@@ -283,7 +283,8 @@ fn prune(words: &Words, pieces: Pieces, wanted: usize) -> Pieces {
         let instead = viterbi(piece, &trie, &pieces, id as u32, &mut best);
         let count = counts[id];
         if count == 0.0 {
-            return f64::NEG_INFINITY;
+            // In no best cut: these go before all others, the least probable first.
+            return *score;
         }
         if instead.is_empty() || best[piece.len()].0 >= *score {
             return f64::INFINITY; // it occurs although its parts are more probable: as good as nothing is gained
@@ -298,7 +299,7 @@ fn prune(words: &Words, pieces: Pieces, wanted: usize) -> Pieces {
     let keep = wanted.max((pieces.len() as f64 * SHRINK) as usize);
     let mut kept = vec![false; pieces.len()];
     for (i, (loss, id)) in losses.into_iter().enumerate() {
-        kept[id] = loss == f64::INFINITY || (i < keep && loss > f64::NEG_INFINITY);
+        kept[id] = loss == f64::INFINITY || i < keep;
     }
     pieces.into_iter().zip(kept).filter(|(_, keep)| *keep).map(|(piece, _)| piece).collect()
 }

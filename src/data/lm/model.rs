@@ -22,8 +22,8 @@ const UNKNOWN: u32 = 0;
 /// What a line's score is made of.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LmScore {
-    /// log10 of the probability of all words together.
-    pub score: f32,
+    /// log10 of the probability of all words together: a sum in single precision, which is [`Model::score`]'s.
+    pub score: f64,
     /// One for each word, and one for `</s>` if that was asked for.
     pub words: Vec<WordScore>,
 }
@@ -31,8 +31,8 @@ pub struct LmScore {
 /// A word's score after the words before it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WordScore {
-    /// log10 of its probability, back-offs included.
-    pub log10: f32,
+    /// log10 of its probability, back-offs included; the model's single precision, as `f64` so that it is written out in full.
+    pub log10: f64,
     /// Words of the longest n-gram of the model that ends in it.
     pub ngram_length: usize,
     /// The model does not know the word.
@@ -158,7 +158,12 @@ impl Model {
 
     fn from_bytes(bytes: Bytes, path: &Path) -> Result<Self> {
         let bad = |problem: String| {
-            Error::bad_file("KenLM model", path, problem, "make it again from the ARPA file (recua data train-lm, or build_binary)")
+            Error::bad_file(
+                "KenLM model",
+                path,
+                problem,
+                "make it again from the ARPA file (recua data train-lm, or build_binary)",
+            )
         };
         let header = Header::parse(&bytes).map_err(bad)?;
         let too_large = || bad(format!("counts {:?} are more than any file holds", header.counts));
@@ -219,7 +224,7 @@ impl Model {
         let mut total = 0.0;
         with_search!(self, search => {
             let ids = words(line).map(|word| search.index(word.as_bytes()));
-            self.run(search, ids, begin, end, |word| total += word.log10);
+            self.run(search, ids, begin, end, |log10, _, _| total += log10);
         });
         total
     }
@@ -229,20 +234,22 @@ impl Model {
         let mut total = 0.0;
         let known = self.vocab_size() as u32;
         let ids = ids.map(|id| if id < known { id } else { UNKNOWN });
-        with_search!(self, search => self.run(search, ids, begin, end, |word| total += word.log10));
+        with_search!(self, search => self.run(search, ids, begin, end, |log10, _, _| total += log10));
         total
     }
 
     /// The score of each word; see [`Model::score`].
     pub fn full_scores(&self, line: &str, begin: bool, end: bool) -> LmScore {
         let mut out = LmScore::default();
+        let mut total = 0.0f32;
         with_search!(self, search => {
             let ids = words(line).map(|word| search.index(word.as_bytes()));
-            self.run(search, ids, begin, end, |word| {
-                out.score += word.log10;
-                out.words.push(word);
+            self.run(search, ids, begin, end, |log10, ngram_length, id| {
+                total += log10;
+                out.words.push(WordScore { log10: f64::from(log10), ngram_length, oov: id == UNKNOWN });
             });
         });
+        out.score = f64::from(total);
         out
     }
 
@@ -255,13 +262,14 @@ impl Model {
         crate::disk::write_atomic(path.as_ref(), &self.bytes)
     }
 
+    /// Hands on each word's log10, the length of its n-gram, and its id.
     fn run<S: Search>(
         &self,
         search: S,
         words: impl Iterator<Item = u32>,
         begin: bool,
         end: bool,
-        mut each: impl FnMut(WordScore),
+        mut each: impl FnMut(f32, usize, u32),
     ) {
         let ids: Vec<u32> = begin.then_some(self.begin).into_iter().chain(words).chain(end.then_some(self.end)).collect();
         let order = self.order();
@@ -276,7 +284,7 @@ impl Model {
                 search.prefetch(next);
             }
             let (log10, ngram_length) = step(search, order, &ids[..=at], &mut state);
-            each(WordScore { log10, ngram_length, oov: ids[at] == UNKNOWN });
+            each(log10, ngram_length, ids[at]);
         }
     }
 }

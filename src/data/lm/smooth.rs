@@ -304,9 +304,8 @@ pub(super) fn interpolate(
     // probs[n]: of the last n words. Everything but `<s>` has the same share of what the unigrams leave.
     let mut probs = [1.0 / (counts[0] - 1) as f32; MAX_TRAIN_ORDER + 1];
     loop {
-        let extends = |n: &usize| {
-            grams.get(*n).and_then(|stream| stream.head).is_some_and(|head| head.words[..*n] == current[..*n])
-        };
+        let extends =
+            |n: &usize| grams.get(*n).and_then(|stream| stream.head).is_some_and(|head| head.words[..*n] == current[..*n]);
         let Some(n) = (0..=depth).rev().find(extends) else { break };
         let Some(gram) = grams[n].next()? else { break };
         current = gram.words;

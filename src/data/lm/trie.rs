@@ -214,9 +214,7 @@ impl Values {
     fn read_longest(&self, data: &[u8], base: usize, bit: u64) -> Option<f32> {
         match *self {
             Self::Plain => Some(f32::from_bits(read_bits(data, base, bit, 31)? as u32 | SIGN)),
-            Self::Quantised { prob_bits, probs, .. } => {
-                f32_at(data, probs + 4 * read_bits(data, base, bit, prob_bits)? as usize)
-            }
+            Self::Quantised { prob_bits, probs, .. } => f32_at(data, probs + 4 * read_bits(data, base, bit, prob_bits)? as usize),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::sp_write::{self, Piece};
 use crate::error::{Error, Result};
 
 /// SentencePiece's visible space.
-pub const SPACE: char = '\u{2581}';
+const SPACE: char = '\u{2581}';
 
 /// Longer words are cut: no piece reaches over so many characters, and products of their probabilities stay representable.
 const MAX_WORD_CHARS: usize = 24;
@@ -51,8 +51,6 @@ impl Default for UnigramConfig {
 pub struct UnigramTrainer {
     config: UnigramConfig,
     counts: HashMap<Box<str>, u64, Xxh3Builder>,
-    /// Words that occur less often are forgotten next.
-    floor: u64,
 }
 
 /// Trains a model on texts; gives the bytes of a SentencePiece `.model` file.
@@ -90,7 +88,7 @@ impl UnigramTrainer {
             let problem = format!("expected words, and seeds for every piece; got {} and {}", config.max_words, config.seed_size);
             return bad("max_words, seed_size", problem, "the defaults suit most texts");
         }
-        Ok(Self { config: config.clone(), counts: HashMap::default(), floor: 1 })
+        Ok(Self { config: config.clone(), counts: HashMap::default() })
     }
 
     /// Counts the words of a text, which spaces set apart. Each has the space before it as its first character.
@@ -111,10 +109,17 @@ impl UnigramTrainer {
             }
             self.count(&word);
         }
-        while self.counts.len() > self.config.max_words {
-            self.floor += 1;
-            self.counts.retain(|_, count| *count >= self.floor);
+        if self.counts.len() > self.config.max_words {
+            self.forget();
         }
+    }
+
+    /// Forgets the rarest words, about a quarter of those that there may be.
+    fn forget(&mut self) {
+        let mut counts: Vec<u64> = self.counts.values().copied().collect();
+        let (_, least, _) = counts.select_nth_unstable_by(self.config.max_words / 4 * 3, |a, b| b.cmp(a));
+        let least = *least;
+        self.counts.retain(|_, count| *count > least);
     }
 
     fn count(&mut self, word: &str) {

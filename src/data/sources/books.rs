@@ -393,7 +393,7 @@ fn paragraph(lines: &[Line], start: usize, end: usize) -> Option<(usize, usize)>
 
 /// Whether a paragraph at a book's start says who made the file, and from what.
 fn is_credit(lines: &[Line]) -> bool {
-    const STARTS: [&str; 26] = [
+    const STARTS: [&str; 27] = [
         "produced by",
         "e-text prepared by",
         "etext prepared by",
@@ -420,6 +420,7 @@ fn is_credit(lines: &[Line]) -> bool {
         "email ",
         "we thank the",
         "nous remercions la",
+        "special thanks are due",
     ];
     if lines.len() > CREDITS.1 {
         return false;

@@ -123,6 +123,7 @@ fn record(line: &[u8], place: &str) -> std::result::Result<Record, String> {
     let Some(Value::String(text)) = meta.remove("text") else {
         return Err("the object has no string `text`".to_owned());
     };
-    let id = ["url", "id"].iter().find_map(|key| meta.get(*key)?.as_str()).filter(|id| !id.is_empty()).unwrap_or(place).to_owned();
+    let id =
+        ["url", "id"].iter().find_map(|key| meta.get(*key)?.as_str()).filter(|id| !id.is_empty()).unwrap_or(place).to_owned();
     Ok(Record { id, text, meta })
 }

@@ -52,7 +52,7 @@ pub struct Summary {
     pub documents: u64,
     /// Records that could not be read.
     pub rejected: u64,
-    /// Records passed over, by reason: `warcinfo`, `request`, `http_status`, `not_html`.
+    /// Records passed over, by reason: `warcinfo`, `request`, `http_status`, `not_html`, `no_main_text` ...
     pub skipped: BTreeMap<&'static str, u64>,
 }
 
@@ -139,15 +139,18 @@ fn document(record: &WarcRecord<'_>, options: &Options) -> std::result::Result<O
     note("digest", record.digest());
     let text = if kind == "conversion" {
         note("language", record.head.get("WARC-Identified-Content-Language"));
-        let (title, text) = wet_text(&String::from_utf8_lossy(record.block), options.title_in_text);
+        let (title, text) = wet_text(&utf8(record.block), options.title_in_text);
         note("title", Some(&title));
         text
     } else {
+        if !uri.starts_with("http") {
+            return Ok(Outcome::Skipped("not_http")); // name servers' answers, the crawler's own logs
+        }
+        if uri.ends_with("/robots.txt") {
+            return Ok(Outcome::Skipped("robots_txt"));
+        }
         let response;
         let (content_type, body) = if kind == "response" {
-            if !uri.starts_with("http") {
-                return Ok(Outcome::Skipped("not_http"));
-            }
             response = Response::parse(record.block, options.max_body)?;
             if !(200..300).contains(&response.status) {
                 return Ok(Outcome::Skipped("http_status"));
@@ -167,6 +170,9 @@ fn document(record: &WarcRecord<'_>, options: &Options) -> std::result::Result<O
             Media::Html => {
                 let (page, charset) = html::decode(body, content_type);
                 let page = html::extract(&page, &options.html)?;
+                if page.text.is_empty() {
+                    return Ok(Outcome::Skipped("no_main_text"));
+                }
                 note("charset", Some(charset));
                 note("title", Some(&page.title));
                 page.text
@@ -175,6 +181,11 @@ fn document(record: &WarcRecord<'_>, options: &Options) -> std::result::Result<O
     };
     let id = record.head.get("WARC-Record-ID").unwrap_or_default().to_owned();
     Ok(Outcome::Document(Record { id: uri.into_owned(), text, meta }, id))
+}
+
+/// As `String::from_utf8_lossy`, which is slower on text that is good.
+fn utf8(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// A WET record's block as CCNet reads it: lines end at `\n`, `\r\n` or `\r`, each is stripped (as Python strips), blank ones
@@ -325,7 +336,9 @@ fn decompress(encoding: &str, body: &[u8], max_body: usize) -> std::result::Resu
     let decoded = match encoding {
         "gzip" | "x-gzip" => read(&mut flate2::read::MultiGzDecoder::new(body)),
         // The standard means zlib's format; some servers send the bare one.
-        "deflate" => read(&mut flate2::read::ZlibDecoder::new(body)).or_else(|| read(&mut flate2::read::DeflateDecoder::new(body))),
+        "deflate" => {
+            read(&mut flate2::read::ZlibDecoder::new(body)).or_else(|| read(&mut flate2::read::DeflateDecoder::new(body)))
+        }
         "br" => read(&mut brotli_decompressor::Decompressor::new(body, 4096)),
         "zstd" => zstd::stream::read::Decoder::with_buffer(body).ok().and_then(|mut decoder| {
             decoder.window_log_max(23).ok()?; // 8 MiB, the most that RFC 9659 lets a server use

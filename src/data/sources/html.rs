@@ -94,7 +94,8 @@ fn label_after(bytes: &[u8], name: &[u8]) -> Option<&'static Encoding> {
     let at = bytes.windows(name.len()).position(|w| w.eq_ignore_ascii_case(name))?;
     let value = bytes[at + name.len()..].trim_ascii_start().strip_prefix(b"=")?.trim_ascii_start();
     let value = value.strip_prefix(b"\"").or_else(|| value.strip_prefix(b"'")).unwrap_or(value);
-    let end = value.iter().position(|b| matches!(b, b'"' | b'\'' | b';' | b',') || b.is_ascii_whitespace()).unwrap_or(value.len());
+    let end =
+        value.iter().position(|b| matches!(b, b'"' | b'\'' | b';' | b',') || b.is_ascii_whitespace()).unwrap_or(value.len());
     Encoding::for_label(&value[..end])
 }
 
@@ -106,7 +107,8 @@ pub struct Options {
     pub max_bytes: usize,
     /// Elements within each other; browsers stop at 512. What parser and extraction cost grows with the depth.
     pub max_depth: usize,
-    /// Elements, texts and comments of a page.
+    /// Elements and comments of a page. Beside it a page may have 20,000 and one for every 8 of its bytes; usual pages have one for
+    /// 30 to 100 bytes.
     pub max_nodes: usize,
 }
 
@@ -131,7 +133,8 @@ pub struct Page {
 /// A reason for a reader: the page is beyond a bound.
 pub fn extract(html: &str, options: &Options) -> Result<Page, String> {
     let document = parse(html, options)?;
-    let config = dom_smoothie::Config { text_mode: dom_smoothie::TextMode::Formatted, disable_json_ld: true, ..Default::default() };
+    let config =
+        dom_smoothie::Config { text_mode: dom_smoothie::TextMode::Formatted, disable_json_ld: true, ..Default::default() };
     // The only error of the first is a bad address, and of the second that the page has no text.
     let article = dom_smoothie::Readability::with_document(document, None, Some(config)).and_then(|mut page| page.parse());
     Ok(article.map_or_else(|_| Page::default(), |a| Page { title: one_line(&a.title), text: paragraphs(&a.text_content) }))
@@ -161,7 +164,7 @@ fn paragraphs(text: &str) -> String {
 
 /// Bytes that are parsed before the bounds are looked at again.
 const STEP: usize = 1024;
-/// Comparisons of attribute names that a page may cost, beside [`WORK_PER_BYTE`]: about 0.1 s.
+/// Comparisons of attribute names that a page may cost, beside `WORK_PER_BYTE`: about 0.1 s.
 const WORK: usize = 50_000_000;
 const WORK_PER_BYTE: usize = 50;
 
@@ -175,22 +178,24 @@ fn parse(html: &str, options: &Options) -> Result<Document, String> {
     // An attribute is compared with all those before it in its tag, and a tag shows only when it ends: within it the
     // work is estimated from what separates attributes.
     let (mut separators, mut work) = (0, 0);
+    let max_nodes = options.max_nodes.min(20_000 + html.len() / 8);
     while !rest.is_empty() {
         let (step, after) = rest.split_at(rest.floor_char_boundary(STEP.min(rest.len())));
         rest = after;
         parser.process(step.into());
         let guard = &parser.tokenizer.sink.sink;
-        if guard.calls.take() > 0 {
+        if guard.called.take() {
             separators = 0;
+        } else {
+            let more = step.bytes().filter(|b| b.is_ascii_whitespace() || matches!(b, b'/' | b'"' | b'\'')).count();
+            separators += more;
+            work += more * separators;
         }
-        let more = step.bytes().filter(|b| b.is_ascii_whitespace() || matches!(b, b'/' | b'"' | b'\'')).count();
-        separators += more;
-        work += more * separators;
         if work > WORK + WORK_PER_BYTE * html.len() {
             return Err("a tag or comment of the page is too long".to_owned());
         }
-        if guard.nodes.get() > options.max_nodes {
-            return Err(format!("the page has more than {} elements", options.max_nodes));
+        if guard.nodes.get() > max_nodes {
+            return Err(format!("the page has more than {max_nodes} elements"));
         }
         if guard.depth(options.max_depth) > options.max_depth {
             return Err(format!("the page has elements nested deeper than {}", options.max_depth));
@@ -203,8 +208,9 @@ fn parse(html: &str, options: &Options) -> Result<Document, String> {
 #[derive(Default)]
 struct Guard {
     document: Document,
-    /// Calls since the last look.
-    calls: Cell<usize>,
+    /// Whether anything was added since the last look.
+    called: Cell<bool>,
+    /// Elements and comments. There are no more texts than these, and one.
     nodes: Cell<usize>,
     last: Cell<Option<NodeId>>,
     /// The contents of a template have no parent: the template that they belong to.
@@ -233,7 +239,7 @@ impl Guard {
     }
 
     fn called(&self) -> &Document {
-        self.calls.set(self.calls.get() + 1);
+        self.called.set(true);
         &self.document
     }
 }
@@ -275,7 +281,6 @@ impl TreeSink for Guard {
     }
 
     fn append(&self, parent: &NodeId, child: NodeOrText<NodeId>) {
-        self.nodes.set(self.nodes.get() + usize::from(matches!(child, NodeOrText::AppendText(_))));
         self.called().append(parent, child);
     }
 

@@ -22,6 +22,10 @@ const CHUNK: usize = 64 << 10;
 const MAX_GAP: usize = 16;
 /// Bytes of a gzip member's header (a file's name, extra fields) that are looked through for its end.
 const MAX_MEMBER_HEADER: usize = 4 << 10;
+/// Compressed bytes of a member that are kept, to look for the next member in if it turns out to be damaged.
+const MAX_KEPT: usize = 1 << 20;
+/// Compressed bytes of a file that may be looked through a second time for that: what bounds the time that a hostile file takes.
+const MAX_SECOND_LOOK: usize = 64 << 20;
 
 /// What a record may take. The reader holds at most four times `max_record + max_header` and a few chunks of 64 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,41 +234,43 @@ impl<R: Read> WarcReader<R> {
         }
         self.records += 1;
         if !self.at_record(self.start)? {
-            return self.reject("no record begins here (no `WARC/1.`)", 0);
+            return self.reject("no record begins here (no `WARC/1.`)");
         }
         let Some(head) = self.read_head()? else {
             return match self.ended {
-                true => self.reject("the file ends within the record's header", 1),
-                false => self.reject(&format!("the record's header is longer than {} bytes", self.limits.max_header), 1),
+                true => self.reject("the file ends within the record's header"),
+                false => self.reject(&format!("the record's header is longer than {} bytes", self.limits.max_header)),
             };
         };
         self.head.parse(&self.buf[self.start..self.start + head]);
         let Some(length) = self.head.get("Content-Length") else {
-            return self.reject("the record has no Content-Length", head);
+            return self.reject("the record has no Content-Length");
         };
         let block = match length.parse::<u64>() {
             Ok(n) if n <= self.limits.max_record as u64 => n as usize,
             Ok(n) => {
                 let reason = format!("the record has {n} bytes, more than the {} that are read", self.limits.max_record);
-                return self.reject(&reason, head);
+                return self.reject(&reason);
             }
             Err(_) => {
                 let reason = format!("Content-Length is not a number: `{}`", length.chars().take(40).collect::<String>());
-                return self.reject(&reason, head);
+                return self.reject(&reason);
             }
         };
         if !self.ensure(head + block)? {
-            return self.reject(&format!("the file ends before the {block} bytes of the record do"), head);
+            return self.reject(&format!("the file ends before the {block} bytes of the record do"));
         }
         let Some(end) = self.record_end(head + block)? else {
-            return self.reject(&format!("Content-Length is wrong: after {block} bytes comes neither a record nor the end"), head);
+            return self.reject(&format!("Content-Length is wrong: after {block} bytes comes neither a record nor the end"));
         };
-        self.next = self.start + end;
-        let (from, to) = (self.offset(), self.base + self.next as u64);
-        let damage = self.damages.iter().find(|d| d.from < d.at && from < d.at && d.at <= to);
+        // The checksum of a member that is a record must be known before the record is given out, whatever else is in the member.
+        while self.member_start() == Some(self.offset()) && self.buf.len() - self.start < end + CHUNK && self.fill()? {}
+        let (from, to) = (self.offset(), self.offset() + end as u64);
+        let damage = self.damages.iter().find(|d| d.from < d.at && (d.from == from || from < d.at && d.at <= to));
         if let Some(what) = damage.map(|d| d.what) {
-            return Ok(Step::Rejected(self.rejected(what)));
+            return self.reject(what);
         }
+        self.next = self.start + end;
         Ok(Step::Record { head, block })
     }
 
@@ -273,30 +279,33 @@ impl<R: Read> WarcReader<R> {
         self.base + self.start as u64
     }
 
+    /// Decoded offset of the gzip member that is being decoded.
+    fn member_start(&self) -> Option<u64> {
+        match &self.source {
+            Source::Gzip(gzip) if gzip.within => Some((self.base + self.buf.len() as u64).saturating_sub(gzip.produced)),
+            _ => None,
+        }
+    }
+
     fn rejected(&self, reason: &str) -> Rejected {
         Rejected { place: format!("record {} at byte {}", self.records, self.offset()), reason: reason.to_owned() }
     }
 
-    /// Rejects the record at hand and goes to the next line, after its first `skip` bytes, that begins one.
-    fn reject(&mut self, reason: &str, skip: usize) -> io::Result<Step> {
+    /// Rejects the record at hand and goes to the next line that begins one, be it within what the record claimed for itself.
+    fn reject(&mut self, reason: &str) -> io::Result<Step> {
         let rejected = self.rejected(reason);
-        self.start += skip;
-        let mut from = 0; // from `start`; what was searched already
+        let from = 1; // the byte before must be a line end
         loop {
             let hay = &self.buf[self.start..];
-            let found = memchr::memmem::find_iter(&hay[from.min(hay.len())..], b"WARC/").map(|i| from + i).find(|&i| {
-                let line = i == 0 && skip > 0 || i > 0 && hay[i - 1] == b'\n';
-                line && matches!(hay.get(i + 5..i + 7), Some([b'0' | b'1', b'.']))
-            });
+            let mut lines = memchr::memmem::find_iter(&hay[from.min(hay.len())..], b"WARC/").map(|i| from + i);
+            let found = lines.find(|&i| hay[i - 1] == b'\n' && matches!(hay.get(i + 5..i + 7), Some([b'0' | b'1', b'.'])));
             if let Some(i) = found {
                 self.next = self.start + i;
                 return Ok(Step::Rejected(rejected));
             }
-            // Keep the last bytes: they may be the beginning of `\nWARC/1.`.
-            let keep = hay.len().min(8);
-            self.start += hay.len() - keep;
+            // The last bytes may be the beginning of `\nWARC/1.`.
+            self.start += hay.len() - hay.len().min(8);
             self.next = self.start;
-            from = usize::from(keep > 0);
             if !self.fill()? {
                 self.start = self.buf.len();
                 self.next = self.start;
@@ -376,8 +385,9 @@ impl<R: Read> WarcReader<R> {
                         Filled::Damage(what) => {
                             let at = at + (self.buf.len() - had) as u64;
                             let from = at.saturating_sub(gzip.produced);
-                            if self.damages.back().is_none_or(|d| d.at != at) {
+                            if self.damages.back().is_none_or(|d| d.at + 1 != at || from < at) {
                                 self.damages.push_back(Damage { from, at, what });
+                                self.buf.push(b'\n'); // the next member begins a line
                             }
                         }
                     }
@@ -405,6 +415,9 @@ struct Gunzip<R> {
     read: R,
     input: Vec<u8>,
     pos: usize,
+    /// Where the member at hand begins in `input`, while that is kept.
+    member: Option<usize>,
+    second_looks: usize,
     inflate: Decompress,
     crc: Crc,
     within: bool,
@@ -419,14 +432,29 @@ impl<R: Read> Gunzip<R> {
     fn new(read: R, first: &[u8]) -> Self {
         let inflate = Decompress::new(false);
         let (input, crc) = (first.to_vec(), Crc::new());
-        Self { read, input, pos: 0, inflate, crc, within: false, lost: false, produced: 0, ended: false }
+        Self {
+            read,
+            input,
+            pos: 0,
+            member: None,
+            second_looks: MAX_SECOND_LOOK,
+            inflate,
+            crc,
+            within: false,
+            lost: false,
+            produced: 0,
+            ended: false,
+        }
     }
 
     /// Reads until `n` bytes of input are there; whether they are.
     fn ensure(&mut self, n: usize) -> io::Result<bool> {
         while self.input.len() - self.pos < n && !self.ended {
-            self.input.drain(..self.pos);
-            self.pos = 0;
+            self.member = self.member.filter(|&m| self.pos - m <= MAX_KEPT);
+            let done = self.member.unwrap_or(self.pos);
+            self.input.drain(..done);
+            self.pos -= done;
+            self.member = self.member.map(|_| 0);
             self.ended = self.read.by_ref().take(CHUNK as u64).read_to_end(&mut self.input)? == 0;
         }
         Ok(self.input.len() - self.pos >= n)
@@ -442,6 +470,7 @@ impl<R: Read> Gunzip<R> {
     /// Finds the next member and reads its header.
     fn begin(&mut self) -> io::Result<Filled> {
         self.produced = 0;
+        self.member = None;
         if !self.ensure(10)? && self.input[self.pos..].iter().all(|&b| b == 0) {
             return Ok(Filled::End); // zeros pad files from tapes
         }
@@ -463,6 +492,7 @@ impl<R: Read> Gunzip<R> {
         let rest = &self.input[self.pos..];
         match member_header(&rest[..rest.len().min(MAX_MEMBER_HEADER)]) {
             Some(len) => {
+                self.member = Some(self.pos);
                 self.pos += len;
                 self.within = true;
                 self.inflate.reset(false);
@@ -479,8 +509,7 @@ impl<R: Read> Gunzip<R> {
 
     fn inflate(&mut self, out: &mut Vec<u8>) -> io::Result<Filled> {
         if !self.ensure(1)? {
-            self.within = false;
-            return Ok(Filled::Damage("the file ends within a gzip member"));
+            return Ok(self.damage("the file ends within a gzip member"));
         }
         let had = out.len();
         let (before, input) = (self.inflate.total_in(), &self.input[self.pos..]);
@@ -489,24 +518,30 @@ impl<R: Read> Gunzip<R> {
         self.crc.update(&out[had..]);
         self.produced += (out.len() - had) as u64;
         match status {
+            Ok(Status::StreamEnd) if !self.ensure(8)? => Ok(self.damage("the file ends within a gzip member")),
             Ok(Status::StreamEnd) => {
-                self.within = false;
-                if !self.ensure(8)? {
-                    self.pos = self.input.len();
-                    return Ok(Filled::Damage("the file ends within a gzip member"));
-                }
-                let want = u32::from_le_bytes([0, 1, 2, 3].map(|i| self.input[self.pos + i]));
+                let trailer = [0, 4].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|i| self.input[self.pos + at + i])));
                 self.pos += 8;
-                let good = want == self.crc.sum();
-                Ok(if good { Filled::Some } else { Filled::Damage("a gzip member's checksum is wrong") })
+                self.within = false;
+                let good = trailer == [self.crc.sum(), self.produced as u32];
+                Ok(if good { Filled::Some } else { self.damage("a gzip member's checksum is wrong") })
             }
             Ok(_) => Ok(Filled::Some),
-            Err(_) => {
-                self.within = false;
-                self.lost = true;
-                Ok(Filled::Damage("a gzip member is damaged"))
-            }
+            Err(_) => Ok(self.damage("a gzip member is damaged")),
         }
+    }
+
+    /// Leaves a damaged member. What was taken for its bytes may be the next one's, so these are looked for from its second byte on.
+    fn damage(&mut self, what: &'static str) -> Filled {
+        self.within = false;
+        self.lost = true;
+        if let Some(member) = self.member.take()
+            && let Some(left) = self.second_looks.checked_sub(self.pos - member)
+        {
+            self.second_looks = left;
+            self.pos = member + 1;
+        }
+        Filled::Damage(what)
     }
 }
 

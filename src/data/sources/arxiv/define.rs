@@ -258,7 +258,7 @@ fn pieces(body: &str, count: usize) -> Vec<Piece> {
                 text.push('#');
                 chars.next();
             }
-            ('#', Some(digit @ '1'..='9')) if digit as usize - '1' as usize + 1 <= count => {
+            ('#', Some(digit @ '1'..='9')) if (digit as usize - '1' as usize) < count => {
                 pieces.push(Piece::Text(std::mem::take(&mut text)));
                 pieces.push(Piece::Argument(digit as usize - '1' as usize));
                 chars.next();

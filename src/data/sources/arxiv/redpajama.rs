@@ -160,14 +160,17 @@ impl<'a> Macros<'a> {
     fn collect(&mut self, tex: &'a str) {
         for (command, read) in [("\\newcommand", newcommand as fn(&'a str) -> Option<(&'a str, usize)>), ("\\def", def)] {
             let mut at = 0;
+            let mut line_end = 0;
             while let Some(n) = tex[at..].find(command) {
                 let start = at + n + command.len();
                 at = start;
                 let Some((name, open)) = read(&tex[start..]) else { continue };
                 let body = start + open + 1;
-                let end = tex[body..].find('\n').map_or(tex.len(), |n| body + n);
-                let Some(value) = tex[body..end].strip_suffix('}') else { continue };
-                at = end;
+                if body > line_end || line_end == 0 {
+                    line_end = tex[body..].find('\n').map_or(tex.len(), |n| body + n);
+                }
+                let Some(value) = tex[body..line_end].strip_suffix('}') else { continue };
+                at = line_end;
                 let place = *self.places.entry(name).or_insert(self.list.len());
                 match self.list.get_mut(place) {
                     Some(known) => known.1 = value,

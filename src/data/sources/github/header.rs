@@ -9,7 +9,7 @@ use std::borrow::Cow;
 /// Comments and directives at a file's beginning that are looked at; a header comes early.
 const MAX_BLOCKS: usize = 24;
 /// Letters. A comment of which less is left was the header's and goes whole: a name, an e-mail address.
-const MIN_LEFT: usize = 20;
+const MIN_LEFT: usize = 21;
 
 /// A language's comments.
 #[derive(Clone, Copy)]
@@ -201,12 +201,13 @@ fn content(line: &str) -> &str {
 fn says(content: &str) -> Says {
     const OWNER: [&str; 9] =
         ["author", "@author", "written by", "@license", "@licence", "license:", "licence:", "contributors:", "@copyright"];
-    const TERMS: [&str; 22] = [
+    const TERMS: [&str; 27] = [
         "licen",
         "redistribut",
         "warrant",
         "permission",
-        "liab",
+        "liability",
+        "liable for",
         "\"as is\"",
         "free software",
         "public domain",
@@ -223,16 +224,24 @@ fn says(content: &str) -> Says {
         "terms of",
         "notice file",
         "is part of",
+        "is a part of",
         "contributor agreement",
+        "see the copyright",
+        "copyright file",
+        "see copyright",
     ];
     let lower = content.to_ascii_lowercase();
-    if is_copyright(&lower) || lower.contains("spdx-") || lower.contains("all rights reserved") {
-        return Says::Owner;
+    // A copyright line may lead into the terms.
+    if TERMS.iter().any(|word| lower.contains(word)) {
+        return if lower.contains("spdx-") || OWNER.iter().any(|start| lower.starts_with(start)) {
+            Says::Owner
+        } else {
+            Says::Terms
+        };
     }
-    if OWNER.iter().any(|start| lower.starts_with(start)) {
-        return Says::Owner;
-    }
-    if TERMS.iter().any(|word| lower.contains(word)) { Says::Terms } else { Says::Other }
+    let owner =
+        is_copyright(&lower) || lower.contains("all rights reserved") || OWNER.iter().any(|start| lower.starts_with(start));
+    if owner { Says::Owner } else { Says::Other }
 }
 
 /// `Copyright 2010 Somebody`, `(c) Somebody, 2010`; not prose about copyright.
@@ -250,7 +259,7 @@ fn has_year(text: &str) -> bool {
 
 /// Whether a comment has a copyright line or licence terms in it.
 fn states_rights(block: &str) -> bool {
-    const STRONG: [&str; 19] = [
+    const STRONG: [&str; 26] = [
         "spdx-license-identifier",
         "licensed under",
         "licensed to the",
@@ -270,6 +279,13 @@ fn states_rights(block: &str) -> bool {
         "license agreement",
         "unlicense",
         "creative commons",
+        "above copyright notice",
+        "software is provided \"as is\"",
+        "required by applicable law",
+        "redistributions of source",
+        "redistributions in binary",
+        "neither the name of",
+        "see the copyright file",
     ];
     let lower = block.to_ascii_lowercase();
     STRONG.iter().any(|phrase| lower.contains(phrase))
@@ -284,22 +300,25 @@ fn states_rights(block: &str) -> bool {
 /// Appends what a header comment says besides rights, still as a comment; nothing if that is next to nothing.
 fn keep_remarks(block: &str, syntax: Syntax, out: &mut String) {
     let mut kept: Vec<&str> = Vec::new();
-    let (mut terms, mut letters) = (false, 0);
+    let (mut terms, mut wrapped, mut comma, mut letters) = (false, false, false, 0);
     for line in block.split_inclusive('\n') {
         let words = content(line);
         if !words.contains(char::is_alphanumeric) {
-            terms = false;
+            (terms, wrapped) = (false, false);
             // Lines that only draw: one between remarks.
             if kept.last().is_some_and(|last| content(last).contains(char::is_alphanumeric)) {
                 kept.push(line);
             }
             continue;
         }
+        // A list of owners on several lines.
+        let owners_go_on = std::mem::replace(&mut comma, line.trim_end().ends_with([',', '&']) || words.ends_with(" and"));
         match says(words) {
-            Says::Owner => {}
+            Says::Owner => wrapped = true,
             Says::Terms => terms = true,
-            Says::Other if terms => {}
+            Says::Other if terms || wrapped && (owners_go_on || words.starts_with("and ")) => {}
             Says::Other => {
+                wrapped = false;
                 letters += words.chars().filter(|c| c.is_alphabetic()).count();
                 kept.push(line);
             }

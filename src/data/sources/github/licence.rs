@@ -229,13 +229,18 @@ pub fn is_licence_file(name: &str) -> bool {
     (stem_ok || lower == "licenses" || lower == "licenses.txt") && extension.is_none_or(|e| text(e) || licence(e))
 }
 
-/// The expression after `SPDX-License-Identifier:` in a file's first lines: it goes before the project's licence.
+/// The expression after `SPDX-License-Identifier:` in a comment of a file's first lines: it goes before the project's licence.
 pub fn spdx_header(text: &str) -> Option<&str> {
     const MARK: &str = "SPDX-License-Identifier:";
     /// Bytes that are looked at.
     const HEAD: usize = 4 << 10;
     let head = &text[..text.floor_char_boundary(HEAD.min(text.len()))];
-    let (_, rest) = head.split_once(MARK)?;
+    let (before, rest) = head.split_once(MARK)?;
+    // Elsewhere than right after a comment's mark, it is code that speaks of licences.
+    let opening = before.rsplit('\n').next().unwrap_or_default();
+    if opening.contains(|c: char| c.is_alphanumeric() || c == '"') && !opening.trim().eq_ignore_ascii_case("rem") {
+        return None;
+    }
     let line = rest.lines().next().unwrap_or_default().trim();
     let end = ["*/", "-->", "--}", "#}", "\"", "*)", "#>"].iter().filter_map(|end| line.find(end)).min();
     let expression = line.get(..end.unwrap_or(line.len()))?.trim();

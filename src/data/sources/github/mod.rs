@@ -89,9 +89,7 @@ pub fn clean_with(text: &str, path: Option<&str>, options: &Options, tokens: &dy
     };
     if !options.redpajama {
         let denied = |notice: &&str| matches!(licence::detect(notice), licence::Detected::Denied(_));
-        if licence::spdx_header(text).is_some_and(|expression| !licence::is_allowed(expression))
-            || removed.iter().any(|n| denied(&n))
-        {
+        if licence::spdx_header(text).is_some_and(|expression| !licence::is_allowed(expression)) || removed.iter().any(denied) {
             return Cleaned::dropped("licence");
         }
     }

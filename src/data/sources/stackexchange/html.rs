@@ -259,7 +259,7 @@ impl Writer {
     fn text(&mut self, text: &str) {
         if self.pre {
             self.verbatim(text);
-        } else if !self.code && (self.math || text.contains("$$") || text.contains("\\begin{")) {
+        } else if !self.code && (self.math || memchr::memchr2(b'$', b'\\', text.as_bytes()).is_some()) {
             self.with_math(text);
         } else {
             self.collapse(text);
@@ -267,6 +267,18 @@ impl Writer {
     }
 
     fn collapse(&mut self, text: &str) {
+        let bytes = text.as_bytes();
+        // Most text has single spaces only and can be taken whole. 0xC2 begins a no-break space.
+        if !bytes.iter().any(|byte| *byte < b' ' || *byte == 0xC2) && memmem::find(bytes, b"  ").is_none() {
+            self.space |= bytes.first() == Some(&b' ');
+            let words = text.trim_ascii();
+            if !words.is_empty() {
+                self.due();
+                self.out.push_str(words);
+                self.space = bytes.last() == Some(&b' ');
+            }
+            return;
+        }
         let space = |c: char| c.is_ascii_whitespace() || c == '\u{a0}';
         self.space |= text.starts_with(space);
         for word in text.split(space).filter(|word| !word.is_empty()) {
@@ -320,13 +332,11 @@ impl Writer {
 
     fn tag(&mut self, tag: &Tag<'_>, rest: &str) {
         match (&*tag.name, tag.open) {
-            ("pre" | "listing" | "xmp", open) => {
-                if open != self.pre {
-                    // Line ends before `</pre>` are not the next block's.
-                    self.gap = if open { self.gap } else { 0 };
-                    self.block(2);
-                    (self.pre, self.pre_start) = (open, open);
-                }
+            ("pre" | "listing" | "xmp", open) if open != self.pre => {
+                // Line ends before `</pre>` are not the next block's.
+                self.gap = if open { self.gap } else { 0 };
+                self.block(2);
+                (self.pre, self.pre_start) = (open, open);
             }
             ("br", _) if self.pre => self.gap += 1,
             ("br", _) => self.block(if self.gap == 0 { 1 } else { 2 }),
