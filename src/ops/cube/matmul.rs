@@ -1,5 +1,6 @@
-//! Matrix products: cubek's single-buffered routines, chosen by name. The double-buffered ones read past the end of sums with an
-//! odd number of stages (cubek#441; K = 288 is one), and cubek's own choice rounds float32 to TF32.
+//! Matrix products: cuBLASLt where CUDA has it (`cuda/product.rs`), else cubek's single-buffered routines, chosen by name. cubek's
+//! double-buffered ones read past the end of sums with an odd number of stages (cubek#441; K = 288 is one), and its own choice
+//! rounds float32 to TF32.
 //!
 //! Limits: TMA reads rows of whole 16-byte units (the other routines take what it cannot); the routines size their own shared
 //! memory by the device. WebGPU has no tensor cores for CubeCL's WGSL: everything is `SimpleUnit` there.
@@ -18,15 +19,17 @@ use cubek::matmul::routines::BlueprintStrategy;
 use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::std::InputBinding;
 
-use super::{count, elementwise, empty};
+use super::{count, elementwise, empty, own};
 
 /// The routine for products of narrower types than float32 (float32 is always computed on the units, in float32).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Gemm {
-    /// The first of the next four that the device and the operands allow.
+    /// The first of the next five that the device and the operands allow.
     #[default]
     Auto,
+    /// NVIDIA's cuBLASLt (CUDA; libcublasLt).
+    CublasLt,
     /// Tensor cores by `mma`, tiles read by TMA (compute capability 9 and later).
     TmaMma,
     /// Tensor cores by `mma`.
@@ -41,12 +44,14 @@ pub enum Gemm {
 
 impl Gemm {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Auto, Self::TmaMma, Self::CyclicMma, Self::CyclicCmma, Self::Unit, Self::Burn];
+    pub const ALL: [Self; 7] =
+        [Self::Auto, Self::CublasLt, Self::TmaMma, Self::CyclicMma, Self::CyclicCmma, Self::Unit, Self::Burn];
 
     /// Its name in a configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::CublasLt => "cublaslt",
             Self::TmaMma => "tma-mma",
             Self::CyclicMma => "cyclic-mma",
             Self::CyclicCmma => "cyclic-cmma",
@@ -87,7 +92,7 @@ pub fn gemm() -> Gemm {
 }
 
 /// The routines, best first.
-const ROUTINES: [Gemm; 4] = [Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
+const ROUTINES: [Gemm; 5] = [Gemm::CublasLt, Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
 
 fn strategy(routine: Gemm) -> Strategy {
     // `multi_rows`: more rows a plane, what cubek's own tuner prefers for large products.
@@ -110,21 +115,34 @@ fn tma_reads<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     matrix && strides[..rank - 2].iter().all(|s| aligned(*s))
 }
 
-fn launch<R: CubeRuntime>(
-    strategy: &Strategy,
-    a: &CubeTensor<R>,
-    b: &CubeTensor<R>,
-    out: &CubeTensor<R>,
-) -> Result<(), MatmulSetupError> {
-    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: out.dtype.into() };
-    launch_ref(
-        strategy,
+/// Fills `y` by one routine. What is refused is refused before anything is launched.
+fn launch<R: CubeRuntime>(routine: Gemm, a: &CubeTensor<R>, b: &CubeTensor<R>, y: &CubeTensor<R>) -> Result<(), String> {
+    match routine {
+        Gemm::CublasLt => return cublaslt([a, b, y], false),
+        Gemm::TmaMma if !a.client.properties().features.tma.contains(Tma::Base) => return Err("the device has no TMA".into()),
+        Gemm::TmaMma if !(tma_reads(a) && tma_reads(b)) => return Err("rows that do not begin at multiples of 16 bytes".into()),
+        _ => {}
+    }
+    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: y.dtype.into() };
+    let done: Result<(), MatmulSetupError> = launch_ref(
+        &strategy(routine),
         &a.client,
         InputBinding::new(a.clone().binding(), a.dtype.into()),
         InputBinding::new(b.clone().binding(), b.dtype.into()),
-        out.clone().binding(),
+        y.clone().binding(),
         &mut MatmulElems::from_globals(&globals),
-    )
+    );
+    done.map_err(|e| format!("{e:?}"))
+}
+
+#[cfg(feature = "cuda")]
+fn cublaslt<R: CubeRuntime>(matrices: [&CubeTensor<R>; 3], accumulate: bool) -> Result<(), String> {
+    super::cuda::product(matrices, accumulate)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cublaslt<R: CubeRuntime>(_: [&CubeTensor<R>; 3], _: bool) -> Result<(), String> {
+    Err("a build without CUDA".into())
 }
 
 /// `a [.., m, k] x b [.., k, n]`, operands of one type, as `out`, of float32 sums.
@@ -149,28 +167,31 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
         let product = burn_cubecl::kernel::matmul::matmul(a, b, Some(y), Default::default(), out);
         return product.unwrap_or_else(|e| panic!("matrix product by Burn's choice: {e:?}"));
     }
-    // What is refused is refused before anything is compiled or launched, for reasons that may be the operands' own: each
-    // product asks anew.
+    // For reasons that may be the operands' own: each product asks anew.
     let mut refused = Vec::new();
     for routine in ROUTINES {
         if chosen != Gemm::Auto && routine != chosen {
             continue;
         }
-        if routine == Gemm::TmaMma {
-            if !a.client.properties().features.tma.contains(Tma::Base) {
-                refused.push(format!("{routine}: the device has no TMA"));
-                continue;
-            }
-            if !(tma_reads(&a) && tma_reads(&b)) {
-                refused.push(format!("{routine}: rows that do not begin at multiples of 16 bytes"));
-                continue;
-            }
-        }
-        match launch(&strategy(routine), &a, &b, &y) {
+        match launch(routine, &a, &b, &y) {
             Ok(()) => return y,
-            Err(e) => refused.push(format!("{routine}: {e:?}")),
+            Err(e) => refused.push(format!("{routine}: {e}")),
         }
     }
     let (a_shape, dtype) = (a.meta.shape(), a.dtype);
     panic!("matrix product {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; "));
+}
+
+/// `sum + a b` in the type of `sum`, in place: in the product's own pass where a routine can, else by one more.
+pub(super) fn product_add<R: CubeRuntime>(sum: CubeTensor<R>, a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
+    let dtype = sum.dtype;
+    let fits = a.dtype != DType::F32 && a.dtype == b.dtype && count(&a) > 0 && count(&b) > 0;
+    if fits && matches!(gemm(), Gemm::Auto | Gemm::CublasLt) {
+        let sum = own(sum);
+        if cublaslt([&a, &b, &sum], true).is_ok() {
+            return sum;
+        }
+        return elementwise::add(sum, product(a, b, dtype));
+    }
+    elementwise::add(sum, product(a, b, dtype))
 }

@@ -44,17 +44,16 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         matmul::product(x, Self::float_transpose(w), out)
     }
     fn project_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
-        let dtype = y.dtype;
-        elementwise::add(y, Self::project(x, w, dtype))
+        matmul::product_add(y, x, Self::float_transpose(w))
     }
     fn project_backward_input(dy: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
         matmul::product(dy, w, out)
     }
     fn project_backward_weight(dy: FloatTensor<Self>, x: FloatTensor<Self>, sum: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
-        let dw = matmul::product(Self::float_transpose(dy), x, DType::F32);
+        let dy = Self::float_transpose(dy);
         match sum {
-            Some(sum) => elementwise::add(sum, dw),
-            None => dw,
+            Some(sum) => matmul::product_add(sum, dy, x),
+            None => matmul::product(dy, x, DType::F32),
         }
     }
 
@@ -167,14 +166,18 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
 }
 
-/// Which body each operation runs, with what else there is to say of attention.
+/// Which body each operation runs, with what else there is to say of products, of their sums, and of attention.
 macro_rules! bodies {
-    ($attention:literal) => {
+    ($gemm:literal, $add:literal, $attention:literal) => {
         concat!(
             "\
 matmul, project*       cubek, single-buffered: float32 on the units (never TF32); bfloat16, float16 on the tensor cores
-                       (TMA + mma, else cyclic mma, else cyclic cmma; `gemm` chooses), float32 sums
-project_add            product, then one CubeCL kernel that adds in place; the same for a weight gradient with a sum
+                       (",
+            $gemm,
+            "TMA + mma, else cyclic mma, else cyclic cmma; `gemm` chooses), float32 sums
+project_add            ",
+            $add,
+            "product, then one CubeCL kernel that adds in place; the same for a weight gradient with a sum
 rms_norm*, rope        CubeCL kernels, a cube a row; gradients of the weight in two fixed-order passes; rope in place
 swiglu*                CubeCL kernels; backward in place
 ",
@@ -190,9 +193,11 @@ linear_cross_entropy   the shared loop over chunks of rows, on the above"
     };
 }
 
-const BODIES: &str = bodies!("");
+const BODIES: &str = bodies!("", "", "");
 #[cfg(feature = "cuda")]
 const CUDA_BODIES: &str = bodies!(
+    "cuBLASLt if there is libcublasLt, else ",
+    "in cuBLASLt's own pass; else ",
     "\
 self_attention*        bfloat16, heads of a multiple of 16 up to 128: CUDA C++, tiled online softmax on the tensor cores (mma,
                        cp.async), float32 sums (`Attention` chooses); all else as the next line

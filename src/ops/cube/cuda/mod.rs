@@ -1,9 +1,14 @@
-//! Kernels in CUDA C++, where CubeCL cannot say what the tensor cores need: `attention.cu`, whose head has the contract that the
-//! launches below keep.
+//! What CubeCL cannot say: kernels in CUDA C++, and products by cuBLASLt (`product.rs`).
+//!
+//! The kernels are those of attention: `attention.cu`, whose head has the contract that the launches below keep.
 //!
 //! The source goes through CubeCL: NVRTC compiles it for the device's architecture when it is first used, the result is in
 //! CubeCL's PTX cache where that is on, and launches are in order with all others on CubeCL's stream. A kernel gets a pointer a
 //! buffer, and then one struct of 64-bit words by value (`__grid_constant__`).
+
+mod cublaslt;
+mod order;
+mod product;
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -22,6 +27,8 @@ use cubecl_cpp::shared::{Elem, Item, SharedMemory};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{count, empty};
+
+pub(super) use product::product;
 
 const SOURCE: &str = include_str!("attention.cu");
 
