@@ -6,7 +6,11 @@
 //! a warning and forgotten, and the results are garbage from there on (cubecl-common: device/handle/channel.rs, `Task::init`).
 //! [`watch`] keeps the message.
 
+// Backends without CubeCL compute where they are called, and panic there.
+#![cfg_attr(not(feature = "cube"), allow(dead_code))]
+
 use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, Once, PoisonError};
 
@@ -44,6 +48,16 @@ pub(crate) fn watch() {
     });
 }
 
+/// Notes a failure and gives up: for what a device, or a setting that does not fit it, can cause where no error can be
+/// returned. [`guarded`] makes an error of it.
+pub(crate) fn fail(problem: String) -> ! {
+    report(problem.clone());
+    panic!("{problem}");
+}
+
+/// How a read that fails begins (burn-tensor: tensor/api/base.rs, `into_data`).
+const FAILED_READ: &str = "Error while reading data";
+
 /// Runs `job`. A failure that is left at its end is an error, as is a panic that follows from one: a device's task that panics
 /// also drops the channel on which its caller waits, which then panics with nothing but `CallError`.
 ///
@@ -53,17 +67,23 @@ pub(crate) fn watch() {
 /// # Panics
 /// As the job, where no device has failed.
 pub(crate) fn guarded<T, E>(job: impl FnOnce() -> Result<T, E>, error: impl Fn(String) -> E) -> Result<T, E> {
+    thread_local! {
+        static INSIDE: Cell<bool> = const { Cell::new(false) };
+    }
+    if INSIDE.replace(true) {
+        return job(); // whoever is outside looks
+    }
     watch();
-    take(); // of an earlier job that failed otherwise
-    match catch_unwind(AssertUnwindSafe(job)) {
-        Ok(Ok(done)) => match take() {
-            Some(problem) => Err(error(problem)),
-            None => Ok(done),
-        },
-        Ok(Err(e)) => Err(take().map_or(e, error)),
-        Err(panic) => match take() {
-            Some(problem) => Err(error(problem)),
-            None => resume_unwind(panic),
+    let result = catch_unwind(AssertUnwindSafe(job));
+    INSIDE.set(false);
+    let problem = take();
+    match (result, problem) {
+        (Ok(Ok(done)), None) => Ok(done),
+        (Ok(Err(e)), None) => Err(e),
+        (_, Some(problem)) => Err(error(problem)),
+        (Err(panic), None) => match message(&*panic) {
+            text if text.starts_with(FAILED_READ) => Err(error(text)),
+            _ => resume_unwind(panic),
         },
     }
 }

@@ -192,6 +192,11 @@ pub trait LlamaOps: Backend {
         adamw::step::<Self>(state, grad, s)
     }
 
+    /// Makes what stays for a whole run: its tensors get memory of exactly their size, outside of the pages that others share.
+    fn resident<T>(_device: &Self::Device, make: impl FnOnce() -> T) -> T {
+        make()
+    }
+
     /// Bytes that the device's memory pool holds; `None` where memory is the process's own.
     fn pool_bytes(_device: &Self::Device) -> Option<u64> {
         None

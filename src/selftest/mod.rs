@@ -18,6 +18,7 @@ use burn::tensor::ops::FloatTensor;
 
 use crate::backend::{BackendName, Job};
 use crate::error::Result;
+use crate::fault;
 use crate::ops::{LlamaOps, tensor};
 
 pub use cases::{Case, cases};
@@ -176,12 +177,10 @@ impl Checks<'_> {
         // CubeCL and the drivers under it report what they cannot do by panicking; the rest of the table is still wanted.
         let result = match catch_unwind(AssertUnwindSafe(outputs)) {
             Ok(outputs) => outputs.iter().try_fold(0.0, |worst: f64, o| o.error().map(|e| worst.max(e))),
-            Err(panic) => Err(match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-                (Some(text), _) => format!("panicked: {text}"),
-                (_, Some(text)) => format!("panicked: {text}"),
-                _ => "panicked".into(),
-            }),
+            Err(panic) => Err(format!("panicked: {}", fault::message(&*panic))),
         };
+        // What a device's own thread saw counts, whatever came out.
+        let result = fault::take().map_or(result, Err);
         let (max_error, problem) = match result {
             Ok(error) => (error, None),
             Err(problem) => (f64::NAN, Some(problem)),

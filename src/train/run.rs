@@ -13,7 +13,7 @@ use super::config::RunConfig;
 use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord};
 use super::report::ReportInfo;
 use super::spike::{SPIKE_WINDOW, is_spike};
-use super::step::{MicroBatch, StepOutput, batch_loss, train_step};
+use super::step::{MicroBatch, StepOutput, batch_loss, check_device, train_step};
 use crate::backend::{BackendName, Job};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
@@ -335,8 +335,10 @@ impl<B: LlamaOps> Trainer<B> {
         let file = checkpoint.tensors(OPTIM)?;
         let moments = |which: &str| -> Result<_> {
             let one = |(name, shape): &(String, Vec<usize>)| read::<B>(&file, &format!("{which}.{name}"), shape, device);
-            let named = config.model.parameters().iter().map(one).collect::<Result<Vec<_>>>()?;
-            Ok(fuse::<B>(&config.model, named))
+            B::resident(device, || {
+                let named = config.model.parameters().iter().map(one).collect::<Result<Vec<_>>>()?;
+                Ok(fuse::<B>(&config.model, named))
+            })
         };
         let moments = moments("exp_avg")?.into_iter().zip(moments("exp_avg_sq")?).map(|(m, v)| [m, v]).collect();
         let mut optim = AdamW::with_moments(config.optim.clone(), state.optim_steps, moments);
@@ -559,6 +561,8 @@ impl<B: LlamaOps> Trainer<B> {
     /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.
     fn save(&mut self, recent: &VecDeque<[f64; 2]>, observer: &mut dyn Observer) -> Result<PathBuf> {
         self.metrics.sync()?;
+        let device = self.model().device();
+        check_device::<B>(&device)?;
         self.state.recent = recent.iter().map(|r| r.map(f64::to_bits)).collect();
         let root = self.dir.join("checkpoints");
         let names = self.config.model.parameters();
@@ -575,7 +579,8 @@ impl<B: LlamaOps> Trainer<B> {
                 let all = self.optim.moments.iter().map(|m| m[which].clone()).collect();
                 unfuse::<B>(&self.config.model, all)
             });
-            writer.tensors(OPTIM, &infos(&of_moments), &mut |i| Ok(to_bytes::<B>(moments[i % 2][i / 2].clone()).into()))
+            writer.tensors(OPTIM, &infos(&of_moments), &mut |i| Ok(to_bytes::<B>(moments[i % 2][i / 2].clone()).into()))?;
+            check_device::<B>(&device) // nothing of a device that failed on the way becomes a checkpoint
         })?;
         native::prune(&root, self.config.train.keep_last, self.config.train.keep_every)?;
         observer.saved(self.step, &path);

@@ -22,6 +22,7 @@ use cubecl::zspace::metadata::Metadata;
 
 use super::attend::{ACROSS, DOWN, delta_kernel, dkv_kernel, dq_kernel, forward_kernel};
 use super::{address, count, elementwise, empty, grid};
+use crate::fault;
 
 /// The kernels for attention over a packed projection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +92,9 @@ fn unless_refused<T>(raw: impl FnOnce() -> Result<T, &'static str>) -> Option<T>
     }
     match raw() {
         Ok(result) => Some(result),
-        Err(reason) if chosen == Attention::Raw => panic!("attention by the kernels in CUDA C++ (`{chosen}`): {reason}"),
+        Err(reason) if chosen == Attention::Raw => {
+            fault::fail(format!("attention by the kernels in CUDA C++ (`{chosen}`): {reason}"))
+        }
         Err(_) => None,
     }
 }

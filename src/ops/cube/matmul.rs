@@ -20,6 +20,7 @@ use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::std::InputBinding;
 
 use super::{count, elementwise, empty, own};
+use crate::fault;
 
 /// The routine for products of narrower types than float32 (float32 is always computed on the units, in float32).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -165,7 +166,7 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
     let chosen = if a.dtype == DType::F32 { Gemm::Unit } else { gemm() };
     if chosen == Gemm::Burn {
         let product = burn_cubecl::kernel::matmul::matmul(a, b, Some(y), Default::default(), out);
-        return product.unwrap_or_else(|e| panic!("matrix product by Burn's choice: {e:?}"));
+        return product.unwrap_or_else(|e| fault::fail(format!("matrix product by Burn's choice: {e:?}")));
     }
     // For reasons that may be the operands' own: each product asks anew.
     let mut refused = Vec::new();
@@ -179,7 +180,7 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
         }
     }
     let (a_shape, dtype) = (a.meta.shape(), a.dtype);
-    panic!("matrix product {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; "));
+    fault::fail(format!("matrix product {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; ")));
 }
 
 /// `sum + a b` in the type of `sum`, in place: in the product's own pass where a routine can, else by one more.

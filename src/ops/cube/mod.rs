@@ -30,6 +30,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::MemoryAllocationMode;
 use cubecl::prelude::*;
 
 use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
@@ -151,6 +152,18 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         let AdamWState { w, m, v, copy } = state;
         let ([w, m, v], copy) = adamw::step([w, m, v], copy, grad, s);
         AdamWState { w, m, v, copy }
+    }
+
+    fn resident<T>(device: &Self::Device, make: impl FnOnce() -> T) -> T {
+        let client = R::client(device);
+        // SAFETY: the mode is that of this thread's stream, and is put back; "memory leaks" means that what is allocated in it is
+        // only given back by `memory_cleanup`.
+        unsafe { client.allocation_mode(MemoryAllocationMode::Persistent) };
+        let made = make();
+        // SAFETY: as above.
+        unsafe { client.allocation_mode(MemoryAllocationMode::Auto) };
+        client.memory_cleanup(); // what was made on the way
+        made
     }
 
     fn pool_bytes(device: &Self::Device) -> Option<u64> {

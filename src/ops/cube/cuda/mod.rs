@@ -27,6 +27,7 @@ use cubecl_cpp::shared::{Elem, Item, SharedMemory};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{count, empty};
+use crate::fault;
 
 pub(super) use product::product;
 
@@ -209,10 +210,10 @@ impl<R: CubeRuntime> Packed<R> {
         if let Err(e) = self.client.flush() {
             launched().remove(&this);
             let (shared, threads) = (kernel.shared, kernel.cube_dim.x);
-            panic!(
+            fault::fail(format!(
                 "{entry} (CUDA C++; heads of {dim}, {threads} threads, {shared} bytes of shared memory), or something launched \
                  before it, failed: {e}"
-            );
+            ));
         }
     }
 }
