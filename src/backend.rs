@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 #[cfg(feature = "cube")]
 use crate::fault;
-use crate::ops::LlamaOps;
+use crate::ops::{Attention, LlamaOps};
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -322,7 +322,17 @@ pub fn list() -> Vec<BackendInfo> {
                 .into_iter()
                 .filter(|(dtype, _)| B::supports_dtype(&device, *dtype))
                 .map(|(_, name)| name.to_string());
-            Ok((dtypes.collect(), B::bodies().to_string()))
+            let mut ops = B::bodies().to_string();
+            let gemms = B::gemms(&device);
+            if !gemms.is_empty() {
+                let all: Vec<_> = gemms
+                    .into_iter()
+                    .map(|(gemm, missing)| missing.map_or(gemm.to_string(), |why| format!("{gemm} (not here: {why})")))
+                    .collect();
+                let kernels: Vec<_> = Attention::ALL.iter().map(|a| a.name()).collect();
+                ops += &format!("\nchoices: gemm {}; attention {}", all.join(", "), kernels.join(", "));
+            }
+            Ok((dtypes.collect(), ops))
         }
     }
     let mut rows = Vec::new();

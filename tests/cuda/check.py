@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds and runs tests/cuda/attention_test.cpp for each head size: the CUDA kernels on the CPU. Needs only a C++20 compiler.
 
-    tests/cuda/check.py [-v] [--head-dim 64 ...] [--source folder of attention.cu]
+    tests/cuda/check.py [-v] [--head-dim 64 ...] [--source folder of the kernels]
 """
 
 import argparse

@@ -1,4 +1,4 @@
-// A CUDA block on the CPU, for tests of the kernels in src/ops/cube/cuda without a GPU: include this file, then the .cu file.
+// A CUDA block on the CPU, for tests of the kernels in src/ops/cube/cuda without a GPU: include this file, then the kernels' files.
 //
 // Every thread of a block is a coroutine; the lanes of a warp meet at each warp-wide instruction (ldmatrix, mma, shuffle,
 // ballot), the warps at __syncthreads. The instructions are written from the PTX ISA 8.x ("Warp-level matrix instructions":
@@ -454,7 +454,7 @@ inline unsigned __ballot_sync(unsigned mask, int x) {
 inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
-// ---- The functions of "The machine" in attention.cu
+// ---- The functions of machine.cuh
 
 inline void ldmatrix_x4(unsigned (&r)[4], unsigned at) { emulate::load_matrices(r, at, false); }
 inline void ldmatrix_x4_trans(unsigned (&r)[4], unsigned at) { emulate::load_matrices(r, at, true); }

@@ -5,14 +5,11 @@
 //! Limits: TMA reads rows of whole 16-byte units (the other routines take what it cannot); the routines size their own shared
 //! memory by the device. WebGPU has no tensor cores for CubeCL's WGSL: everything is `SimpleUnit` there.
 
-use std::fmt;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::Tma;
+use cubecl::prelude::ComputeClient;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems, MatmulSetupError};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::matmul::routines::BlueprintStrategy;
@@ -21,76 +18,7 @@ use cubek::std::InputBinding;
 
 use super::{count, elementwise, empty, own};
 use crate::fault;
-
-/// The routine for products of narrower types than float32 (float32 is always computed on the units, in float32).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Gemm {
-    /// The first of the next five that the device and the operands allow.
-    #[default]
-    Auto,
-    /// NVIDIA's cuBLASLt (CUDA; libcublasLt).
-    CublasLt,
-    /// Tensor cores by `mma`, tiles read by TMA (compute capability 9 and later).
-    TmaMma,
-    /// Tensor cores by `mma`.
-    CyclicMma,
-    /// Tensor cores by `wmma`.
-    CyclicCmma,
-    /// No tensor cores.
-    Unit,
-    /// Whatever Burn would choose.
-    Burn,
-}
-
-impl Gemm {
-    /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Auto, Self::CublasLt, Self::TmaMma, Self::CyclicMma, Self::CyclicCmma, Self::Unit, Self::Burn];
-
-    /// Its name in a configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::CublasLt => "cublaslt",
-            Self::TmaMma => "tma-mma",
-            Self::CyclicMma => "cyclic-mma",
-            Self::CyclicCmma => "cyclic-cmma",
-            Self::Unit => "unit",
-            Self::Burn => "burn",
-        }
-    }
-}
-
-impl fmt::Display for Gemm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Gemm {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|g| g.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("`{text}` is no way to multiply matrices; take one of {names}")
-        })
-    }
-}
-
-static GEMM: AtomicU8 = AtomicU8::new(Gemm::Auto as u8);
-
-/// Chooses the routine for the whole process.
-pub fn set_gemm(gemm: Gemm) {
-    GEMM.store(gemm as u8, Ordering::Relaxed);
-}
-
-/// The routine chosen.
-pub fn gemm() -> Gemm {
-    let chosen = GEMM.load(Ordering::Relaxed);
-    Gemm::ALL.into_iter().find(|g| *g as u8 == chosen).unwrap_or_default()
-}
+use crate::ops::{Gemm, gemm};
 
 /// The routines, best first.
 const ROUTINES: [Gemm; 5] = [Gemm::CublasLt, Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
@@ -116,11 +44,28 @@ fn tma_reads<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     matrix && strides[..rank - 2].iter().all(|s| aligned(*s))
 }
 
+/// Why a device has not this routine at all.
+pub(super) fn missing<R: CubeRuntime>(routine: Gemm, client: &ComputeClient<R>) -> Option<String> {
+    let features = &client.properties().features;
+    let cuda = R::name(client).contains("cuda");
+    let why = match routine {
+        Gemm::CublasLt if !cuda => "another runtime than CUDA",
+        Gemm::CublasLt => return library_missing(),
+        Gemm::TmaMma if !features.tma.contains(Tma::Base) => "the device has no TMA",
+        Gemm::TmaMma | Gemm::CyclicMma if features.matmul.mma.is_empty() => "the device has no `mma`",
+        Gemm::CyclicCmma if features.matmul.cmma.is_empty() => "the device has no `wmma`",
+        _ => return None,
+    };
+    Some(why.into())
+}
+
 /// Fills `y` by one routine. What is refused is refused before anything is launched.
 fn launch<R: CubeRuntime>(routine: Gemm, a: &CubeTensor<R>, b: &CubeTensor<R>, y: &CubeTensor<R>) -> Result<(), String> {
+    if let Some(why) = missing(routine, &a.client) {
+        return Err(why);
+    }
     match routine {
         Gemm::CublasLt => return cublaslt([a, b, y], false),
-        Gemm::TmaMma if !a.client.properties().features.tma.contains(Tma::Base) => return Err("the device has no TMA".into()),
         Gemm::TmaMma if !(tma_reads(a) && tma_reads(b)) => return Err("rows that do not begin at multiples of 16 bytes".into()),
         _ => {}
     }
@@ -139,6 +84,16 @@ fn launch<R: CubeRuntime>(routine: Gemm, a: &CubeTensor<R>, b: &CubeTensor<R>, y
 #[cfg(feature = "cuda")]
 fn cublaslt<R: CubeRuntime>(matrices: [&CubeTensor<R>; 3], accumulate: bool) -> Result<(), String> {
     super::cuda::product(matrices, accumulate)
+}
+
+#[cfg(feature = "cuda")]
+fn library_missing() -> Option<String> {
+    super::cuda::cublaslt_missing()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn library_missing() -> Option<String> {
+    Some("a build without CUDA".into())
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -11,13 +11,13 @@
 
 mod adamw;
 mod attend;
-pub(crate) mod attention;
+mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod elementwise;
 mod embedding;
 mod loss;
-pub(crate) mod matmul;
+mod matmul;
 mod norm;
 mod reduce;
 mod rope;
@@ -33,7 +33,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use cubecl::MemoryAllocationMode;
 use cubecl::prelude::*;
 
-use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
+use super::{AdamWScalars, AdamWState, AttentionSaved, Gemm, LlamaOps, SelfAttention};
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
     fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -164,6 +164,11 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         unsafe { client.allocation_mode(MemoryAllocationMode::Auto) };
         client.memory_cleanup(); // what was made on the way
         made
+    }
+
+    fn gemms(device: &Self::Device) -> Vec<(Gemm, Option<String>)> {
+        let client = R::client(device);
+        Gemm::ALL.iter().map(|&routine| (routine, matmul::missing(routine, &client))).collect()
     }
 
     fn pool_bytes(device: &Self::Device) -> Option<u64> {

@@ -68,7 +68,7 @@ const NAMES: [&str; 5] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt
 ///
 /// # Errors
 /// What is missing, and where to get it.
-pub(crate) fn api() -> Result<&'static Api, String> {
+pub(super) fn api() -> Result<&'static Api, String> {
     static API: OnceLock<Result<Api, String>> = OnceLock::new();
     let load = || {
         // SAFETY: loading NVIDIA's library runs its initialisers, which have no preconditions.
@@ -283,18 +283,7 @@ impl CublasLt {
         let [first, second, out] = layouts.each_ref().map(|l| l.pointer);
         // SAFETY: objects of this library; one result at most is written.
         let status = unsafe {
-            (api.choose)(
-                self.handle,
-                operation.pointer,
-                first,
-                second,
-                out,
-                out,
-                preference.pointer,
-                1,
-                &mut choice,
-                &mut found,
-            )
+            (api.choose)(self.handle, operation.pointer, first, second, out, out, preference.pointer, 1, &mut choice, &mut found)
         };
         check("choice of a kernel", status)?;
         if found < 1 {

@@ -30,7 +30,9 @@ use crate::fault;
 type Server = <CudaRuntime as Runtime>::Server;
 
 /// Of each kind of product on each device: the workspace that it takes, or why it is refused.
-static KINDS: LazyLock<Mutex<HashMap<(DeviceId, Key), Result<usize, String>>>> = LazyLock::new(Default::default);
+type Kinds = HashMap<(DeviceId, Key), Result<usize, String>>;
+
+static KINDS: LazyLock<Mutex<Kinds>> = LazyLock::new(Default::default);
 
 /// What a device's thread keeps.
 #[derive(Default)]
