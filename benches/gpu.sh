@@ -77,6 +77,15 @@ for root in ${CUDA_PATH:+"$CUDA_PATH"} "${roots[@]}"; do
         fi
     done
 done
+# cuBLASLt lies beside NVRTC since CUDA 13, in a package of its own before.
+for root in "${roots[@]}"; do
+    for folder in "${root%/}/lib64" "${root%/}/lib"; do
+        if [ "$folder" != "$libraries" ] && compgen -G "$folder/libcublasLt.so*" >/dev/null; then
+            libraries="$libraries${libraries:+:}$folder"
+            break 2
+        fi
+    done
+done
 libraries="$libraries${LD_LIBRARY_PATH:+${libraries:+:}$LD_LIBRARY_PATH}"
 
 # PyTorch keeps its own libraries: the path is recua's only.
@@ -226,8 +235,8 @@ budget() {
 gemm() {
     local shape m k n routine
     local shapes=(8192x4096x11008 2048x4096x4096 2048x4096x22016 16384x11008x4096)
-    local routines=(auto tma-mma cyclic-mma cyclic-cmma burn unit)
-    if [ "$quick" = 1 ]; then shapes=("${shapes[@]:0:2}") routines=(auto cyclic-mma burn); fi
+    local routines=(cublaslt tma-mma cyclic-mma cyclic-cmma burn unit)
+    if [ "$quick" = 1 ]; then shapes=("${shapes[@]:0:2}") routines=(cublaslt tma-mma cyclic-mma); fi
     # One row here, one a shape in the table.
     [ -z "$torch" ] || measure gemm "${shapes[*]}" torch 60 "$python" benches/peers/gemm_torch.py --device "$device" "${shapes[@]}"
     # By routine, best first: what the time does not reach is the least.

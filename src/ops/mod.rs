@@ -212,6 +212,9 @@ pub trait LlamaOps: Backend {
     }
 }
 
+/// How a failure begins whose reason is that the routine chosen does not take the operands.
+pub(crate) const REFUSED: &str = "the matrix product is refused";
+
 /// What attention's backward needs of its forward.
 #[derive(Clone, Debug)]
 pub struct AttentionSaved<B: Backend> {

@@ -18,7 +18,7 @@ use cubek::std::InputBinding;
 
 use super::{count, elementwise, empty, own};
 use crate::fault;
-use crate::ops::{Gemm, gemm};
+use crate::ops::{Gemm, REFUSED, gemm};
 
 /// The routines, best first.
 const ROUTINES: [Gemm; 5] = [Gemm::CublasLt, Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
@@ -135,7 +135,7 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
         }
     }
     let (a_shape, dtype) = (a.meta.shape(), a.dtype);
-    fault::fail(format!("matrix product {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; ")));
+    fault::fail(format!("{REFUSED}: {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; ")));
 }
 
 /// `sum + a b` in the type of `sum`, in place: in the product's own pass where a routine can, else by one more.
