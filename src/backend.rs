@@ -294,6 +294,17 @@ fn wgpu_adapters() -> Vec<Adapter> {
     all.into_iter().map(|(_, adapter)| adapter).collect()
 }
 
+/// Compute capability of a CUDA device, major and minor. Asked once.
+#[cfg(feature = "cuda")]
+pub(crate) fn compute_capability(index: usize) -> Option<[i32; 2]> {
+    use std::collections::HashMap;
+    use std::sync::{LazyLock, Mutex, PoisonError};
+
+    static KNOWN: LazyLock<Mutex<HashMap<usize, Option<[i32; 2]>>>> = LazyLock::new(Default::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    *known.entry(index).or_insert_with(|| cuda::compute_capability(index))
+}
+
 /// One line of `recua info`.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct BackendInfo {

@@ -79,6 +79,11 @@ pub(super) fn memory(index: usize) -> Option<u64> {
     }
 }
 
+/// A device's compute capability, major and minor.
+pub(super) fn compute_capability(index: usize) -> Option<[c_int; 2]> {
+    versions(index).map(|[_, major, minor]| [major, minor])
+}
+
 /// The driver's version and a device's compute capability.
 fn versions(index: usize) -> Option<[c_int; 3]> {
     let driver = driver().ok()?;

@@ -21,7 +21,7 @@ pub(crate) enum Bench {
 /// What computes where there is a choice.
 #[derive(Args)]
 struct Kernels {
-    /// CUDA, wgpu: the routine for bfloat16 products (auto, cublaslt, tma-mma, cyclic-mma, cyclic-cmma, unit, burn)
+    /// CUDA, wgpu: the routine for bfloat16 products (auto, cublaslt, wgmma, tma-mma, cyclic-mma, cyclic-cmma, unit, burn)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     gemm: String,
     /// CUDA, wgpu: the kernels for bfloat16 attention (auto, raw, cubecl)

@@ -81,6 +81,8 @@ choice! {
     Auto = "auto",
     /// NVIDIA's cuBLASLt (CUDA; libcublasLt).
     CublasLt = "cublaslt",
+    /// CUDA C++ of our own, bfloat16: tensor cores by `wgmma` on compute capability 9.0, by `mma` on others.
+    Wgmma = "wgmma",
     /// cubek's: tensor cores by `mma`, tiles read by TMA (compute capability 9 and later).
     TmaMma = "tma-mma",
     /// cubek's: tensor cores by `mma`.

@@ -13,6 +13,8 @@
 //   - races: a word written by one thread and read or written by another one must be separated by __syncthreads, or within a
 //     warp __syncwarp. Warps run one after the other, forwards and backwards in turn, so that a race also changes the result.
 //   - ldmatrix: the 8 rows of a matrix lie in different banks
+//   - wgmma: operands are there, and fenced, when a product is issued; they are read (again) when it is waited for, so that one that
+//     is overwritten before gives a wrong result
 //   - lanes of a warp that diverge at a warp-wide instruction, and barriers that not all threads reach.
 // A failed check prints what happened and aborts. Not emulated: the memory model inside a warp between two instructions that
 // synchronise it, the rounding of tensor cores (sums here are exact, then rounded), flushed denormals, time.
@@ -78,6 +80,9 @@ constexpr size_t STACK = 128 * 1024;
 
 struct Copy { unsigned at, size, bytes; const void* source; };
 
+// A product of a warpgroup, for the 16 rows of one of its warps.
+struct Product { float* d[WARP]; unsigned long long a, b; bool a_down, b_down; };
+
 struct Thread {
     uint3 index;
     unsigned id;
@@ -85,9 +90,12 @@ struct Thread {
     bool done = false, at_barrier = false;
     std::vector<Copy> open; // copies not yet committed
     std::deque<std::vector<Copy>> groups;
+    std::vector<Copy> unfenced; // copies that have arrived, and are not yet visible to wgmma
 };
 
 struct Warp {
+    std::vector<Product> products; // not yet committed
+    std::deque<std::vector<Product>> product_groups;
     int current = 0, arrived = 0, waiting = 0, done = 0;
     const char* kind = nullptr;
     unsigned generation = 0, syncs = 0;
@@ -100,9 +108,10 @@ struct Word {
     unsigned write_block = 0, write_warp = 0, read_block = 0, read_warp = 0;
     bool several = false; // warps read it since the last __syncthreads
     bool pending = false; // cp.async under way
+    bool fenced = false; // visible to wgmma
 };
 
-struct Buffer { const char* name; const unsigned char* data; size_t size; bool output; std::vector<uint8_t> written; };
+struct Buffer { const char* name; const unsigned char* data; size_t size; bool output; std::vector<uint8_t> written; bool readable; };
 inline std::vector<Buffer> buffers;
 
 struct Block {
@@ -182,6 +191,7 @@ inline void finish() {
     if (!self->open.empty()) fail("copies left uncommitted");
     for (auto& group : self->groups)
         if (!group.empty()) fail("the thread ends with copies under way");
+    if (!my_warp().products.empty() || !my_warp().product_groups.empty()) fail("the warp ends with products under way");
     next_lane();
     fail("a finished thread was resumed");
 }
@@ -256,18 +266,20 @@ inline void launch(dim3 grid, unsigned threads, unsigned shared_size, const std:
 
 // ---- Memory
 
-// `once`: fail if a byte is written twice.
-inline void add_buffer(const char* name, const void* data, size_t size, bool output, bool once = true) {
-    buffers.push_back({name, (const unsigned char*)data, size, output, std::vector<uint8_t>(output && once ? size : 0)});
+// `once`: fail if a byte is written twice. `readable`: an output may also be read.
+inline void add_buffer(const char* name, const void* data, size_t size, bool output, bool once = true, bool readable = false) {
+    buffers.push_back({name, (const unsigned char*)data, size, output, std::vector<uint8_t>(output && once ? size : 0), readable});
 }
 
-inline void check_global(const void* p, size_t size, bool write) {
+// `bytes`, if not all of `size`, which is the alignment.
+inline void check_global(const void* p, size_t size, bool write, size_t bytes = 0) {
+    bytes = bytes ? bytes : size;
     if ((uintptr_t)p % size) fail("global access of %zu bytes at %p, not aligned", size, p);
     for (Buffer& b : buffers) {
         if ((const unsigned char*)p < b.data || (const unsigned char*)p >= b.data + b.size) continue;
         size_t offset = (const unsigned char*)p - b.data;
-        if (offset + size > b.size) fail("access of %zu bytes at %zu of %s (%zu bytes)", size, offset, b.name, b.size);
-        if (write != b.output) fail(write ? "%s is an input, but written" : "%s is an output, but read", b.name);
+        if (offset + bytes > b.size) fail("access of %zu bytes at %zu of %s (%zu bytes)", bytes, offset, b.name, b.size);
+        if (write != b.output && !(b.readable && !write)) fail(write ? "%s is an input, but written" : "%s is an output, but read", b.name);
         if (write && !b.written.empty())
             for (size_t i = offset; i < offset + size; i++)
                 if (std::atomic_ref<uint8_t>(b.written[i])++) fail("byte %zu of %s is written twice", i, b.name);
@@ -295,14 +307,14 @@ inline void shared_write(unsigned at, unsigned size) {
             fail("race: shared %u, read by thread %d, is written", 4 * i, w.reader);
         if (early(w.writer, w.write_block, w.write_warp, false))
             fail("race: shared %u is written by thread %d too", 4 * i, w.writer);
-        w.writer = (int)self->id, w.write_block = block->barriers, w.write_warp = my_warp().syncs;
+        w.writer = (int)self->id, w.write_block = block->barriers, w.write_warp = my_warp().syncs, w.fenced = false;
     }
 }
 
 // `reader`: the thread that reads, of the current warp.
 inline void shared_read(unsigned at, unsigned size, int reader) {
     check_shared(at, size, size);
-    for (unsigned i = at / 4; i < (at + size) / 4; i++) {
+    for (unsigned i = at / 4; i < (at + size + 3) / 4; i++) {
         Word& w = block->words[i];
         if (w.pending) fail("shared %u is read before cp.async is waited for", 4 * i);
         if (w.writer < 0) fail("shared %u is read, but was never written", 4 * i);
@@ -316,7 +328,7 @@ inline void shared_read(unsigned at, unsigned size, int reader) {
 
 inline void copy_async(unsigned at, const void* source, unsigned size, unsigned bytes) {
     if (bytes > size) fail("cp.async of %u bytes from %u", size, bytes);
-    if (bytes) check_global(source, size, false);
+    if (bytes) check_global(source, size, false, bytes);
     shared_write(at, size);
     for (unsigned i = at / 4; i < (at + size) / 4; i++) block->words[i].pending = true;
     self->open.push_back({at, size, bytes, source});
@@ -395,6 +407,63 @@ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigne
             }
         }
     });
+}
+
+// wgmma's matrix descriptor: bits 0-13 address, 16-29 leading and 32-45 stride offset, each in 16 bytes; 62-63: 1 for the 128-byte
+// swizzle, which exchanges address bits 4-6 with their exclusive or with bits 7-9. Byte of element (row, k), 16 bits each, before the
+// swizzle (PTX ISA, "Strides"; CUTLASS, mma_sm90_desc.hpp): K-major, rows of 128 bytes in groups of 8, `stride` from one group to the
+// next; MN-major, 64 rows side by side, then `leading` further; k of 128 bytes in groups of 8, `stride` from one to the next.
+inline unsigned described(unsigned long long d, bool down, unsigned row, unsigned k) {
+    if (d >> 62 != 1 || d >> 49 & 7) fail("wgmma: another layout than the 128-byte swizzle");
+    const unsigned start = (d & 0x3fff) * 16, leading = (d >> 16 & 0x3fff) * 16, stride = (d >> 32 & 0x3fff) * 16;
+    const unsigned at = start + (down ? row % 64 * 2 + row / 64 * leading + k % 8 * 128 + k / 8 * stride
+                                      : row % 8 * 128 + row / 8 * stride + k * 2);
+    return at ^ (at >> 7 & 7) << 4;
+}
+
+constexpr int WGMMA_N = 256;
+
+inline void issue_product(float (&d)[128], unsigned long long a, unsigned long long b, bool a_down, bool b_down) {
+    struct Mine { float* d; unsigned long long a, b; } mine{d, a, b};
+    together("wgmma", &mine, [&](void** all) {
+        Product p{{}, a, b, a_down, b_down};
+        const int warp = (int)self->id / WARP;
+        for (int l = 0; l < WARP; l++) {
+            const Mine& m = *(Mine*)all[l];
+            if (m.a != a || m.b != b) fail("wgmma: descriptors differ in the warp");
+            p.d[l] = m.d;
+        }
+        const auto check = [&](unsigned at) {
+            shared_read(at, 2, warp * WARP);
+            if (!block->words[at / 4].fenced) fail("wgmma reads shared %u, which no fence has made visible", at);
+        };
+        for (unsigned k = 0; k < 16; k++) {
+            for (unsigned row = 0; row < 16; row++) check(described(a, a_down, warp % 4 * 16 + row, k));
+            for (unsigned row = 0; row < WGMMA_N; row++) check(described(b, b_down, row, k));
+        }
+        my_warp().products.push_back(p);
+    });
+}
+
+inline void run_product(const Product& p, int warp) {
+    static thread_local float a[16][16], b[16][WGMMA_N];
+    const auto value = [](unsigned at) {
+        uint16_t bits;
+        memcpy(&bits, block->shared.data() + at, 2);
+        return bf16_value(bits);
+    };
+    for (unsigned k = 0; k < 16; k++) {
+        for (unsigned row = 0; row < 16; row++) a[row][k] = value(described(p.a, p.a_down, warp % 4 * 16 + row, k));
+        for (unsigned row = 0; row < WGMMA_N; row++) b[k][row] = value(described(p.b, p.b_down, row, k));
+    }
+    // Element e of lane l: row l / 4, + 8 for e % 4 >= 2; column e / 4 * 8 + l % 4 * 2 + e % 2.
+    for (int l = 0; l < WARP; l++)
+        for (int e = 0; e < WGMMA_N / 2; e++) {
+            const int row = l / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + l % 4 * 2 + e % 2;
+            double sum = p.d[l][e];
+            for (int k = 0; k < 16; k++) sum += (double)a[row][k] * b[k][column];
+            p.d[l][e] = (float)sum;
+        }
 }
 
 } // namespace emulate
@@ -478,6 +547,7 @@ template <int N> inline void cp_async_wait() {
                 w.pending = false; // and written now, by this thread
                 w.write_block = emulate::block->barriers, w.write_warp = emulate::my_warp().syncs;
             }
+            t.unfenced.push_back(c);
         }
         t.groups.pop_front();
     }
@@ -503,7 +573,40 @@ inline int2 shared_load_i32x2(unsigned at) { return emulated_load<int2>(at); }
 inline int shared_load_i32(unsigned at) { return emulated_load<int>(at); }
 
 inline uint4 global_load_16(const void* p) { emulate::check_global(p, 16, false); return *(const uint4*)p; }
+inline float2 global_load_f32x2(const float* p) { emulate::check_global(p, 8, false); return *(const float2*)p; }
+inline unsigned global_load_u32(const void* p) { emulate::check_global(p, 4, false); return *(const unsigned*)p; }
+inline unsigned short global_load_bf16(const unsigned short* p) { emulate::check_global(p, 2, false); return *p; }
+inline void global_store_f32x2(float* p, float2 x) { emulate::check_global(p, 8, true); memcpy(p, &x, 8); }
+inline void global_store_u32(void* p, unsigned x) { emulate::check_global(p, 4, true); memcpy(p, &x, 4); }
+inline void global_store_bf16(unsigned short* p, unsigned short x) { emulate::check_global(p, 2, true); *p = x; }
 inline float global_load_f32(const float* p) { emulate::check_global(p, 4, false); return *p; }
 inline int global_load_i32(const int* p) { emulate::check_global(p, 4, false); return *p; }
 inline void global_store_16(void* p, uint4 x) { emulate::check_global(p, 16, true); memcpy(p, &x, 16); }
 inline void global_store_f32(float* p, float x) { emulate::check_global(p, 4, true); *p = x; }
+
+inline unsigned shared_address(unsigned at) { return at; }
+inline void wgmma_fence() { emulate::together("wgmma.fence", nullptr, [](void**) {}); }
+inline void wgmma_commit() {
+    emulate::together("wgmma.commit_group", nullptr, [](void**) {
+        emulate::Warp& w = emulate::my_warp();
+        w.product_groups.push_back(std::move(w.products));
+        w.products.clear();
+    });
+}
+template <int N> inline void wgmma_wait() {
+    emulate::together("wgmma.wait_group", nullptr, [](void**) {
+        emulate::Warp& w = emulate::my_warp();
+        while (w.product_groups.size() > N) {
+            for (const emulate::Product& p : w.product_groups.front()) emulate::run_product(p, (int)emulate::self->id / emulate::WARP);
+            w.product_groups.pop_front();
+        }
+    });
+}
+inline void fence_async() {
+    for (const emulate::Copy& c : emulate::self->unfenced)
+        for (unsigned i = c.at / 4; i < (c.at + c.size) / 4; i++) emulate::block->words[i].fenced = true;
+    emulate::self->unfenced.clear();
+}
+template <int A_DOWN, int B_DOWN> inline void wgmma_64x256x16(float (&d)[128], unsigned long long a, unsigned long long b) {
+    emulate::issue_product(d, a, b, A_DOWN, B_DOWN);
+}

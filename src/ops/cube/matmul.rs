@@ -20,7 +20,7 @@ use super::{count, elementwise, empty, own};
 use crate::fault;
 use crate::ops::{Gemm, REFUSED, gemm};
 
-/// The routines, best first.
+/// The routines that `Gemm::Auto` tries, best first. `wgmma` has yet to be measured.
 const ROUTINES: [Gemm; 5] = [Gemm::CublasLt, Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
 
 fn strategy(routine: Gemm) -> Strategy {
@@ -49,7 +49,8 @@ pub(super) fn missing<R: CubeRuntime>(routine: Gemm, client: &ComputeClient<R>) 
     let features = &client.properties().features;
     let cuda = R::name(client).contains("cuda");
     let why = match routine {
-        Gemm::CublasLt if !cuda => "another runtime than CUDA",
+        Gemm::CublasLt | Gemm::Wgmma if !cuda => "another runtime than CUDA",
+        Gemm::Wgmma if !features.copy_async => "the device is of compute capability below 8.0",
         Gemm::CublasLt => return library_missing(),
         Gemm::TmaMma if !features.tma.contains(Tma::Base) => "the device has no TMA",
         Gemm::TmaMma | Gemm::CyclicMma if features.matmul.mma.is_empty() => "the device has no `mma`",
@@ -65,7 +66,7 @@ fn launch<R: CubeRuntime>(routine: Gemm, a: &CubeTensor<R>, b: &CubeTensor<R>, y
         return Err(why);
     }
     match routine {
-        Gemm::CublasLt => return cublaslt([a, b, y], false),
+        Gemm::CublasLt | Gemm::Wgmma => return foreign(routine, [a, b, y], false),
         Gemm::TmaMma if !(tma_reads(a) && tma_reads(b)) => return Err("rows that do not begin at multiples of 16 bytes".into()),
         _ => {}
     }
@@ -81,9 +82,18 @@ fn launch<R: CubeRuntime>(routine: Gemm, a: &CubeTensor<R>, b: &CubeTensor<R>, y
     done.map_err(|e| format!("{e:?}"))
 }
 
+/// The routines that are not cubek's. They can also add to `y`.
 #[cfg(feature = "cuda")]
-fn cublaslt<R: CubeRuntime>(matrices: [&CubeTensor<R>; 3], accumulate: bool) -> Result<(), String> {
-    super::cuda::product(matrices, accumulate)
+fn foreign<R: CubeRuntime>(routine: Gemm, matrices: [&CubeTensor<R>; 3], accumulate: bool) -> Result<(), String> {
+    match routine {
+        Gemm::Wgmma => super::cuda::gemm(matrices, accumulate),
+        _ => super::cuda::product(matrices, accumulate),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn foreign<R: CubeRuntime>(_: Gemm, _: [&CubeTensor<R>; 3], _: bool) -> Result<(), String> {
+    Err("a build without CUDA".into())
 }
 
 #[cfg(feature = "cuda")]
@@ -94,11 +104,6 @@ fn library_missing() -> Option<String> {
 #[cfg(not(feature = "cuda"))]
 fn library_missing() -> Option<String> {
     Some("a build without CUDA".into())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cublaslt<R: CubeRuntime>(_: [&CubeTensor<R>; 3], _: bool) -> Result<(), String> {
-    Err("a build without CUDA".into())
 }
 
 /// `a [.., m, k] x b [.., k, n]`, operands of one type, as `out`, of float32 sums.
@@ -125,10 +130,8 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
     }
     // For reasons that may be the operands' own: each product asks anew.
     let mut refused = Vec::new();
-    for routine in ROUTINES {
-        if chosen != Gemm::Auto && routine != chosen {
-            continue;
-        }
+    let routines = if chosen == Gemm::Auto { &ROUTINES[..] } else { &[chosen] };
+    for &routine in routines {
         match launch(routine, &a, &b, &y) {
             Ok(()) => return y,
             Err(e) => refused.push(format!("{routine}: {e}")),
@@ -142,9 +145,14 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
 pub(super) fn product_add<R: CubeRuntime>(sum: CubeTensor<R>, a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
     let dtype = sum.dtype;
     let fits = a.dtype != DType::F32 && a.dtype == b.dtype && count(&a) > 0 && count(&b) > 0;
-    if fits && matches!(gemm(), Gemm::Auto | Gemm::CublasLt) {
+    let routine = match gemm() {
+        Gemm::Auto | Gemm::CublasLt => Some(Gemm::CublasLt),
+        Gemm::Wgmma => Some(Gemm::Wgmma),
+        _ => None,
+    };
+    if let Some(routine) = routine.filter(|routine| fits && missing(*routine, &a.client).is_none()) {
         let sum = own(sum);
-        if cublaslt([&a, &b, &sum], true).is_ok() {
+        if foreign(routine, [&a, &b, &sum], true).is_ok() {
             return sum;
         }
         return elementwise::add(sum, product(a, b, dtype));

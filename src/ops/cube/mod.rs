@@ -1,4 +1,4 @@
-//! CUDA and wgpu, through CubeCL: one kernel source for both, but for attention in bfloat16 on CUDA (`cuda/`, CUDA C++).
+//! CUDA and wgpu, through CubeCL: one kernel source for both, but for attention and products in bfloat16 on CUDA (`cuda/`).
 //!
 //! What all kernels keep to, so that a default WebGPU adapter runs them: at most 256 units a cube, 8 KiB of shared memory
 //! (of the 16 that WebGPU promises; CubeCL's WGSL counts it twice, cubecl#1367), 7 tensors (8 storage buffers, of which CubeCL
@@ -34,6 +34,7 @@ use cubecl::MemoryAllocationMode;
 use cubecl::prelude::*;
 
 use super::{AdamWScalars, AdamWState, AttentionSaved, Gemm, LlamaOps, SelfAttention};
+use crate::fault;
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
     fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -155,6 +156,7 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
 
     fn resident<T>(device: &Self::Device, make: impl FnOnce() -> T) -> T {
+        fault::watch();
         let client = R::client(device);
         // SAFETY: the mode is that of this thread's stream, and is put back; "memory leaks" means that what is allocated in it is
         // only given back by `memory_cleanup`.

@@ -1,12 +1,15 @@
-//! What CubeCL cannot say: kernels in CUDA C++ (`raw.rs`), of attention (`attention.rs`), and products by cuBLASLt (`product.rs`).
+//! What CubeCL cannot say: kernels in CUDA C++ (`raw.rs`), of attention (`attention.rs`)
+//! and products (`gemm.rs`), and products by cuBLASLt (`product.rs`).
 
 mod attention;
 mod cublaslt;
+mod gemm;
 mod order;
 mod product;
 mod raw;
 
 pub(super) use attention::{attention_backward, attention_forward};
+pub(super) use gemm::gemm;
 pub(super) use product::product;
 
 /// What is missing for cuBLASLt.

@@ -74,7 +74,7 @@ fn launch(
 }
 
 /// The last two dimensions, and how they lie.
-fn side<R: CubeRuntime>(x: &CubeTensor<R>) -> Result<([usize; 2], Side), String> {
+pub(super) fn side<R: CubeRuntime>(x: &CubeTensor<R>) -> Result<([usize; 2], Side), String> {
     let (shape, strides) = (x.meta.shape(), x.meta.strides());
     let rank = shape.len();
     if rank < 2 || shape[..rank - 2].iter().any(|n| *n != 1) {
