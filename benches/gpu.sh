@@ -77,6 +77,15 @@ for root in ${CUDA_PATH:+"$CUDA_PATH"} "${roots[@]}"; do
         fi
     done
 done
+# cuBLASLt lies beside NVRTC since CUDA 13, in a package of its own before.
+for root in "${roots[@]}"; do
+    for folder in "${root%/}/lib64" "${root%/}/lib"; do
+        if [ "$folder" != "$libraries" ] && compgen -G "$folder/libcublasLt.so*" >/dev/null; then
+            libraries="$libraries${libraries:+:}$folder"
+            break 2
+        fi
+    done
+done
 libraries="$libraries${LD_LIBRARY_PATH:+${libraries:+:}$LD_LIBRARY_PATH}"
 
 # PyTorch keeps its own libraries: the path is recua's only.
@@ -226,8 +235,8 @@ budget() {
 gemm() {
     local shape m k n routine
     local shapes=(8192x4096x11008 2048x4096x4096 2048x4096x22016 16384x11008x4096)
-    local routines=(auto tma-mma cyclic-mma cyclic-cmma burn unit)
-    if [ "$quick" = 1 ]; then shapes=("${shapes[@]:0:2}") routines=(auto cyclic-mma burn); fi
+    local routines=(cublaslt wgmma tma-mma cyclic-mma cyclic-cmma burn unit)
+    if [ "$quick" = 1 ]; then shapes=("${shapes[@]:0:2}") routines=(cublaslt wgmma tma-mma); fi
     # One row here, one a shape in the table.
     [ -z "$torch" ] || measure gemm "${shapes[*]}" torch 60 "$python" benches/peers/gemm_torch.py --device "$device" "${shapes[@]}"
     # By routine, best first: what the time does not reach is the least.
@@ -241,14 +250,18 @@ gemm() {
 }
 
 attention() {
-    local seq batch
+    local seq batch kernels
     for seq in 2048 8192; do
         batch=$((8192 / seq))
         if [ "$quick" = 1 ] && [ "$seq" != 2048 ]; then continue; fi
         [ -z "$torch" ] || measure attention "${batch}x32x${seq}x128" torch 45 "$python" benches/peers/attention_torch.py \
             --device "$device" --heads 32 --head-dim 128 --seq "$seq" --batch "$batch"
-        measure attention "${batch}x32x${seq}x128" recua 45 recua bench attention --dim 4096 --heads 32 --seq "$seq" \
-            --batch "$batch" --backend "$backend" --precision bf16 --json
+        for kernels in auto cubecl; do
+            # The kernels on the units are there for what the others do not take: once is enough.
+            if [ "$kernels" != auto ] && { [ "$seq" != 2048 ] || [ "$quick" = 1 ]; }; then continue; fi
+            measure attention "${batch}x32x${seq}x128" "recua $kernels" 45 recua bench attention --dim 4096 --heads 32 \
+                --seq "$seq" --batch "$batch" --attention "$kernels" --backend "$backend" --precision bf16 --json
+        done
     done
 }
 

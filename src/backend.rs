@@ -7,7 +7,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::ops::LlamaOps;
+#[cfg(feature = "cube")]
+use crate::fault;
+use crate::ops::{Attention, LlamaOps};
+
+#[cfg(feature = "cuda")]
+mod cuda;
 
 /// CPU backend on Burn's Flex.
 #[cfg(feature = "flex")]
@@ -148,7 +153,7 @@ impl BackendName {
     /// Runs a job on this backend.
     ///
     /// # Errors
-    /// [`Error::Backend`] if it is not compiled in, or has no device or driver; else the job's.
+    /// [`Error::Backend`] if it is not compiled in, has no device or driver, or failed on the way; else the job's.
     pub fn run<J: Job>(&self, job: J) -> Result<J::Output> {
         match self.kind {
             #[cfg(feature = "flex")]
@@ -156,9 +161,15 @@ impl BackendName {
             #[cfg(feature = "ndarray")]
             Kind::NdArray => job.run::<NdArray>(Default::default()),
             #[cfg(feature = "wgpu")]
-            Kind::Wgpu => job.run::<Wgpu>(self.wgpu_device()?),
+            Kind::Wgpu => {
+                let device = self.wgpu_device()?;
+                self.guarded(|| job.run::<Wgpu>(device))
+            }
             #[cfg(feature = "cuda")]
-            Kind::Cuda => job.run::<Cuda>(self.cuda_device()?),
+            Kind::Cuda => {
+                let device = self.cuda_device()?;
+                self.guarded(|| job.run::<Cuda>(device))
+            }
             #[allow(unreachable_patterns)]
             kind => Err(self.error("not compiled into this build", &format!("build with `--features {}`", kind.name()))),
         }
@@ -173,7 +184,7 @@ impl BackendName {
                 Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
             }
             #[cfg(feature = "cuda")]
-            Kind::Cuda => cuda_memory(match self.which {
+            Kind::Cuda => cuda::memory(match self.which {
                 Which::Index(n) => n,
                 _ => 0,
             }),
@@ -192,6 +203,21 @@ impl BackendName {
         }
         // A backend that is not here is planned for all the same.
         self.run(Ask(vocab)).unwrap_or_else(|_| crate::ops::loss::rows_for(vocab))
+    }
+
+    /// A failure of the device is an error, however it shows.
+    #[cfg(feature = "cube")]
+    fn guarded<T>(&self, job: impl FnOnce() -> Result<T>) -> Result<T> {
+        let hint = "`recua selftest` checks the device; a training goes on from its last checkpoint with --resume";
+        fault::guarded(job, |problem| self.error(&format!("the device failed: {problem}"), hint))
+    }
+
+    /// Bytes that products need beside their operands: on CPU the blocks of operands that `gemm` packs, some 6 MiB a thread.
+    pub fn product_bytes(&self) -> u64 {
+        match self.kind {
+            Kind::Flex | Kind::NdArray => (rayon::current_num_threads() as u64) * (6 << 20),
+            Kind::Wgpu | Kind::Cuda => 0,
+        }
     }
 
     fn error(&self, problem: &str, hint: &str) -> Error {
@@ -223,7 +249,7 @@ impl BackendName {
 
     #[cfg(feature = "cuda")]
     fn cuda_device(&self) -> Result<cubecl::cuda::CudaDevice> {
-        let devices = cuda_devices().map_err(|(problem, hint)| self.error(&problem, &hint))?;
+        let devices = cuda::devices().map_err(|(problem, hint)| self.error(&problem, &hint))?;
         let index = match self.which {
             Which::Index(n) => n,
             _ => 0,
@@ -231,6 +257,7 @@ impl BackendName {
         if index >= devices.len() {
             return Err(self.error(&format!("there are {} CUDA devices", devices.len()), "`recua info` lists them"));
         }
+        cuda::keep_kernels(index);
         Ok(cubecl::cuda::CudaDevice { index })
     }
 }
@@ -275,73 +302,15 @@ fn wgpu_adapters() -> Vec<Adapter> {
     all.into_iter().map(|(_, adapter)| adapter).collect()
 }
 
-/// Names of the CUDA devices, or what is missing and what to get. Loading the libraries here keeps a missing one from
-/// panicking inside the runtime.
+/// Compute capability of a CUDA device, major and minor. Asked once.
 #[cfg(feature = "cuda")]
-fn cuda_devices() -> std::result::Result<Vec<String>, (String, String)> {
-    use std::ffi::{CStr, c_char, c_int};
+pub(crate) fn compute_capability(index: usize) -> Option<[i32; 2]> {
+    use std::collections::HashMap;
+    use std::sync::{LazyLock, Mutex, PoisonError};
 
-    let open = |names: &[&str]| {
-        // SAFETY: loading the vendor's driver and compiler libraries runs their initialisers, which have no preconditions.
-        names.iter().find_map(|name| unsafe { libloading::Library::new(name) }.ok())
-    };
-    let Some(driver) = open(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]) else {
-        return Err(("no NVIDIA driver found (libcuda.so.1)".into(), "install the NVIDIA driver, 580 or later".into()));
-    };
-    if open(&["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"]).is_none() {
-        return Err((
-            "no NVRTC found (libnvrtc.so)".into(),
-            "install CUDA's nvrtc (also as the package nvidia-cuda-nvrtc) and put its folder on LD_LIBRARY_PATH".into(),
-        ));
-    }
-    let roots = [std::env::var("CUDA_PATH").unwrap_or_default(), "/usr/local/cuda".into(), "/opt/cuda".into()];
-    if !roots.iter().any(|root| std::path::Path::new(root).join("include/cuda_runtime.h").exists()) {
-        return Err((
-            "no CUDA headers found (include/cuda_runtime.h)".into(),
-            "set CUDA_PATH to a folder whose include/ has CUDA's runtime headers".into(),
-        ));
-    }
-    // SAFETY: the signatures are those of the CUDA driver API; the buffer outlives the calls and is 256 bytes as stated.
-    unsafe {
-        let symbol_error =
-            |e: libloading::Error| (format!("the NVIDIA driver lacks a function: {e}"), "update the driver".to_string());
-        let init: libloading::Symbol<unsafe extern "C" fn(u32) -> c_int> = driver.get(b"cuInit").map_err(symbol_error)?;
-        let count: libloading::Symbol<unsafe extern "C" fn(*mut c_int) -> c_int> =
-            driver.get(b"cuDeviceGetCount").map_err(symbol_error)?;
-        let name: libloading::Symbol<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int> =
-            driver.get(b"cuDeviceGetName").map_err(symbol_error)?;
-        let mut n = 0;
-        let status = init(0);
-        if status != 0 || count(&mut n) != 0 || n == 0 {
-            return Err((format!("no CUDA device found (cuInit gave {status})"), "check that nvidia-smi lists a GPU".into()));
-        }
-        Ok((0..n)
-            .map(|i| {
-                let mut buffer: [c_char; 256] = [0; 256];
-                if name(buffer.as_mut_ptr(), 256, i) != 0 {
-                    return "unknown".into();
-                }
-                CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned()
-            })
-            .collect())
-    }
-}
-
-/// Memory of a CUDA device in bytes.
-#[cfg(feature = "cuda")]
-fn cuda_memory(index: usize) -> Option<u64> {
-    use std::ffi::c_int;
-
-    cuda_devices().ok()?;
-    // SAFETY: `cuda_devices` has initialised the driver; the signatures are those of the CUDA driver API.
-    unsafe {
-        let driver = libloading::Library::new("libcuda.so.1").ok()?;
-        let device: libloading::Symbol<unsafe extern "C" fn(*mut c_int, c_int) -> c_int> = driver.get(b"cuDeviceGet").ok()?;
-        let total: libloading::Symbol<unsafe extern "C" fn(*mut usize, c_int) -> c_int> =
-            driver.get(b"cuDeviceTotalMem_v2").ok()?;
-        let (mut handle, mut bytes) = (0, 0);
-        (device(&mut handle, index as c_int) == 0 && total(&mut bytes, handle) == 0).then_some(bytes as u64)
-    }
+    static KNOWN: LazyLock<Mutex<HashMap<usize, Option<[i32; 2]>>>> = LazyLock::new(Default::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    *known.entry(index).or_insert_with(|| cuda::compute_capability(index))
 }
 
 /// One line of `recua info`.
@@ -372,7 +341,17 @@ pub fn list() -> Vec<BackendInfo> {
                 .into_iter()
                 .filter(|(dtype, _)| B::supports_dtype(&device, *dtype))
                 .map(|(_, name)| name.to_string());
-            Ok((dtypes.collect(), B::bodies().to_string()))
+            let mut ops = B::bodies().to_string();
+            let gemms = B::gemms(&device);
+            if !gemms.is_empty() {
+                let all: Vec<_> = gemms
+                    .into_iter()
+                    .map(|(gemm, missing)| missing.map_or(gemm.to_string(), |why| format!("{gemm} (not here: {why})")))
+                    .collect();
+                let kernels: Vec<_> = Attention::ALL.iter().map(|a| a.name()).collect();
+                ops += &format!("\nchoices: gemm {}; attention {}", all.join(", "), kernels.join(", "));
+            }
+            Ok((dtypes.collect(), ops))
         }
     }
     let mut rows = Vec::new();
@@ -401,7 +380,7 @@ fn devices(kind: Kind) -> Vec<String> {
         #[cfg(feature = "wgpu")]
         Kind::Wgpu => wgpu_adapters().into_iter().map(|a| a.name).collect(),
         #[cfg(feature = "cuda")]
-        Kind::Cuda => cuda_devices().unwrap_or_default(),
+        Kind::Cuda => cuda::devices().unwrap_or_default(),
         _ => Vec::new(),
     }
 }

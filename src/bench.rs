@@ -11,7 +11,7 @@ use crate::generate::Decoder;
 use crate::model::{InitConfig, Llama, ModelConfig};
 use crate::ops::{self, LlamaOps, primitive, tensor};
 use crate::optim::{AdamW, OptimConfig};
-use crate::train::step::{MicroBatch, StepConfig, device_failed, train_step};
+use crate::train::step::{MicroBatch, StepConfig, check_device, device_failed, train_step};
 
 /// A measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -104,7 +104,8 @@ fn median_seconds<B: LlamaOps>(steps: usize, device: &B::Device, call: &mut dyn 
 }
 
 fn sync<B: LlamaOps>(device: &B::Device) -> Result<()> {
-    B::sync(device).map_err(|e| device_failed::<B>(device, &format!("{e:?}")))
+    B::sync(device).map_err(|e| device_failed::<B>(device, &format!("{e:?}")))?;
+    check_device::<B>(device)
 }
 
 /// Training steps on random tokens: the trainer's own step.

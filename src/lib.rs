@@ -49,6 +49,7 @@
 pub mod backend;
 mod disk;
 pub mod error;
+pub mod fault;
 
 pub mod data;
 pub mod tokenizer;

@@ -103,7 +103,7 @@ impl<B: LlamaOps> AdamW<B> {
     pub fn new(config: OptimConfig, model: &Llama<B>) -> Self {
         let device = model.device();
         let zeros = |p: &FloatTensor<B>| B::float_zeros(p.shape(), &device, FloatDType::F32);
-        let moments = model.stored().iter().map(|p| [zeros(p), zeros(p)]).collect();
+        let moments = B::resident(&device, || model.stored().iter().map(|p| [zeros(p), zeros(p)]).collect());
         Self::with_moments(config, 0, moments)
     }
 
@@ -118,7 +118,7 @@ impl<B: LlamaOps> AdamW<B> {
     pub fn keep_copies(&mut self, model: &Llama<B>, compute: DType) {
         let copied = |i: usize, w: &FloatTensor<B>| compute != DType::F32 && i > 0 && w.shape().num_dims() == 2;
         let copy = |(i, w): (usize, FloatTensor<B>)| copied(i, &w).then(|| cast::<B>(w, compute));
-        self.copies = model.stored().into_iter().enumerate().map(copy).collect();
+        self.copies = B::resident(&model.device(), || model.stored().into_iter().enumerate().map(copy).collect());
     }
 
     /// The copy of parameter `i`.

@@ -18,6 +18,26 @@ pub(crate) enum Bench {
     Gemm(Gemm),
 }
 
+/// What computes where there is a choice.
+#[derive(Args)]
+struct Kernels {
+    /// CUDA, wgpu: the routine for bfloat16 products (auto, cublaslt, wgmma, tma-mma, cyclic-mma, cyclic-cmma, unit, burn)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    gemm: String,
+    /// CUDA, wgpu: the kernels for bfloat16 attention (auto, raw, cubecl)
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    attention: String,
+}
+
+impl Kernels {
+    fn apply(&self) -> Result<()> {
+        recua::ops::set_gemm(self.gemm.parse().map_err(|e: String| Error::bad_value("--gemm", e, "see --help"))?);
+        let attention = self.attention.parse().map_err(|e: String| Error::bad_value("--attention", e, "see --help"))?;
+        recua::ops::set_attention_kernels(attention);
+        Ok(())
+    }
+}
+
 #[derive(Args)]
 pub(crate) struct Gemm {
     /// Rows: tokens
@@ -32,9 +52,8 @@ pub(crate) struct Gemm {
     /// Type of the operands and of the result
     #[arg(long, value_name = "f32|bf16", default_value = "f32")]
     precision: String,
-    /// CUDA, wgpu: the routine for bfloat16 (auto, tma-mma, cyclic-mma, cyclic-cmma, unit, burn)
-    #[arg(long, value_name = "NAME")]
-    gemm: Option<String>,
+    #[command(flatten)]
+    kernels: Kernels,
     /// Measurements, after two that do not count; ten products each
     #[arg(long, default_value_t = 6)]
     steps: usize,
@@ -48,19 +67,7 @@ pub(crate) struct Gemm {
 impl Gemm {
     fn run(self) -> Result<()> {
         self.device.apply()?;
-        match &self.gemm {
-            None => {}
-            #[cfg(feature = "cube")]
-            Some(name) => {
-                let parsed = name.parse().map_err(|e: String| Error::bad_value("--gemm", e, "see --help"))?;
-                recua::ops::set_gemm(parsed);
-            }
-            #[cfg(not(feature = "cube"))]
-            Some(name) => {
-                let problem = format!("`{name}` is a routine of CUDA and wgpu, which this build lacks");
-                return Err(Error::bad_value("--gemm", problem, "build with `--features cuda`, or leave it out"));
-            }
-        }
+        self.kernels.apply()?;
         let step = StepConfig { precision: setting("--precision", &self.precision)?, ..StepConfig::default() };
         let config =
             BenchConfig { model: ModelConfig::default(), batch: 1, seq_len: 1, steps: self.steps, step, full_square: false };
@@ -120,6 +127,8 @@ pub(crate) struct Shape {
     /// attention: compute the masked half of the scores as well
     #[arg(long)]
     full_square: bool,
+    #[command(flatten)]
+    kernels: Kernels,
     /// The device's dense peak, for the MFU
     #[arg(long, value_name = "TFLOPS")]
     peak_tflops: Option<f64>,
@@ -145,6 +154,7 @@ impl Bench {
             Self::Gemm(gemm) => return gemm.run(),
         };
         shape.device.apply()?;
+        shape.kernels.apply()?;
         let (json, peak) = (shape.json, shape.peak_tflops);
         let model = match &shape.preset {
             Some(name) => ModelConfig::preset(name)?,

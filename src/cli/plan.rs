@@ -92,6 +92,7 @@ impl Plan {
             seq_len: config.seq_len(),
             step: config.step(),
             logit_rows: self.backend.logit_rows(config.model.vocab_size),
+            product_bytes: self.backend.product_bytes(),
         };
         let peak = plan::plan(&wanted);
         let has = match self.memory {

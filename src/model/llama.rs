@@ -41,11 +41,11 @@ impl<B: LlamaOps> Llama<B> {
     /// Those of `weights`, and of [`ModelConfig::validate`].
     pub fn build(config: &ModelConfig, device: &B::Device, weights: &mut Weights<'_, B>) -> Result<Self> {
         config.validate()?;
-        let mut named = Vec::new();
-        for (name, shape) in config.parameters() {
-            named.push(weights(&name, &shape)?);
-        }
-        Ok(Self::from_stored(config, Rope::new(config, device), fuse::<B>(config, named)))
+        let stored = B::resident(device, || {
+            let named: Result<_> = config.parameters().iter().map(|(name, shape)| weights(name, shape)).collect();
+            Ok::<_, crate::Error>(fuse::<B>(config, named?))
+        })?;
+        Ok(Self::from_stored(config, Rope::new(config, device), stored))
     }
 
     /// `all`: in the order of [`ModelConfig::stored`].

@@ -10,6 +10,7 @@
 mod adamw;
 mod attention;
 mod autodiff;
+mod choice;
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cube")]
@@ -26,10 +27,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Int, Tensor, TensorMetadata, TensorPrimitive};
 
 pub use adamw::AdamWScalars;
-#[cfg(feature = "cube")]
-pub use cube::attention::{Attention, attention_kernels, set_attention_kernels};
-#[cfg(feature = "cube")]
-pub use cube::matmul::{Gemm, gemm, set_gemm};
+pub use choice::{Attention, Gemm, attention_kernels, gemm, set_attention_kernels, set_gemm};
 
 /// LLaMA's operations over a Burn backend. Every method has a default body.
 ///
@@ -192,6 +190,17 @@ pub trait LlamaOps: Backend {
         adamw::step::<Self>(state, grad, s)
     }
 
+    /// Makes what stays for a whole run: its tensors get memory of exactly their size, outside of the pages that others share.
+    fn resident<T>(_device: &Self::Device, make: impl FnOnce() -> T) -> T {
+        make()
+    }
+
+    /// The routines for products among which [`set_gemm`] chooses, and why one is not to be had on this device. Empty where there
+    /// is no choice.
+    fn gemms(_device: &Self::Device) -> Vec<(Gemm, Option<String>)> {
+        Vec::new()
+    }
+
     /// Bytes that the device's memory pool holds; `None` where memory is the process's own.
     fn pool_bytes(_device: &Self::Device) -> Option<u64> {
         None
@@ -202,6 +211,9 @@ pub trait LlamaOps: Backend {
         "default (Burn tensor operations)"
     }
 }
+
+/// How a failure begins whose reason is that the routine chosen does not take the operands.
+pub(crate) const REFUSED: &str = "the matrix product is refused";
 
 /// What attention's backward needs of its forward.
 #[derive(Clone, Debug)]

@@ -92,6 +92,16 @@ pub enum Case {
         /// Width of a head.
         head_dim: usize,
     },
+    /// Products of bfloat16 and float16 in the three layouts of a linear layer, by every routine that the backend has
+    /// ([`LlamaOps::gemms`]) and that takes them, but for Burn's own choice.
+    NarrowProducts {
+        /// Rows.
+        m: usize,
+        /// Length of the sums.
+        k: usize,
+        /// Columns.
+        n: usize,
+    },
     /// Sum of squares.
     SquareSum {
         /// Elements.
@@ -143,6 +153,15 @@ pub fn cases() -> Vec<Case> {
         Case::Embedding { n: 257, dim: 288, vocab: 32_000 },
         Case::Narrow { seq: 3, head_dim: 16 },
         Case::Narrow { seq: 130, head_dim: 64 },
+        Case::Narrow { seq: 300, head_dim: 128 },
+        Case::NarrowProducts { m: 33, k: 48, n: 65 },
+        Case::NarrowProducts { m: 33, k: 80, n: 65 },
+        Case::NarrowProducts { m: 33, k: 288, n: 65 },
+        Case::NarrowProducts { m: 33, k: 4096, n: 65 },
+        Case::NarrowProducts { m: 200, k: 48, n: 136 },
+        Case::NarrowProducts { m: 200, k: 80, n: 136 },
+        Case::NarrowProducts { m: 200, k: 288, n: 136 },
+        Case::NarrowProducts { m: 200, k: 4096, n: 136 },
         Case::SquareSum { n: 1 },
         Case::SquareSum { n: 288 * 768 },
         Case::AdamW { n: 3 },
@@ -245,6 +264,7 @@ impl Case {
             Self::SelfAttention(shape) => attention::self_attention::<B>(shape, device, checks),
             Self::Embedding { n, dim, vocab } => embedding::<B>([n, dim, vocab], device, checks),
             Self::Narrow { seq, head_dim } => narrow::check::<B>([seq, head_dim], device, checks),
+            Self::NarrowProducts { m, k, n } => narrow::products::<B>([m, k, n], device, checks),
             Self::CrossEntropy { n, dim, vocab } => cross_entropy::<B>([n, dim, vocab], device, checks),
             Self::SquareSum { n } => square_sum::<B>(n, device, checks),
             Self::AdamW { n } => adamw::<B>(n, device, checks),

@@ -18,7 +18,8 @@ use burn::tensor::ops::FloatTensor;
 
 use crate::backend::{BackendName, Job};
 use crate::error::Result;
-use crate::ops::{LlamaOps, tensor};
+use crate::fault;
+use crate::ops::{self, LlamaOps, tensor};
 
 pub use cases::{Case, cases};
 
@@ -172,16 +173,22 @@ struct Checks<'a> {
 impl Checks<'_> {
     /// One row: runs `outputs`, which computes on the device.
     fn row(&mut self, name: &str, shape: &str, tolerance: f64, outputs: impl FnOnce() -> Vec<Output>) {
+        self.row_unless_refused(name, shape, tolerance, false, outputs);
+    }
+
+    /// [`Checks::row`]; with `may`, no row where a product is refused by the routine chosen for it.
+    fn row_unless_refused(&mut self, name: &str, shape: &str, tolerance: f64, may: bool, outputs: impl FnOnce() -> Vec<Output>) {
         let start = Instant::now();
         // CubeCL and the drivers under it report what they cannot do by panicking; the rest of the table is still wanted.
         let result = match catch_unwind(AssertUnwindSafe(outputs)) {
             Ok(outputs) => outputs.iter().try_fold(0.0, |worst: f64, o| o.error().map(|e| worst.max(e))),
-            Err(panic) => Err(match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-                (Some(text), _) => format!("panicked: {text}"),
-                (_, Some(text)) => format!("panicked: {text}"),
-                _ => "panicked".into(),
-            }),
+            Err(panic) => Err(format!("panicked: {}", fault::message(&*panic))),
         };
+        // What a device's own thread saw counts, whatever came out.
+        let result = fault::take().map_or(result, Err);
+        if may && result.as_ref().is_err_and(|problem| problem.contains(ops::REFUSED)) {
+            return;
+        }
         let (max_error, problem) = match result {
             Ok(error) => (error, None),
             Err(problem) => (f64::NAN, Some(problem)),

@@ -1,13 +1,13 @@
 //! Operations on bfloat16 and float16: float32 inside, so that an error is that of one rounding of the result, and of rounded
 //! intermediate values where an operation stores them.
 
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata};
 
 use super::cases::Input;
 use super::reference::{self, AttentionShape};
 use super::{Checks, Output, magnitude};
 use crate::model::init::from_f32;
-use crate::ops::{AdamWScalars, AdamWState, LlamaOps, SelfAttention, cast};
+use crate::ops::{self, AdamWScalars, AdamWState, Gemm, LlamaOps, SelfAttention, cast};
 
 /// Half a unit in the last place relative to the number, at most (just above a power of two): 8 and 11 significant bits.
 fn rounding(dtype: DType) -> f64 {
@@ -99,30 +99,33 @@ fn of_type<B: LlamaOps>([seq, dim]: [usize; 2], dtype: DType, name: &str, device
     let unpack = super::attention::unpack;
     let part = |from, n| unpack(&qkv.f64(), [batch, seq, all, dim], from, n);
     let go = unpack(&dout.f64(), [batch, seq, heads, dim], 0, heads);
-    let starts = super::attention::document_starts(batch, seq);
+    let documents = super::attention::document_starts(batch, seq);
     let (q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
-    let [out, lse, dq, dk, dv] = reference::attention([&q, &k, &v, &go], s, Some(&starts), scale);
     let pack = super::attention::pack;
-    let out = pack(&[(&out, heads)], [batch, seq, dim]);
-    let grad = pack(&[(&dq, heads), (&dk, kv_heads), (&dv, kv_heads)], [batch, seq, dim]);
-    let text = format!("{batch} x {heads}/{kv_heads} heads of {dim}, {seq}, documents");
-    let settings = || {
-        let data = burn::tensor::TensorData::new(starts.clone(), [batch, seq]);
-        let starts = burn::tensor::Tensor::<B, 2, burn::tensor::Int>::from_data(data, device).into_primitive();
-        SelfAttention { kv_heads, starts: Some(starts), scale }
-    };
-    // Weights and their gradients may be rounded before the second product, as tensor cores want them; independent roundings of
-    // the terms of a sum stay below one rounding of the sum's largest possible size.
-    checks.row(&format!("{name} self_attention_forward"), &text, 3.0 * one, || {
-        let (o, l) = B::self_attention_forward(at(&qkv), settings());
-        assert_eq!((o.dtype(), l.dtype()), (dtype, DType::F32));
-        vec![Output::new::<B>(o, &out), Output::new::<B>(l, &lse)]
-    });
-    checks.row(&format!("{name} self_attention_backward"), &text, 6.0 * one, || {
-        let saved = (narrow(&out, &[batch, seq, heads, dim]), full(&lse, &[batch, heads, seq, 1]));
-        let got = B::self_attention_backward(at(&qkv), settings(), saved.0, saved.1, at(&dout));
-        vec![Output::new::<B>(got, &grad)]
-    });
+    for starts in [None, Some(&documents)] {
+        let [out, lse, dq, dk, dv] = reference::attention([&q, &k, &v, &go], s, starts.map(Vec::as_slice), scale);
+        let out = pack(&[(&out, heads)], [batch, seq, dim]);
+        let grad = pack(&[(&dq, heads), (&dk, kv_heads), (&dv, kv_heads)], [batch, seq, dim]);
+        let text =
+            format!("{batch} x {heads}/{kv_heads} heads of {dim}, {seq}{}", if starts.is_some() { ", documents" } else { "" });
+        let settings = || {
+            let of = |starts: &Vec<i32>| TensorData::new(starts.clone(), [batch, seq]);
+            let starts = starts.map(|s| Tensor::<B, 2, Int>::from_data(of(s), device).into_primitive());
+            SelfAttention { kv_heads, starts, scale }
+        };
+        // Weights and their gradients may be rounded before the second product, as tensor cores want them; independent roundings of
+        // the terms of a sum stay below one rounding of the sum's largest possible size.
+        checks.row(&format!("{name} self_attention_forward"), &text, 3.0 * one, || {
+            let (o, l) = B::self_attention_forward(at(&qkv), settings());
+            assert_eq!((o.dtype(), l.dtype()), (dtype, DType::F32));
+            vec![Output::new::<B>(o, &out), Output::new::<B>(l, &lse)]
+        });
+        checks.row(&format!("{name} self_attention_backward"), &text, 6.0 * one, || {
+            let saved = (narrow(&out, &[batch, seq, heads, dim]), full(&lse, &[batch, heads, seq, 1]));
+            let got = B::self_attention_backward(at(&qkv), settings(), saved.0, saved.1, at(&dout));
+            vec![Output::new::<B>(got, &grad)]
+        });
+    }
 
     checks.row(&format!("{name} adamw_step, copy"), &format!("{}", d_out * d_in), 0.0, || {
         let s = AdamWScalars {
@@ -143,4 +146,52 @@ fn of_type<B: LlamaOps>([seq, dim]: [usize; 2], dtype: DType, name: &str, device
         let want: Vec<f64> = want.into_iter().map(f64::from).collect();
         vec![Output::new::<B>(cast::<B>(state.copy.expect("a copy went in"), DType::F32), &want)]
     });
+}
+
+pub(super) fn products<B: LlamaOps>([m, k, n]: [usize; 3], device: &B::Device, checks: &mut Checks<'_>) {
+    let before = ops::gemm();
+    let of_device = B::gemms(device).into_iter().filter(|(_, missing)| missing.is_none()).map(|(gemm, _)| gemm);
+    // Burn's own choice is there to be measured: its double-buffered routines are wrong at K = 288.
+    let mut routines: Vec<Gemm> = of_device.filter(|gemm| *gemm != Gemm::Burn).collect();
+    if routines.is_empty() {
+        routines.push(Gemm::Auto);
+    }
+    let (a, b) = (input(1, &[m, k], 1.0), input(2, &[k, n], 1.0));
+    let want = reference::matmul(&a.f64(), &b.f64(), [m, k, n]);
+    let turned = |x: &Input, [rows, columns]: [usize; 2]| Input {
+        values: (0..rows * columns).map(|i| x.values[i % rows * columns + i / rows]).collect(),
+        shape: vec![columns, rows],
+    };
+    let (a_turned, b_turned) = (turned(&a, [m, k]), turned(&b, [k, n]));
+    let there = input(3, &[m, n], 1.0);
+    let sums: Vec<f64> = want.iter().zip(there.f64()).map(|(x, y)| x + y).collect();
+    for (dtype, name) in [(DType::BF16, "bf16"), (DType::F16, "f16")] {
+        if !B::supports_dtype(device, dtype) {
+            continue;
+        }
+        let at = |x: &Input| cast::<B>(x.at::<B>(device), dtype);
+        let (rounded, exact) = (rounding(dtype) * 1.01 + checks.tolerance.sum(k), checks.tolerance.sum(k));
+        for &gemm in &routines {
+            ops::set_gemm(gemm);
+            let mut row = |what: &str, tolerance: f64, outputs: &dyn Fn() -> Vec<Output>| {
+                let shape = format!("{m} x {k} x {n}, {gemm}");
+                checks.row_unless_refused(&format!("{name} {what}"), &shape, tolerance, gemm != Gemm::Auto, outputs);
+            };
+            row("project", rounded, &|| vec![Output::new::<B>(B::project(at(&a), at(&b_turned), dtype), &want)]);
+            row("project to float32", exact, &|| {
+                let added = B::project_add(there.at::<B>(device), at(&a), at(&b_turned));
+                let plain = B::project(at(&a), at(&b_turned), DType::F32);
+                vec![Output::new::<B>(plain, &want), Output::new::<B>(added, &sums)]
+            });
+            row("project_backward_input", rounded, &|| {
+                vec![Output::new::<B>(B::project_backward_input(at(&a), at(&b), dtype), &want)]
+            });
+            row("project_backward_weight", exact, &|| {
+                let plain = B::project_backward_weight(at(&a_turned), at(&b), None);
+                let added = B::project_backward_weight(at(&a_turned), at(&b), Some(there.at::<B>(device)));
+                vec![Output::new::<B>(plain, &want), Output::new::<B>(added, &sums)]
+            });
+        }
+    }
+    ops::set_gemm(before);
 }

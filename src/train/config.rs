@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::generate::SampleConfig;
 use crate::model::backward::Keep;
 use crate::model::{InitConfig, ModelConfig};
+use crate::ops::{Attention, Gemm};
 use crate::optim::OptimConfig;
 
 /// Everything that decides a training run.
@@ -64,6 +65,10 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// Activations kept for backward: `all`, `linear` (outputs of linear layers and attention) or `block` (block inputs).
     pub keep: Keep,
+    /// CUDA, wgpu: the routine for products in `bf16`; see [`Gemm`].
+    pub gemm: Gemm,
+    /// CUDA, wgpu: the kernels for attention in `bf16`; see [`Attention`].
+    pub attention: Attention,
     /// Burn's autodiff instead of the backward written by hand: slower and larger; to check the other.
     pub autodiff: bool,
     /// Updates each parameter as soon as its gradient is there, which is then freed. The clip uses the norm of the step before, and
@@ -91,6 +96,8 @@ impl Default for TrainConfig {
             peak_tflops: None,
             precision: Precision::F32,
             keep: Keep::Linear,
+            gemm: Gemm::Auto,
+            attention: Attention::Auto,
             autodiff: false,
             update_in_backward: false,
             document_mask: false,

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod metrics;
+mod observe;
 pub mod plan;
 pub mod report;
 pub mod run;
@@ -10,4 +11,5 @@ mod spike;
 pub mod step;
 
 pub use config::{Layers, RunConfig};
-pub use run::{Observer, RunInfo, RunSummary, Start, Trainer, train};
+pub use observe::{Observer, RunInfo, RunSummary};
+pub use run::{Start, Trainer, train};

@@ -24,6 +24,8 @@ pub struct PlanConfig {
     pub step: StepConfig,
     /// Rows whose logits the loss holds at once ([`crate::ops::LlamaOps::logit_rows`]).
     pub logit_rows: usize,
+    /// What products need beside their operands ([`crate::backend::BackendName::product_bytes`]).
+    pub product_bytes: u64,
 }
 
 /// Bytes at the moment of the peak.
@@ -241,7 +243,7 @@ pub fn plan(c: &PlanConfig) -> Plan {
     let weights: u64 = stored.iter().sum();
     let matrices: u64 = m.stored().iter().skip(1).filter(|s| s.shape.len() == 2).map(|s| bytes(&s.shape)).sum();
     let copies = if c.step.precision == Precision::F32 { 0 } else { matrices / 2 };
-    let start = Plan { weights, copies, moments: 2 * weights, ..Plan::default() };
+    let start = Plan { weights, copies, moments: 2 * weights, workspace: c.product_bytes, ..Plan::default() };
     let mut l = Ledger { now: start, peak: start };
     let s = Sizes::new(c);
     let keep = c.step.keep;

@@ -11,9 +11,10 @@ use serde_json::json;
 
 use super::config::RunConfig;
 use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord};
+use super::observe::{Observer, RunInfo, RunSummary};
 use super::report::ReportInfo;
 use super::spike::{SPIKE_WINDOW, is_spike};
-use super::step::{MicroBatch, StepOutput, batch_loss, train_step};
+use super::step::{MicroBatch, StepOutput, batch_loss, check_device, train_step};
 use crate::backend::{BackendName, Job};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
@@ -24,60 +25,9 @@ use crate::error::{Error, Result};
 use crate::generate::{Sampler, generate};
 use crate::model::llama::fuse;
 use crate::model::{Llama, unfuse};
-use crate::ops::LlamaOps;
+use crate::ops::{LlamaOps, set_attention_kernels, set_gemm};
 use crate::optim::AdamW;
 use crate::tokenizer::Tokenizer;
-
-/// What the loop tells while it runs. Every method has an empty default.
-pub trait Observer {
-    /// Before the first step, once everything is open.
-    fn start(&mut self, _info: &RunInfo) {}
-    /// After every step.
-    fn step(&mut self, _record: &StepRecord, _eta_s: f64) {}
-    /// A checkpoint was saved.
-    fn saved(&mut self, _step: u64, _path: &Path) {}
-    /// How far the work before the first step is.
-    fn say(&mut self, _text: &str) {}
-    /// Something that the user should know: a skipped step, a corrupt checkpoint passed over.
-    fn note(&mut self, _text: &str) {}
-}
-
-/// No output.
-impl Observer for () {}
-
-/// What a run is, said once.
-#[derive(Clone, Debug)]
-pub struct RunInfo {
-    /// Parameters of the model.
-    pub params: u64,
-    /// Optimizer steps of the whole run.
-    pub steps: u64,
-    /// Steps already made (a resumed run).
-    pub done: u64,
-    /// Tokens of a step.
-    pub tokens_per_step: u64,
-    /// Windows of the training data.
-    pub windows: u64,
-    /// Samples (windows) of a step.
-    pub batch: usize,
-    /// Where the run is.
-    pub dir: PathBuf,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct RunSummary {
-    /// The last step's record.
-    pub last: StepRecord,
-    /// The last validation: nats a token, bits a byte.
-    pub valid: Option<(f64, f64)>,
-    /// Median tokens a second over this process's steps, its first ones left out.
-    pub tok_s: f64,
-    /// Steps whose update was left out.
-    pub skipped: u64,
-    /// The last checkpoint.
-    pub checkpoint: PathBuf,
-}
 
 /// Where a run starts.
 #[derive(Clone, Debug)]
@@ -250,6 +200,7 @@ impl<B: LlamaOps> Trainer<B> {
             }
         };
         config.train.precision.check::<B>(device)?;
+        choose::<B>(&config, device)?;
         let (model, mut optim, state, step) = match &resumed {
             Some(checkpoint) => Self::restore(&config, checkpoint, &loader, device)?,
             None => {
@@ -335,8 +286,10 @@ impl<B: LlamaOps> Trainer<B> {
         let file = checkpoint.tensors(OPTIM)?;
         let moments = |which: &str| -> Result<_> {
             let one = |(name, shape): &(String, Vec<usize>)| read::<B>(&file, &format!("{which}.{name}"), shape, device);
-            let named = config.model.parameters().iter().map(one).collect::<Result<Vec<_>>>()?;
-            Ok(fuse::<B>(&config.model, named))
+            B::resident(device, || {
+                let named = config.model.parameters().iter().map(one).collect::<Result<Vec<_>>>()?;
+                Ok(fuse::<B>(&config.model, named))
+            })
         };
         let moments = moments("exp_avg")?.into_iter().zip(moments("exp_avg_sq")?).map(|(m, v)| [m, v]).collect();
         let mut optim = AdamW::with_moments(config.optim.clone(), state.optim_steps, moments);
@@ -559,6 +512,8 @@ impl<B: LlamaOps> Trainer<B> {
     /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.
     fn save(&mut self, recent: &VecDeque<[f64; 2]>, observer: &mut dyn Observer) -> Result<PathBuf> {
         self.metrics.sync()?;
+        let device = self.model().device();
+        check_device::<B>(&device)?;
         self.state.recent = recent.iter().map(|r| r.map(f64::to_bits)).collect();
         let root = self.dir.join("checkpoints");
         let names = self.config.model.parameters();
@@ -575,13 +530,28 @@ impl<B: LlamaOps> Trainer<B> {
                 let all = self.optim.moments.iter().map(|m| m[which].clone()).collect();
                 unfuse::<B>(&self.config.model, all)
             });
-            writer.tensors(OPTIM, &infos(&of_moments), &mut |i| Ok(to_bytes::<B>(moments[i % 2][i / 2].clone()).into()))
+            writer.tensors(OPTIM, &infos(&of_moments), &mut |i| Ok(to_bytes::<B>(moments[i % 2][i / 2].clone()).into()))?;
+            check_device::<B>(&device) // nothing of a device that failed on the way becomes a checkpoint
         })?;
         native::prune(&root, self.config.train.keep_last, self.config.train.keep_every)?;
         observer.saved(self.step, &path);
         self.saved = Some(path.clone());
         Ok(path)
     }
+}
+
+/// Sets the process's kernels. A routine that the device has not is known before anything runs.
+fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<()> {
+    let (gemm, attention) = (config.train.gemm, config.train.attention);
+    let all = B::gemms(device);
+    if let Some((_, Some(missing))) = all.iter().find(|(g, _)| *g == gemm) {
+        let usable: Vec<_> = all.iter().filter(|(_, missing)| missing.is_none()).map(|(g, _)| g.name()).collect();
+        let hint = format!("take one of {}", usable.join(", "));
+        return Err(Error::bad_value("train.gemm", format!("`{gemm}` is not to be had: {missing}"), hint));
+    }
+    set_gemm(gemm);
+    set_attention_kernels(attention);
+    Ok(())
 }
 
 fn same_shape(found: &crate::model::ModelConfig, config: &RunConfig, path: &Path) -> Result<()> {

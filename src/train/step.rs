@@ -1,10 +1,12 @@
 //! One optimizer step: forward and backward over the micro-batches, global norm, clip, AdamW.
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::model::Llama;
 use crate::model::backward::{Keep, Params, PassConfig, PassInput, Single, forward_backward};
 use crate::ops::{AdamWScalars, LlamaOps, tensor};
@@ -157,7 +159,7 @@ impl<B: LlamaOps> Params<B> for State<'_, B> {
 /// `skip(loss, grad_norm)` may refuse an update (not where updates are made in backward).
 ///
 /// # Errors
-/// Those of the micro-batches and of the device (the model is then lost with the run).
+/// Those of the micro-batches and of the device, also those that only its own thread saw (the model is then lost with the run).
 pub fn train_step<B: LlamaOps>(
     model: Llama<B>,
     optim: &mut AdamW<B>,
@@ -200,8 +202,10 @@ pub fn train_step<B: LlamaOps>(
     };
     // The one read of the step: losses and squares.
     let micros = losses.len();
-    let read = Tensor::cat(losses.into_iter().chain(squares).collect(), 0).into_data().convert::<f32>();
-    B::sync(&device).map_err(|e| device_failed::<B>(&device, &format!("{e:?}")))?;
+    let failed = |e: ExecutionError| device_failed::<B>(&device, &format!("{e:?}"));
+    let read = Tensor::cat(losses.into_iter().chain(squares).collect(), 0).try_into_data().map_err(failed)?.convert::<f32>();
+    B::sync(&device).map_err(failed)?;
+    check_device::<B>(&device)?;
     let read: Vec<f32> = read.iter::<f32>().collect();
     let loss = read[..micros].iter().map(|&x| f64::from(x)).sum::<f64>() / valid;
     let grad_norm = norm_of(&read[micros..]);
@@ -231,6 +235,11 @@ impl<B: LlamaOps> State<'_, B> {
 
 fn wrap<T>(all: Vec<T>) -> Vec<Option<T>> {
     all.into_iter().map(Some).collect()
+}
+
+/// What has gone wrong on the device since it was last asked.
+pub(crate) fn check_device<B: LlamaOps>(device: &B::Device) -> Result<()> {
+    fault::take().map_or(Ok(()), |problem| Err(device_failed::<B>(device, &problem)))
 }
 
 /// The device broke down: its results are worth nothing.

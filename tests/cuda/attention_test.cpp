@@ -1,4 +1,4 @@
-// The kernels of src/ops/cube/cuda/attention.cu, on the CPU (emulate.h), against float64 sums written plainly.
+// The kernels of src/ops/cube/cuda/attention_*.cu, on the CPU (emulate.h), against float64 sums written plainly.
 //
 //   g++ -O2 -std=c++20 -pthread -Wno-unknown-pragmas -DHEAD_DIM=64 -Isrc/ops/cube/cuda tests/cuda/attention_test.cpp
 //
@@ -12,7 +12,13 @@
 
 #include "emulate.h"
 
-#include "attention.cu"
+#include "machine.cuh"
+
+#include "attention.cuh"
+
+#include "attention_forward.cu"
+
+#include "attention_backward.cu"
 
 #include <random>
 #include <string>

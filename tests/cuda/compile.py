@@ -4,8 +4,8 @@
     python3 -m pip install 'nvidia-cuda-nvrtc==13.*'
     python3 tests/cuda/compile.py [folder, default src/ops/cube/cuda] [--head-dim 64 ...] [--arch sm_90a ...]
 
-Every .cu file of the folder is compiled to a CUBIN for each architecture and, where it names HEAD_DIM, each head size that the
-host asks for. Fails on an error, on a warning, and on more than --spill bytes of spilled registers in a kernel. Registers and spills
+Every .cu file of the folder, after the files that its first line names ("// After a.cuh, b.cuh."), is compiled to a CUBIN for each
+architecture and, where it names HEAD_DIM or GEMM, each value of it that the host asks for. Fails on an error, on a warning, and on more than --spill bytes of spilled registers in a kernel. Registers and spills
 come from the assembler's report in NVRTC's log (--ptxas-options=-v).
 
 NVRTC is the one of pip's package, in the Python that runs this, or the library that --nvrtc names.
@@ -19,6 +19,7 @@ import sys
 import time
 
 HEAD_DIMS = tuple(range(16, 129, 16))
+GEMMS = tuple(range(16)) # from 8 on for sm_90a alone
 ARCHS = ("sm_80", "sm_90a")
 INSTALL = f"{sys.executable} -m pip install"
 
@@ -82,6 +83,15 @@ def kernels(log):
     return found
 
 
+def whole(file):
+    """The text that the host compiles."""
+    text = file.read_text()
+    before = re.match(r"// After (.*)\.\n", text)
+    names = before.group(1).split(", ") if before else []
+    parts = [file.with_name(name) for name in names] + [file]
+    return "".join(f'#line 1 "{part.name}"\n{part.read_text()}' for part in parts)
+
+
 def main():
     here = pathlib.Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,18 +111,20 @@ def main():
     print(f"NVRTC {nvrtc.version()}")
     failures = 0
     for file in files:
-        text = file.read_text()
+        text = whole(file)
         for arch in args.arch:
-            for head_dim in args.head_dim if "HEAD_DIM" in text else (None,):
+            macro = next((name for name in ("HEAD_DIM", "GEMM") if f"define {name}" in text), None)
+            values = {"HEAD_DIM": args.head_dim, "GEMM": [g for g in GEMMS if g < 8 or arch.startswith("sm_90")]}.get(macro, (None,))
+            for value in values:
                 # CubeCL passes no macro, so the caller writes it above the source.
-                source = f"#define HEAD_DIM {head_dim}\n#line 1\n" + text if head_dim else text
+                source = f"#define {macro} {value}\n" + text if macro else text
                 headers = [nvrtc.root / "include", nvrtc.root / "include/cccl"]
                 options = [f"--gpu-architecture={arch}", *(f"--include-path={h}" for h in headers), "-lineinfo",
                            "--ptxas-options=-v"]
                 start = time.time()
                 good, log, cubin = nvrtc.compile(source, file.name, options)
                 seconds = time.time() - start
-                title = f"{file.name} {arch}" + (f" HEAD_DIM={head_dim}" if head_dim else "")
+                title = f"{file.name} {arch}" + (f" {macro}={value}" if macro else "")
                 warned = bool(re.search(r"\bwarning\b", log, re.I))
                 print(f"{title}: {'ok' if good else 'ERROR'}, {len(cubin)} bytes, {seconds:.1f} s")
                 if args.log or not good or warned:

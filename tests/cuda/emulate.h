@@ -1,4 +1,4 @@
-// A CUDA block on the CPU, for tests of the kernels in src/ops/cube/cuda without a GPU: include this file, then the .cu file.
+// A CUDA block on the CPU, for tests of the kernels in src/ops/cube/cuda without a GPU: include this file, then the kernels' files.
 //
 // Every thread of a block is a coroutine; the lanes of a warp meet at each warp-wide instruction (ldmatrix, mma, shuffle,
 // ballot), the warps at __syncthreads. The instructions are written from the PTX ISA 8.x ("Warp-level matrix instructions":
@@ -13,6 +13,8 @@
 //   - races: a word written by one thread and read or written by another one must be separated by __syncthreads, or within a
 //     warp __syncwarp. Warps run one after the other, forwards and backwards in turn, so that a race also changes the result.
 //   - ldmatrix: the 8 rows of a matrix lie in different banks
+//   - wgmma: operands are there, and fenced, when a product is issued; they are read (again) when it is waited for, so that one that
+//     is overwritten before gives a wrong result
 //   - lanes of a warp that diverge at a warp-wide instruction, and barriers that not all threads reach.
 // A failed check prints what happened and aborts. Not emulated: the memory model inside a warp between two instructions that
 // synchronise it, the rounding of tensor cores (sums here are exact, then rounded), flushed denormals, time.
@@ -78,6 +80,9 @@ constexpr size_t STACK = 128 * 1024;
 
 struct Copy { unsigned at, size, bytes; const void* source; };
 
+// A product of a warpgroup, for the 16 rows of one of its warps.
+struct Product { float* d[WARP]; unsigned long long a, b; bool a_down, b_down; };
+
 struct Thread {
     uint3 index;
     unsigned id;
@@ -85,9 +90,12 @@ struct Thread {
     bool done = false, at_barrier = false;
     std::vector<Copy> open; // copies not yet committed
     std::deque<std::vector<Copy>> groups;
+    std::vector<Copy> unfenced; // copies that have arrived, and are not yet visible to wgmma
 };
 
 struct Warp {
+    std::vector<Product> products; // not yet committed
+    std::deque<std::vector<Product>> product_groups;
     int current = 0, arrived = 0, waiting = 0, done = 0;
     const char* kind = nullptr;
     unsigned generation = 0, syncs = 0;
@@ -100,9 +108,10 @@ struct Word {
     unsigned write_block = 0, write_warp = 0, read_block = 0, read_warp = 0;
     bool several = false; // warps read it since the last __syncthreads
     bool pending = false; // cp.async under way
+    bool fenced = false; // visible to wgmma
 };
 
-struct Buffer { const char* name; const unsigned char* data; size_t size; bool output; std::vector<uint8_t> written; };
+struct Buffer { const char* name; const unsigned char* data; size_t size; bool output; std::vector<uint8_t> written; bool readable; };
 inline std::vector<Buffer> buffers;
 
 struct Block {
@@ -182,6 +191,7 @@ inline void finish() {
     if (!self->open.empty()) fail("copies left uncommitted");
     for (auto& group : self->groups)
         if (!group.empty()) fail("the thread ends with copies under way");
+    if (!my_warp().products.empty() || !my_warp().product_groups.empty()) fail("the warp ends with products under way");
     next_lane();
     fail("a finished thread was resumed");
 }
@@ -256,18 +266,20 @@ inline void launch(dim3 grid, unsigned threads, unsigned shared_size, const std:
 
 // ---- Memory
 
-// `once`: fail if a byte is written twice.
-inline void add_buffer(const char* name, const void* data, size_t size, bool output, bool once = true) {
-    buffers.push_back({name, (const unsigned char*)data, size, output, std::vector<uint8_t>(output && once ? size : 0)});
+// `once`: fail if a byte is written twice. `readable`: an output may also be read.
+inline void add_buffer(const char* name, const void* data, size_t size, bool output, bool once = true, bool readable = false) {
+    buffers.push_back({name, (const unsigned char*)data, size, output, std::vector<uint8_t>(output && once ? size : 0), readable});
 }
 
-inline void check_global(const void* p, size_t size, bool write) {
+// `bytes`, if not all of `size`, which is the alignment.
+inline void check_global(const void* p, size_t size, bool write, size_t bytes = 0) {
+    bytes = bytes ? bytes : size;
     if ((uintptr_t)p % size) fail("global access of %zu bytes at %p, not aligned", size, p);
     for (Buffer& b : buffers) {
         if ((const unsigned char*)p < b.data || (const unsigned char*)p >= b.data + b.size) continue;
         size_t offset = (const unsigned char*)p - b.data;
-        if (offset + size > b.size) fail("access of %zu bytes at %zu of %s (%zu bytes)", size, offset, b.name, b.size);
-        if (write != b.output) fail(write ? "%s is an input, but written" : "%s is an output, but read", b.name);
+        if (offset + bytes > b.size) fail("access of %zu bytes at %zu of %s (%zu bytes)", bytes, offset, b.name, b.size);
+        if (write != b.output && !(b.readable && !write)) fail(write ? "%s is an input, but written" : "%s is an output, but read", b.name);
         if (write && !b.written.empty())
             for (size_t i = offset; i < offset + size; i++)
                 if (std::atomic_ref<uint8_t>(b.written[i])++) fail("byte %zu of %s is written twice", i, b.name);
@@ -295,14 +307,14 @@ inline void shared_write(unsigned at, unsigned size) {
             fail("race: shared %u, read by thread %d, is written", 4 * i, w.reader);
         if (early(w.writer, w.write_block, w.write_warp, false))
             fail("race: shared %u is written by thread %d too", 4 * i, w.writer);
-        w.writer = (int)self->id, w.write_block = block->barriers, w.write_warp = my_warp().syncs;
+        w.writer = (int)self->id, w.write_block = block->barriers, w.write_warp = my_warp().syncs, w.fenced = false;
     }
 }
 
 // `reader`: the thread that reads, of the current warp.
 inline void shared_read(unsigned at, unsigned size, int reader) {
     check_shared(at, size, size);
-    for (unsigned i = at / 4; i < (at + size) / 4; i++) {
+    for (unsigned i = at / 4; i < (at + size + 3) / 4; i++) {
         Word& w = block->words[i];
         if (w.pending) fail("shared %u is read before cp.async is waited for", 4 * i);
         if (w.writer < 0) fail("shared %u is read, but was never written", 4 * i);
@@ -316,7 +328,7 @@ inline void shared_read(unsigned at, unsigned size, int reader) {
 
 inline void copy_async(unsigned at, const void* source, unsigned size, unsigned bytes) {
     if (bytes > size) fail("cp.async of %u bytes from %u", size, bytes);
-    if (bytes) check_global(source, size, false);
+    if (bytes) check_global(source, size, false, bytes);
     shared_write(at, size);
     for (unsigned i = at / 4; i < (at + size) / 4; i++) block->words[i].pending = true;
     self->open.push_back({at, size, bytes, source});
@@ -454,7 +466,7 @@ inline unsigned __ballot_sync(unsigned mask, int x) {
 inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
-// ---- The functions of "The machine" in attention.cu
+// ---- The functions of machine.cuh
 
 inline void ldmatrix_x4(unsigned (&r)[4], unsigned at) { emulate::load_matrices(r, at, false); }
 inline void ldmatrix_x4_trans(unsigned (&r)[4], unsigned at) { emulate::load_matrices(r, at, true); }
@@ -478,6 +490,7 @@ template <int N> inline void cp_async_wait() {
                 w.pending = false; // and written now, by this thread
                 w.write_block = emulate::block->barriers, w.write_warp = emulate::my_warp().syncs;
             }
+            t.unfenced.push_back(c);
         }
         t.groups.pop_front();
     }
@@ -503,7 +516,15 @@ inline int2 shared_load_i32x2(unsigned at) { return emulated_load<int2>(at); }
 inline int shared_load_i32(unsigned at) { return emulated_load<int>(at); }
 
 inline uint4 global_load_16(const void* p) { emulate::check_global(p, 16, false); return *(const uint4*)p; }
+inline float2 global_load_f32x2(const float* p) { emulate::check_global(p, 8, false); return *(const float2*)p; }
+inline unsigned global_load_u32(const void* p) { emulate::check_global(p, 4, false); return *(const unsigned*)p; }
+inline unsigned short global_load_bf16(const unsigned short* p) { emulate::check_global(p, 2, false); return *p; }
+inline void global_store_f32x2(float* p, float2 x) { emulate::check_global(p, 8, true); memcpy(p, &x, 8); }
+inline void global_store_u32(void* p, unsigned x) { emulate::check_global(p, 4, true); memcpy(p, &x, 4); }
+inline void global_store_bf16(unsigned short* p, unsigned short x) { emulate::check_global(p, 2, true); *p = x; }
 inline float global_load_f32(const float* p) { emulate::check_global(p, 4, false); return *p; }
 inline int global_load_i32(const int* p) { emulate::check_global(p, 4, false); return *p; }
 inline void global_store_16(void* p, uint4 x) { emulate::check_global(p, 16, true); memcpy(p, &x, 16); }
 inline void global_store_f32(float* p, float x) { emulate::check_global(p, 4, true); *p = x; }
+
+#include "emulate_warpgroup.h"

@@ -9,10 +9,6 @@
 //!
 //! Packed projections of bfloat16 on CUDA go to the tensor cores, by the kernels of `cuda/`.
 
-use std::fmt;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::{cast, into_contiguous, slice};
@@ -22,63 +18,8 @@ use cubecl::zspace::metadata::Metadata;
 
 use super::attend::{ACROSS, DOWN, delta_kernel, dkv_kernel, dq_kernel, forward_kernel};
 use super::{address, count, elementwise, empty, grid};
-
-/// The kernels for attention over a packed projection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Attention {
-    /// Those in CUDA C++ where they can be, else those in CubeCL.
-    #[default]
-    Auto,
-    /// Those in CUDA C++ (tensor cores; bfloat16, heads of a multiple of 16 up to 128); panics where they cannot be.
-    Raw,
-    /// Those in CubeCL (float32 on the units; any type and width).
-    CubeCl,
-}
-
-impl Attention {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Raw, Self::CubeCl];
-
-    /// Its name in a configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Raw => "raw",
-            Self::CubeCl => "cubecl",
-        }
-    }
-}
-
-impl fmt::Display for Attention {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Attention {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|a| a.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("`{text}` names no kernels for attention; take one of {names}")
-        })
-    }
-}
-
-static ATTENTION: AtomicU8 = AtomicU8::new(Attention::Auto as u8);
-
-/// Chooses the kernels for the whole process.
-pub fn set_attention_kernels(attention: Attention) {
-    ATTENTION.store(attention as u8, Ordering::Relaxed);
-}
-
-/// The kernels chosen.
-pub fn attention_kernels() -> Attention {
-    let chosen = ATTENTION.load(Ordering::Relaxed);
-    Attention::ALL.into_iter().find(|a| *a as u8 == chosen).unwrap_or_default()
-}
+use crate::fault;
+use crate::ops::{Attention, attention_kernels};
 
 #[cfg(not(feature = "cuda"))]
 const NO_CUDA: &str = "a build without CUDA";
@@ -91,7 +32,9 @@ fn unless_refused<T>(raw: impl FnOnce() -> Result<T, &'static str>) -> Option<T>
     }
     match raw() {
         Ok(result) => Some(result),
-        Err(reason) if chosen == Attention::Raw => panic!("attention by the kernels in CUDA C++ (`{chosen}`): {reason}"),
+        Err(reason) if chosen == Attention::Raw => {
+            fault::fail(format!("attention by the kernels in CUDA C++ (`{chosen}`): {reason}"))
+        }
         Err(_) => None,
     }
 }

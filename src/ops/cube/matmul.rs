@@ -1,93 +1,27 @@
-//! Matrix products: cubek's single-buffered routines, chosen by name. The double-buffered ones read past the end of sums with an
-//! odd number of stages (cubek#441; K = 288 is one), and cubek's own choice rounds float32 to TF32.
+//! Matrix products: cuBLASLt where CUDA has it (`cuda/product.rs`), else cubek's single-buffered routines, chosen by name. cubek's
+//! double-buffered ones read past the end of sums with an odd number of stages (cubek#441; K = 288 is one), and its own choice
+//! rounds float32 to TF32.
 //!
 //! Limits: TMA reads rows of whole 16-byte units (the other routines take what it cannot); the routines size their own shared
 //! memory by the device. WebGPU has no tensor cores for CubeCL's WGSL: everything is `SimpleUnit` there.
-
-use std::fmt;
-use std::str::FromStr;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::Tma;
+use cubecl::prelude::ComputeClient;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems, MatmulSetupError};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::matmul::routines::BlueprintStrategy;
 use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::std::InputBinding;
 
-use super::{count, elementwise, empty};
+use super::{count, elementwise, empty, own};
+use crate::fault;
+use crate::ops::{Gemm, REFUSED, gemm};
 
-/// The routine for products of narrower types than float32 (float32 is always computed on the units, in float32).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Gemm {
-    /// The first of the next four that the device and the operands allow.
-    #[default]
-    Auto,
-    /// Tensor cores by `mma`, tiles read by TMA (compute capability 9 and later).
-    TmaMma,
-    /// Tensor cores by `mma`.
-    CyclicMma,
-    /// Tensor cores by `wmma`.
-    CyclicCmma,
-    /// No tensor cores.
-    Unit,
-    /// Whatever Burn would choose.
-    Burn,
-}
-
-impl Gemm {
-    /// All of them.
-    pub const ALL: [Self; 6] = [Self::Auto, Self::TmaMma, Self::CyclicMma, Self::CyclicCmma, Self::Unit, Self::Burn];
-
-    /// Its name in a configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::TmaMma => "tma-mma",
-            Self::CyclicMma => "cyclic-mma",
-            Self::CyclicCmma => "cyclic-cmma",
-            Self::Unit => "unit",
-            Self::Burn => "burn",
-        }
-    }
-}
-
-impl fmt::Display for Gemm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Gemm {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|g| g.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("`{text}` is no way to multiply matrices; take one of {names}")
-        })
-    }
-}
-
-static GEMM: AtomicU8 = AtomicU8::new(Gemm::Auto as u8);
-
-/// Chooses the routine for the whole process.
-pub fn set_gemm(gemm: Gemm) {
-    GEMM.store(gemm as u8, Ordering::Relaxed);
-}
-
-/// The routine chosen.
-pub fn gemm() -> Gemm {
-    let chosen = GEMM.load(Ordering::Relaxed);
-    Gemm::ALL.into_iter().find(|g| *g as u8 == chosen).unwrap_or_default()
-}
-
-/// The routines, best first.
-const ROUTINES: [Gemm; 4] = [Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
+/// The routines that `Gemm::Auto` tries, best first. `wgmma` has yet to be measured.
+const ROUTINES: [Gemm; 5] = [Gemm::CublasLt, Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
 
 fn strategy(routine: Gemm) -> Strategy {
     // `multi_rows`: more rows a plane, what cubek's own tuner prefers for large products.
@@ -110,21 +44,66 @@ fn tma_reads<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     matrix && strides[..rank - 2].iter().all(|s| aligned(*s))
 }
 
-fn launch<R: CubeRuntime>(
-    strategy: &Strategy,
-    a: &CubeTensor<R>,
-    b: &CubeTensor<R>,
-    out: &CubeTensor<R>,
-) -> Result<(), MatmulSetupError> {
-    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: out.dtype.into() };
-    launch_ref(
-        strategy,
+/// Why a device has not this routine at all.
+pub(super) fn missing<R: CubeRuntime>(routine: Gemm, client: &ComputeClient<R>) -> Option<String> {
+    let features = &client.properties().features;
+    let cuda = R::name(client).contains("cuda");
+    let why = match routine {
+        Gemm::CublasLt | Gemm::Wgmma if !cuda => "another runtime than CUDA",
+        Gemm::Wgmma if !features.copy_async => "the device is of compute capability below 8.0",
+        Gemm::CublasLt => return library_missing(),
+        Gemm::TmaMma if !features.tma.contains(Tma::Base) => "the device has no TMA",
+        Gemm::TmaMma | Gemm::CyclicMma if features.matmul.mma.is_empty() => "the device has no `mma`",
+        Gemm::CyclicCmma if features.matmul.cmma.is_empty() => "the device has no `wmma`",
+        _ => return None,
+    };
+    Some(why.into())
+}
+
+/// Fills `y` by one routine. What is refused is refused before anything is launched.
+fn launch<R: CubeRuntime>(routine: Gemm, a: &CubeTensor<R>, b: &CubeTensor<R>, y: &CubeTensor<R>) -> Result<(), String> {
+    if let Some(why) = missing(routine, &a.client) {
+        return Err(why);
+    }
+    match routine {
+        Gemm::CublasLt | Gemm::Wgmma => return foreign(routine, [a, b, y], false),
+        Gemm::TmaMma if !(tma_reads(a) && tma_reads(b)) => return Err("rows that do not begin at multiples of 16 bytes".into()),
+        _ => {}
+    }
+    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: y.dtype.into() };
+    let done: Result<(), MatmulSetupError> = launch_ref(
+        &strategy(routine),
         &a.client,
         InputBinding::new(a.clone().binding(), a.dtype.into()),
         InputBinding::new(b.clone().binding(), b.dtype.into()),
-        out.clone().binding(),
+        y.clone().binding(),
         &mut MatmulElems::from_globals(&globals),
-    )
+    );
+    done.map_err(|e| format!("{e:?}"))
+}
+
+/// The routines that are not cubek's. They can also add to `y`.
+#[cfg(feature = "cuda")]
+fn foreign<R: CubeRuntime>(routine: Gemm, matrices: [&CubeTensor<R>; 3], accumulate: bool) -> Result<(), String> {
+    match routine {
+        Gemm::Wgmma => super::cuda::gemm(matrices, accumulate),
+        _ => super::cuda::product(matrices, accumulate),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn foreign<R: CubeRuntime>(_: Gemm, _: [&CubeTensor<R>; 3], _: bool) -> Result<(), String> {
+    Err("a build without CUDA".into())
+}
+
+#[cfg(feature = "cuda")]
+fn library_missing() -> Option<String> {
+    super::cuda::cublaslt_missing()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn library_missing() -> Option<String> {
+    Some("a build without CUDA".into())
 }
 
 /// `a [.., m, k] x b [.., k, n]`, operands of one type, as `out`, of float32 sums.
@@ -147,30 +126,36 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
     let chosen = if a.dtype == DType::F32 { Gemm::Unit } else { gemm() };
     if chosen == Gemm::Burn {
         let product = burn_cubecl::kernel::matmul::matmul(a, b, Some(y), Default::default(), out);
-        return product.unwrap_or_else(|e| panic!("matrix product by Burn's choice: {e:?}"));
+        return product.unwrap_or_else(|e| fault::fail(format!("matrix product by Burn's choice: {e:?}")));
     }
-    // What is refused is refused before anything is compiled or launched, for reasons that may be the operands' own: each
-    // product asks anew.
+    // For reasons that may be the operands' own: each product asks anew.
     let mut refused = Vec::new();
-    for routine in ROUTINES {
-        if chosen != Gemm::Auto && routine != chosen {
-            continue;
-        }
-        if routine == Gemm::TmaMma {
-            if !a.client.properties().features.tma.contains(Tma::Base) {
-                refused.push(format!("{routine}: the device has no TMA"));
-                continue;
-            }
-            if !(tma_reads(&a) && tma_reads(&b)) {
-                refused.push(format!("{routine}: rows that do not begin at multiples of 16 bytes"));
-                continue;
-            }
-        }
-        match launch(&strategy(routine), &a, &b, &y) {
+    let routines = if chosen == Gemm::Auto { &ROUTINES[..] } else { &[chosen] };
+    for &routine in routines {
+        match launch(routine, &a, &b, &y) {
             Ok(()) => return y,
-            Err(e) => refused.push(format!("{routine}: {e:?}")),
+            Err(e) => refused.push(format!("{routine}: {e}")),
         }
     }
     let (a_shape, dtype) = (a.meta.shape(), a.dtype);
-    panic!("matrix product {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; "));
+    fault::fail(format!("{REFUSED}: {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; ")));
+}
+
+/// `sum + a b` in the type of `sum`, in place: in the product's own pass where a routine can, else by one more.
+pub(super) fn product_add<R: CubeRuntime>(sum: CubeTensor<R>, a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
+    let dtype = sum.dtype;
+    let fits = a.dtype != DType::F32 && a.dtype == b.dtype && count(&a) > 0 && count(&b) > 0;
+    let routine = match gemm() {
+        Gemm::Auto | Gemm::CublasLt => Some(Gemm::CublasLt),
+        Gemm::Wgmma => Some(Gemm::Wgmma),
+        _ => None,
+    };
+    if let Some(routine) = routine.filter(|routine| fits && missing(*routine, &a.client).is_none()) {
+        let sum = own(sum);
+        if foreign(routine, [&a, &b, &sum], true).is_ok() {
+            return sum;
+        }
+        return elementwise::add(sum, product(a, b, dtype));
+    }
+    elementwise::add(sum, product(a, b, dtype))
 }

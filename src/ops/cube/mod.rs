@@ -1,4 +1,4 @@
-//! CUDA and wgpu, through CubeCL: one kernel source for both, but for attention in bfloat16 on CUDA (`cuda/`, CUDA C++).
+//! CUDA and wgpu, through CubeCL: one kernel source for both, but for attention and products in bfloat16 on CUDA (`cuda/`).
 //!
 //! What all kernels keep to, so that a default WebGPU adapter runs them: at most 256 units a cube, 8 KiB of shared memory
 //! (of the 16 that WebGPU promises; CubeCL's WGSL counts it twice, cubecl#1367), 7 tensors (8 storage buffers, of which CubeCL
@@ -11,13 +11,13 @@
 
 mod adamw;
 mod attend;
-pub(crate) mod attention;
+mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod elementwise;
 mod embedding;
 mod loss;
-pub(crate) mod matmul;
+mod matmul;
 mod norm;
 mod reduce;
 mod rope;
@@ -30,9 +30,11 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::MemoryAllocationMode;
 use cubecl::prelude::*;
 
-use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
+use super::{AdamWScalars, AdamWState, AttentionSaved, Gemm, LlamaOps, SelfAttention};
+use crate::fault;
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
     fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -44,17 +46,16 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         matmul::product(x, Self::float_transpose(w), out)
     }
     fn project_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
-        let dtype = y.dtype;
-        elementwise::add(y, Self::project(x, w, dtype))
+        matmul::product_add(y, x, Self::float_transpose(w))
     }
     fn project_backward_input(dy: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
         matmul::product(dy, w, out)
     }
     fn project_backward_weight(dy: FloatTensor<Self>, x: FloatTensor<Self>, sum: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
-        let dw = matmul::product(Self::float_transpose(dy), x, DType::F32);
+        let dy = Self::float_transpose(dy);
         match sum {
-            Some(sum) => elementwise::add(sum, dw),
-            None => dw,
+            Some(sum) => matmul::product_add(sum, dy, x),
+            None => matmul::product(dy, x, DType::F32),
         }
     }
 
@@ -154,6 +155,24 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         AdamWState { w, m, v, copy }
     }
 
+    fn resident<T>(device: &Self::Device, make: impl FnOnce() -> T) -> T {
+        fault::watch();
+        let client = R::client(device);
+        // SAFETY: the mode is that of this thread's stream, and is put back; "memory leaks" means that what is allocated in it is
+        // only given back by `memory_cleanup`.
+        unsafe { client.allocation_mode(MemoryAllocationMode::Persistent) };
+        let made = make();
+        // SAFETY: as above.
+        unsafe { client.allocation_mode(MemoryAllocationMode::Auto) };
+        client.memory_cleanup(); // what was made on the way
+        made
+    }
+
+    fn gemms(device: &Self::Device) -> Vec<(Gemm, Option<String>)> {
+        let client = R::client(device);
+        Gemm::ALL.iter().map(|&routine| (routine, matmul::missing(routine, &client))).collect()
+    }
+
     fn pool_bytes(device: &Self::Device) -> Option<u64> {
         R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
     }
@@ -167,14 +186,18 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
 }
 
-/// Which body each operation runs, with what else there is to say of attention.
+/// Which body each operation runs, with what else there is to say of products, of their sums, and of attention.
 macro_rules! bodies {
-    ($attention:literal) => {
+    ($gemm:literal, $add:literal, $attention:literal) => {
         concat!(
             "\
 matmul, project*       cubek, single-buffered: float32 on the units (never TF32); bfloat16, float16 on the tensor cores
-                       (TMA + mma, else cyclic mma, else cyclic cmma; `gemm` chooses), float32 sums
-project_add            product, then one CubeCL kernel that adds in place; the same for a weight gradient with a sum
+                       (",
+            $gemm,
+            "TMA + mma, else cyclic mma, else cyclic cmma; `gemm` chooses), float32 sums
+project_add            ",
+            $add,
+            "product, then one CubeCL kernel that adds in place; the same for a weight gradient with a sum
 rms_norm*, rope        CubeCL kernels, a cube a row; gradients of the weight in two fixed-order passes; rope in place
 swiglu*                CubeCL kernels; backward in place
 ",
@@ -190,9 +213,11 @@ linear_cross_entropy   the shared loop over chunks of rows, on the above"
     };
 }
 
-const BODIES: &str = bodies!("");
+const BODIES: &str = bodies!("", "", "");
 #[cfg(feature = "cuda")]
 const CUDA_BODIES: &str = bodies!(
+    "cuBLASLt if there is libcublasLt, else ",
+    "in cuBLASLt's own pass; else ",
     "\
 self_attention*        bfloat16, heads of a multiple of 16 up to 128: CUDA C++, tiled online softmax on the tensor cores (mma,
                        cp.async), float32 sums (`Attention` chooses); all else as the next line
