@@ -4,7 +4,7 @@
 //! returns as an error is kept on its stream and comes out of the next read or wait (cubecl-cuda: compute/server.rs, `launch` and
 //! `flush_errors`). What it panics with (a driver call that is unwrapped, a kernel that cannot be compiled) is caught, logged as
 //! a warning and forgotten, and the results are garbage from there on (cubecl-common: device/handle/channel.rs, `Task::init`).
-//! [`watch`] keeps the message.
+//! `watch` keeps the message.
 
 // Backends without CubeCL compute where they are called, and panic there.
 #![cfg_attr(not(feature = "cube"), allow(dead_code))]

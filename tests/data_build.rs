@@ -11,14 +11,14 @@ use recua::data::build::{Build, BuildConfig, Mixture, Silent, Source, Stage, exp
 use recua::data::engine::{Fate, Manifest, Table};
 use serde_json::{Value, json};
 
-/// Twelve different words a call, so that no two sentences are the same.
+/// No two are the same, digits counting as equal (as to CCNet).
 fn sentence(n: usize) -> String {
     let words =
         ["river", "stone", "garden", "winter", "letter", "market", "engine", "island", "shadow", "candle", "forest", "harbour"];
-    let mut out = String::from("The");
-    for i in 0..10 {
-        let k = (n * 7 + i * (3 + n % 5) + n / 12) % words.len();
-        out += &format!(" {}{}", words[k], if i % 3 == 0 { format!(" of number {}", n * 31 + i) } else { String::new() });
+    let letters = |n: usize| [n / 676 % 26, n / 26 % 26, n % 26].map(|k| char::from(b'a' + k as u8)).iter().collect::<String>();
+    let mut out = format!("The {}{} of number {n}", words[n % 12], letters(n));
+    for i in 0..9 {
+        out += &format!(" {}{}", words[(n * 7 + i * 5) % 12], letters(n * 31 + i * 17));
     }
     out + " was there."
 }
@@ -333,10 +333,11 @@ fn a_mixture_has_the_wanted_shares_and_keeps_the_caps() {
     let mixture = Mixture::new(&sources, None).unwrap();
     // Wikipedia's 20 M tokens, twice, are 4.5 of 86.5 parts.
     assert_eq!(mixture.limited_by, Source::Wikipedia);
-    assert_eq!(mixture.tokens, (2.0 * 20e6 * 86.5 / 4.5) as u64);
+    let most = 2.0 * 20e6 * 86.5 / 4.5;
+    assert!(mixture.tokens as f64 <= most && mixture.tokens as f64 > most - 20.0 * 2048.0, "{}", mixture.tokens);
     for share in &mixture.shares {
         assert!((share.got - share.wanted).abs() < 3.0 * 2048.0 / mixture.tokens as f64, "{share:?}");
-        assert!(share.epochs <= 4.0 + 1e-3, "{share:?}");
+        assert!(share.epochs <= if share.source == Source::Wikipedia { 2.0 } else { 4.0 }, "{share:?}");
     }
     assert_eq!(mixture.shares.len(), 3, "a source without tokens has no share");
     assert!((mixture.shares.iter().map(|s| s.got).sum::<f64>() - 1.0).abs() < 1e-12);

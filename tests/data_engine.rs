@@ -237,7 +237,8 @@ fn only_what_changed_is_redone() {
     assert_ne!(timing(), before);
 
     // Everything that makes a shard incomplete has just that one redone, and the outputs are as before.
-    let damage: [(&str, &dyn Fn(&Path)); 6] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+    let damage: [Damage<'_>; 6] = [
         ("no manifest", &|out| fs::remove_file(out.join("shard-00001.manifest.json")).unwrap()),
         ("no manifest", &|out| fs::write(out.join("shard-00001.manifest.json"), &manifest[..manifest.len() / 2]).unwrap()),
         ("no manifest", &|out| fs::write(out.join("shard-00001.manifest.json"), b"").unwrap()),

@@ -465,7 +465,7 @@ const NASTY: [&str; 46] = [
 ];
 
 /// Of three times, for other programs run too.
-pub fn quickest(run: impl Fn()) -> Duration {
+pub(crate) fn quickest(run: impl Fn()) -> Duration {
     let times = (0..3).map(|_| {
         let start = Instant::now();
         run();
@@ -530,7 +530,7 @@ fn the_samples_are_read_whole() {
 }
 
 /// Changes a seed: flips, cuts, doubles and splices in pieces of others.
-pub fn mutate(rng: &mut ChaCha8Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn mutate(rng: &mut ChaCha8Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = seeds[rng.random_range(0..seeds.len())].clone();
     for _ in 0..rng.random_range(1..6) {
         let at = rng.random_range(0..=bytes.len());
@@ -555,7 +555,7 @@ pub fn mutate(rng: &mut ChaCha8Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-pub fn inputs() -> u64 {
+pub(crate) fn inputs() -> u64 {
     std::env::var("RECUA_FUZZ").ok().and_then(|count| count.parse().ok()).unwrap_or(3000)
 }
 

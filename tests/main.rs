@@ -28,6 +28,8 @@ mod data_github;
 #[cfg(feature = "data")]
 mod data_lm;
 #[cfg(feature = "data")]
+mod data_lm_train;
+#[cfg(feature = "data")]
 mod data_stackexchange;
 #[cfg(feature = "data")]
 mod data_wikipedia;

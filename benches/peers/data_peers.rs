@@ -37,7 +37,9 @@ fn strings() -> Answer<Vec<String>> {
     lines(std::io::stdin().lock()).map(|line| Ok(serde_json::from_str(&line?)?)).collect()
 }
 
-fn cleaner(what: &str) -> Answer<Box<dyn Fn(&str) -> Cleaned>> {
+type Cleaner = Box<dyn Fn(&str) -> Cleaned>;
+
+fn cleaner(what: &str) -> Answer<Cleaner> {
     Ok(match what {
         "rp" => Box::new(|t| arxiv::clean(t, &arxiv::Options { rp_compat: true, ..Default::default() })),
         "arxiv" => Box::new(|t| arxiv::clean(t, &arxiv::Options::default())),
@@ -185,7 +187,9 @@ fn main() -> Answer {
             let all = strings()?;
             let mut predictor = model.predictor();
             time(arg(2)?.parse()?, all.len(), all.iter().map(String::len).sum(), || {
-                all.iter().for_each(|line| drop(black_box(predictor.predict(line, 1, 0.0).len())));
+                for line in &all {
+                    black_box(predictor.predict(line, 1, 0.0).len());
+                }
                 Ok(())
             })?;
         }

@@ -69,8 +69,16 @@ impl Mixture {
             return Err(Error::bad_value("mix.tokens", problem, "ask for fewer, raise the cap, or lower the source's weight"));
         }
         let weights = Schedule::integer_weights(&some.iter().map(|s| s.1).collect::<Vec<_>>())?;
-        let windows = (run / WINDOW).max(1);
-        let counts = Schedule::new(&weights, 0)?.counts(windows);
+        let schedule = Schedule::new(&weights, 0)?;
+        let mut windows = (run / WINDOW).max(1);
+        let mut counts = schedule.counts(windows);
+        // Windows are whole: in a short run a source may get one too many for its cap.
+        let over = |counts: &[u64]| some.iter().zip(counts).any(|(s, n)| (n * WINDOW) as f64 > s.2 * s.3 as f64);
+        while tokens.is_none() && windows > 1 && over(&counts) {
+            windows -= 1;
+            counts = schedule.counts(windows);
+        }
+        let run = if tokens.is_none() { run.min(windows * WINDOW) } else { run };
         let share = |(&&(source, weight, _, have), count): (&&(Source, f64, f64, u64), u64)| {
             let (wanted, got) = (weight / total, count as f64 / windows as f64);
             let taken = run as f64 * got;

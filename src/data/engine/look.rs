@@ -60,7 +60,7 @@ pub fn shown(path: &Path, most: usize, mut take: impl FnMut(&str) -> bool) -> Re
     let mut all = Vec::new();
     while let Some(batch) = rows.next_batch(256)? {
         let [ids, whys, texts] = batch.as_slice() else { continue };
-        let (ids, whys, texts) = (ids.as_string::<i32>(), whys.as_string::<i32>(), texts.as_string::<i64>());
+        let (ids, whys, texts) = (ids.as_string::<i32>(), whys.as_string::<i32>(), texts.as_string::<i32>());
         for row in 0..ids.len() {
             if all.len() == most {
                 return Ok(all);

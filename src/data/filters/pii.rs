@@ -30,10 +30,15 @@ pub fn mask(text: &str) -> (Cow<'_, str>, Vec<Removed>) {
         let (rule, mask) = match () {
             () if found.name("email").is_some() => ("email", "<EMAIL>"),
             () if found.name("ip").is_some() => {
+                // A part of a longer number is a version or a section.
                 let before = text[..all.start()].chars().next_back();
-                let after = text[all.end()..].chars().next();
-                let longer = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '.' && before == Some('.'));
-                if longer(before) || after.is_some_and(char::is_alphanumeric) || !all.as_str().parse().is_ok_and(of_someone) {
+                let mut after = text[all.end()..].chars();
+                let longer = before.is_some_and(|c| c.is_alphanumeric() || c == '.')
+                    || match after.next() {
+                        Some('.') => after.next().is_some_and(|c| c.is_ascii_digit()),
+                        next => next.is_some_and(char::is_alphanumeric),
+                    };
+                if longer || !all.as_str().parse().is_ok_and(of_someone) {
                     continue;
                 }
                 ("ip", "<IP>")
