@@ -20,7 +20,7 @@ use super::{
     warc::{Head, Limits, WarcReader, WarcRecord, head_len},
 };
 use crate::{
-    data::{Record, Rejected, Sink},
+    data::{Record, Rejected, Sink, filters::ccnet::is_space},
     error::{Error, Result},
 };
 
@@ -195,7 +195,7 @@ pub fn wet_text(block: &str, title_in_text: bool) -> (String, String) {
     let mut text = String::with_capacity(block.len());
     let mut title = None;
     for (i, line) in lines(block).enumerate() {
-        let line = line.trim_matches(python_space);
+        let line = line.trim_matches(is_space);
         if i == 0 {
             title = Some(line.to_owned());
             if !title_in_text {
@@ -223,11 +223,6 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
         rest = Some(&text[end..]);
         Some(&text[..i])
     })
-}
-
-/// What Python's `str.strip` takes for white space: Unicode's, and the four separators U+001C to U+001F.
-pub(crate) fn python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 enum Media {
