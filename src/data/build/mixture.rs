@@ -19,7 +19,9 @@ const WINDOW: u64 = 2048;
 pub struct Mixture {
     /// Tokens of the run.
     pub tokens: u64,
-    /// The source whose cap on epochs keeps the run from being longer.
+    /// Tokens that the caps on epochs allow.
+    pub most: u64,
+    /// The source whose cap that is.
     pub limited_by: Source,
     /// The sources.
     pub shares: Vec<Share>,
@@ -85,7 +87,7 @@ impl Mixture {
             let epochs = taken / have as f64;
             Share { source, tokens: have, wanted, got, taken: taken as u64, epochs, paper_epochs: source.paper().1 }
         };
-        Ok(Self { tokens: run, limited_by, shares: some.iter().zip(counts).map(share).collect() })
+        Ok(Self { tokens: run, most, limited_by, shares: some.iter().zip(counts).map(share).collect() })
     }
 
     /// Writes `mixture.json`, and `train.toml` with what `recua train` needs of it.
@@ -135,6 +137,6 @@ impl fmt::Display for Mixture {
                 s.paper_epochs
             )?;
         }
-        write!(f, "{} tokens; more would repeat {} beyond its cap", self.tokens, self.limited_by)
+        write!(f, "{} tokens; {} are the most that the caps on epochs allow ({})", self.tokens, self.most, self.limited_by)
     }
 }

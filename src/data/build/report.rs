@@ -79,8 +79,9 @@ pub(super) fn write(build: &Build<'_>) -> Result<PathBuf> {
         }
         let _ = writeln!(
             page,
-            "</table>\n<p>A run of {} tokens; a longer one would repeat {} beyond its cap.</p>",
+            "</table>\n<p>A run of {} tokens; {} are the most that the caps on epochs allow ({}).</p>",
             grouped(mixture.tokens),
+            grouped(mixture.most),
             mixture.limited_by
         );
     }
