@@ -1,6 +1,6 @@
 //! `recua data scheduler`, `recua data worker`: a Ballista cluster of this very binary.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -37,18 +37,18 @@ pub(crate) struct Worker {
     /// The scheduler's address, df://host:port
     #[arg(long, value_name = "URL")]
     scheduler: String,
-    /// Address of this machine that others reach
-    #[arg(long, default_value = "127.0.0.1", value_name = "HOST")]
-    host: String,
-    /// Ports for results and for orders; 0: any free ones
-    #[arg(long, num_args = 2, default_values_t = [0, 0], value_name = "PORT")]
-    ports: Vec<u16>,
+    /// IPv4 address of this machine under which other workers and builds fetch results
+    #[arg(long, default_value_t = Ipv4Addr::LOCALHOST, value_name = "ADDRESS")]
+    host: Ipv4Addr,
+    /// Port for it; 0: any free one
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
+    port: u16,
     /// Pieces of work at a time [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// MiB for sorting and grouping
+    /// MiB for sorting and grouping, at least 64 a thread
     #[arg(long, default_value_t = 1024, value_name = "MIB")]
-    memory: u64,
+    memory: usize,
     /// Folder for what is spilled and for results on their way
     #[arg(long, value_name = "DIR")]
     work: PathBuf,
@@ -56,14 +56,10 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(super) fn run(self) -> Result<()> {
-        let ports = match self.ports.as_slice() {
-            [results, orders] => (*results, *orders),
-            _ => (0, 0),
-        };
         worker(&WorkerOptions {
             scheduler: self.scheduler,
             host: self.host,
-            ports,
+            port: self.port,
             threads: self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
             memory: self.memory << 20,
             work: self.work,

@@ -83,10 +83,8 @@ impl Shuffle {
     /// [`Error::BadValue`] for too little memory, [`Error::Backend`] for a scheduler without the feature, [`Error::Io`] if the
     /// folder for spilling cannot be made.
     pub fn new(options: ShuffleOptions) -> Result<Self> {
-        let least = LEAST_MEMORY * options.threads.max(LEAST_PARTITIONS);
-        if options.memory < least {
-            let problem = format!("expected at least {least} bytes for {} threads, got {}", options.threads, options.memory);
-            return Err(Error::bad_value("memory", problem, "give more memory or use fewer threads"));
+        if options.scheduler.is_none() {
+            enough_memory(options.memory, options.threads)?;
         }
         if let (Some(scheduler), false) = (&options.scheduler, cfg!(feature = "ballista")) {
             return Err(Error::Backend {
@@ -186,9 +184,13 @@ impl Shuffle {
         if urls.is_empty() {
             return Ok(());
         }
+        #[cfg(feature = "ballista")]
+        if let Some(scheduler) = &self.options.scheduler {
+            super::cluster::wait_for_workers(scheduler)?;
+        }
         let failed = |e: DataFusionError| self.failed(&e);
         self.runtime.block_on(async {
-            let context = self.context(batch).await?;
+            let context = self.context(batch)?;
             let options = ParquetReadOptions { schema: Some(schema), ..Default::default() };
             let table = context.read_parquet(urls, options).await.map_err(failed)?;
             let mut rows = plan(table).map_err(failed)?.execute_stream().await.map_err(failed)?;
@@ -199,10 +201,14 @@ impl Shuffle {
         })
     }
 
-    async fn context(&self, batch: usize) -> Result<SessionContext> {
+    fn context(&self, batch: usize) -> Result<SessionContext> {
         let failed = |e: DataFusionError| self.failed(&e);
         let partitions = self.options.threads.max(LEAST_PARTITIONS);
-        let config = SessionConfig::new()
+        #[cfg(not(feature = "ballista"))]
+        let config = SessionConfig::new();
+        #[cfg(feature = "ballista")]
+        let config = self.options.scheduler.as_ref().map_or_else(SessionConfig::new, |_| super::cluster::config(batch));
+        let config = config
             .with_target_partitions(partitions)
             // What a sort keeps for merging what it spilled: what it cannot have later, when others have taken the rest. It
             // must hold `MERGED` batches.
@@ -215,18 +221,14 @@ impl Shuffle {
             .set_u64("datafusion.optimizer.hash_join_single_partition_threshold_rows", 0)
             // Views into large buffers keep them alive in a sort.
             .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
-        let disk = DiskManagerBuilder::default()
-            .with_mode(DiskManagerMode::Directories(vec![self.spill.path.clone()]))
-            .with_max_temp_directory_size(u64::MAX)
-            .with_max_spill_merge_fan_in(MERGED);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(self.options.memory)))
-            .with_disk_manager_builder(disk)
+            .with_disk_manager_builder(spilling(&self.spill.path))
             .build_arc()
             .map_err(failed)?;
         #[cfg(feature = "ballista")]
         if let Some(scheduler) = &self.options.scheduler {
-            return super::cluster::context(scheduler, config, runtime).await.map_err(failed);
+            return super::cluster::context(scheduler, config, runtime).map_err(failed);
         }
         Ok(SessionContext::new_with_config_rt(config, runtime))
     }
@@ -251,6 +253,24 @@ impl Shuffle {
     }
 }
 
+/// Whether memory is enough for a number of threads, each with a partition.
+pub(super) fn enough_memory(memory: usize, threads: usize) -> Result<()> {
+    let least = LEAST_MEMORY * threads.max(LEAST_PARTITIONS);
+    if memory < least {
+        let problem = format!("expected at least {least} bytes for {threads} threads, got {memory}");
+        return Err(Error::bad_value("memory", problem, "give more memory or use fewer threads"));
+    }
+    Ok(())
+}
+
+/// What does not fit goes to a folder.
+pub(super) fn spilling(folder: &Path) -> DiskManagerBuilder {
+    DiskManagerBuilder::default()
+        .with_mode(DiskManagerMode::Directories(vec![folder.to_path_buf()]))
+        .with_max_temp_directory_size(u64::MAX)
+        .with_max_spill_merge_fan_in(MERGED)
+}
+
 pub(super) fn field(name: &str, kind: DataType) -> Field {
     Field::new(name, kind, false)
 }
@@ -272,13 +292,13 @@ fn file_url(path: &Path) -> Result<String> {
 }
 
 /// A folder for what is spilled, removed at the end; and so are those of processes that were killed.
-struct SpillFolder {
-    path: PathBuf,
+pub(super) struct SpillFolder {
+    pub(super) path: PathBuf,
     _lock: File,
 }
 
 impl SpillFolder {
-    fn create(parent: &Path) -> Result<Self> {
+    pub(super) fn create(parent: &Path) -> Result<Self> {
         static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         for entry in fs::read_dir(parent).map_err(Error::io("read", parent))?.flatten() {
