@@ -34,20 +34,11 @@ pub struct C4Rules {
     pub min_sentences: usize,
     /// Words of which a page may have none (`bad_word`). C4 has a list of 400; none is part of this project.
     pub bad_words: Option<BadWords>,
-    /// The least probability of English that the language identification must give; C4 asks langdetect for 0.99.
-    pub min_language_probability: f32,
 }
 
 impl Default for C4Rules {
     fn default() -> Self {
-        Self {
-            max_page_chars: 190_000,
-            min_words: 5,
-            max_word_chars: 1000,
-            min_sentences: 3,
-            bad_words: None,
-            min_language_probability: 0.99,
-        }
+        Self { max_page_chars: 190_000, min_words: 5, max_word_chars: 1000, min_sentences: 3, bad_words: None }
     }
 }
 
