@@ -26,7 +26,7 @@ use crate::ops::LlamaOps;
 use crate::optim::OptimConfig;
 use crate::tokenizer::{Tokenizer, TrainConfig as TokenizerConfig};
 use crate::train::config::{DataConfig, SampleTexts, TrainConfig};
-use crate::train::{Observer, RunConfig, Start, Trainer, report};
+use crate::train::{HeldOut, Observer, RunConfig, Start, Trainer, report};
 
 /// What the quickstart is asked for.
 #[derive(Clone, Debug)]
@@ -207,7 +207,7 @@ fn prepare<B: LlamaOps>(
     };
     let data = DataConfig {
         train: vec![dataset("train", &corpus.train)?],
-        valid: Some(dataset("valid", &corpus.valid)?),
+        valid: Some(HeldOut::One(dataset("valid", &corpus.valid)?)),
         tokenizer: Some(std::path::absolute(&path).map_err(Error::io("find", &path))?),
         ..Default::default()
     };
@@ -275,7 +275,7 @@ fn finish<B: LlamaOps>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     observer.say("held-out loss over the whole held-out text ...");
-    let (val_loss, val_bpb) = trainer.validate_on(None)?.unwrap_or((f64::NAN, f64::NAN));
+    let (val_loss, val_bpb) = trainer.validate_on(None)?.map_or((f64::NAN, f64::NAN), |v| (v.loss, v.bpb));
     let mut texts = Vec::new();
     if let Some(tokenizer) = trainer.tokenizer() {
         for prompt in PROMPTS {

@@ -143,6 +143,36 @@ fn json(text: &str) -> Value {
 }
 
 #[test]
+fn held_out_sets_are_measured_each_on_its_own() {
+    let f = Fixture::new();
+    std::fs::create_dir(f.path("short")).unwrap();
+    std::fs::write(f.path("short/a.txt"), "a word").unwrap();
+    f.ok(&["data", "tokenize", "--input", "short", "--tokenizer", "tokenizer.json", "--out", "short-tokens"]);
+    let run = |run: &str, sets: &[(&str, &str)]| {
+        let set: Vec<String> = sets.iter().map(|(key, dir)| format!("data.{key}={}", f.path(dir).display())).collect();
+        let mut args = train(run, &["--steps", "3", "--json"]);
+        let at = args.iter().position(|a| *a == "--valid").unwrap();
+        args.drain(at..at + 2);
+        args.extend(set.iter().flat_map(|s| ["--set", s.as_str()]));
+        json(&f.ok(&args))
+    };
+    let all = run("all", &[("valid.seen", "train-tokens"), ("valid.held", "valid-tokens"), ("valid.short", "short-tokens")]);
+    let sets = all["val_losses"].as_object().unwrap();
+    assert_eq!(sets.keys().collect::<Vec<_>>(), ["held", "seen"], "the set without a whole window is left out");
+    for (name, dir) in [("seen", "train-tokens"), ("held", "valid-tokens")] {
+        let alone = run(name, &[("valid", dir)]);
+        assert_eq!(alone["val_loss"], sets[name], "{name}");
+        assert_eq!(alone["val_losses"], json("{}"));
+    }
+    // Eight windows of each.
+    let mean = (sets["held"].as_f64().unwrap() + sets["seen"].as_f64().unwrap()) / 2.0;
+    assert!((all["val_loss"].as_f64().unwrap() - mean).abs() < 1e-12 * mean);
+    let metrics = std::fs::read_to_string(f.path("all/metrics.jsonl")).unwrap();
+    assert_eq!(json(metrics.lines().last().unwrap())["val_losses"], all["val_losses"]);
+    assert!(std::fs::read_to_string(f.path("all/report.html")).unwrap().contains("validation loss, held"));
+}
+
+#[test]
 fn text_to_tokens_to_weights_to_text() {
     let f = Fixture::new();
     // Tokens: decode turns back what encode made.

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use flate2::{Compression, write::GzEncoder};
 use recua::data::build::{Build, BuildConfig, Mixture, Silent, Source, Stage, explain};
 use recua::data::engine::{Fate, Manifest, Table};
+use recua::train::{Layers, RunConfig};
 use serde_json::{Value, json};
 
 /// No two are the same, digits counting as equal (as to CCNet).
@@ -468,6 +469,13 @@ fn samples_of_all_sources_go_through() {
     let mixture = Build::new(&config, (0, 1), &Silent).unwrap().mixture().unwrap().unwrap();
     println!("{mixture}");
     assert_eq!(mixture.shares.len(), 7, "every source has tokens");
+    let (train, _) = RunConfig::resolve(&Layers { file: Some(&config.out.join("train.toml")), set: &[] }).unwrap();
+    assert_eq!(train.data.train.len(), 7);
+    let held_out = train.data.valid.unwrap();
+    assert!(
+        held_out.folders().len() > 2 && held_out.folders().iter().all(|(_, path)| path.join("dataset.json").exists()),
+        "{held_out:?}"
+    );
     let books = documents(&config, Source::Books);
     let names: Vec<_> = books.iter().map(|b| b.0.as_str()).collect();
     // The samples have two books twice.

@@ -197,7 +197,8 @@ fn tensorboard_events() {
     let mut log = MetricsLog::open(dir.path(), None).unwrap();
     log.append(&record(1)).unwrap();
     let sample = Some("fn a() {\n}".to_string());
-    log.append(&StepRecord { val_bpb: Some(1.25), sample, ..record(300) }).unwrap();
+    let val_losses = [("books".to_string(), 2.5)].into();
+    log.append(&StepRecord { val_bpb: Some(1.25), val_losses, sample, ..record(300) }).unwrap();
     drop(log);
     let files = event_files(dir.path());
     assert_eq!(files.len(), 1);
@@ -220,6 +221,7 @@ fn tensorboard_events() {
     assert_eq!(scalar(&events[2], "train/loss"), Some(3.0));
     assert_eq!(scalar(&events[2], "valid/bpb"), None);
     assert_eq!(scalar(&events[3], "valid/bpb"), Some(1.25));
+    assert_eq!(scalar(&events[3], "valid/loss_books"), Some(2.5));
     assert_eq!(scalar(&events[3], "train/lr"), Some(1e-3));
     let values = values(&events[3]);
     let text = values.iter().find(|value| bytes_of(value, 1) == [b"sample"]).unwrap();
@@ -251,7 +253,8 @@ fn report_shows_the_numbers_and_escapes_text() {
     for step in 1..=50 {
         let sample = (step % 25 == 0).then(|| format!("</pre><script>alert({step})</script>\u{1b}[0m"));
         let (val_loss, loss) = ((step % 10 == 0).then_some(2.125), if step == 7 { f64::NAN } else { record(step).loss });
-        log.append(&StepRecord { sample, val_loss, loss, skipped: u64::from(step > 7), ..record(step) }).unwrap();
+        let val_losses = val_loss.iter().flat_map(|&l| [("a\"<b>".into(), l), ("wikipedia".into(), l + 1.0)]).collect();
+        log.append(&StepRecord { sample, val_loss, val_losses, loss, skipped: u64::from(step > 7), ..record(step) }).unwrap();
     }
     let path = report::write(dir.path(), &info()).unwrap();
     let page = fs::read_to_string(path).unwrap();
@@ -276,6 +279,8 @@ fn report_shows_the_numbers_and_escapes_text() {
     assert!(!page.contains("<script>alert") && !page.contains('\u{1b}') && !page.contains("NaN"));
     assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("src="), "the page needs no other file");
     assert_eq!(page.matches("<circle class=\"valid\"").count(), 5);
+    assert_eq!(page.matches("<circle class=\"valid s1\"").count(), 5, "the second of the held-out sets");
+    assert!(page.contains("a&quot;&lt;b&gt;") && !page.contains("<b>\""));
     assert!(!dir.path().join("report.html.tmp").exists());
 }
 

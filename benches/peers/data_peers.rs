@@ -22,6 +22,7 @@ const USAGE: &str = "data_peers VERB ...
   clean rp|arxiv|books|simhash|c4            JSON strings in, {text, dropped} out
   html                                       JSON strings in, {text, rp} out; seconds on stderr
   gh                                         [text, path] in, RedPajama's numbers out; seconds on stderr
+  signatures                                 JSON strings in, MinHash signatures out
   warc FILE... | ccnet FILE... | sentences   records, documents, numbers of sentences (JSON strings in)
   score MODEL | binary ARPA OUT | train TEXT ARPA ORDER MIB [PRUNE...] | pieces TEXT OUT VOCAB | encode MODEL | normalize
   lid MODEL ROUNDS | classify LINES OUT KEY=VALUE...
@@ -47,9 +48,7 @@ fn cleaner(what: &str) -> Answer<Cleaner> {
         "c4" => Box::new(|t| c4::clean_page(t, &c4::C4Rules::default())),
         "simhash" => Box::new(|t| Cleaned::kept(overlap::redpajama_simhash(t).to_string())),
         "sketch" => Box::new(|t| Cleaned::kept(overlap::sketch(t).hashes().len().to_string())),
-        "minhash" => {
-            Box::new(|t| Cleaned::kept(minhash::Config { bands: 16, ..Default::default() }.signature(t).len().to_string()))
-        }
+        "minhash" => Box::new(|t| Cleaned::kept(minhash::Config::default().signature(t).len().to_string())),
         _ => return Err(USAGE.into()),
     })
 }
@@ -141,6 +140,11 @@ fn main() -> Answer {
                     record.meta.insert("text".into(), record.text.into());
                     writeln!(out, "{}", Value::from(record.meta))?;
                 }
+            }
+        }
+        "signatures" => {
+            for text in strings()? {
+                writeln!(out, "{}", json!(minhash::Config::default().signature(&text)))?;
             }
         }
         "sentences" => {

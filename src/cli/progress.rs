@@ -84,7 +84,12 @@ impl Observer for Lines {
             human(r.tok_s)
         ));
         if let (Some(loss), Some(bpb)) = (r.val_loss, r.val_bpb) {
-            self.line(&format!("step {:>width$}/{}  validation loss {loss:.4}, {bpb:.3} bits per byte", r.step, self.steps));
+            let by_set: Vec<String> = r.val_losses.iter().map(|(name, loss)| format!("{name} {loss:.4}")).collect();
+            let by_set = if by_set.is_empty() { String::new() } else { format!(" ({})", by_set.join(", ")) };
+            self.line(&format!(
+                "step {:>width$}/{}  validation loss {loss:.4}, {bpb:.3} bits per byte{by_set}",
+                r.step, self.steps
+            ));
         }
         if self.show_samples
             && let Some(sample) = &r.sample

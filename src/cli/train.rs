@@ -180,7 +180,8 @@ impl Train {
         if self.json {
             return super::print_json(&json!({
                 "step": summary.last.step, "loss": summary.last.loss, "tok_s": summary.tok_s, "skipped": summary.skipped,
-                "val_loss": summary.valid.map(|v| v.0), "val_bpb": summary.valid.map(|v| v.1),
+                "val_loss": summary.valid.as_ref().map(|v| v.loss), "val_bpb": summary.valid.as_ref().map(|v| v.bpb),
+                "val_losses": summary.valid.map(|v| v.by_set),
                 "checkpoint": summary.checkpoint, "report": report,
             }));
         }

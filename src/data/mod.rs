@@ -40,8 +40,12 @@ pub mod record;
 mod shards;
 #[cfg(feature = "data")]
 pub mod sources;
+#[cfg(feature = "train")]
+mod spdx;
 mod text;
 mod tokenize;
+#[cfg(feature = "data")]
+mod unpack;
 
 pub use dataset::{DatasetIndex, DatasetWriter, ShardEntry, Shards};
 pub use loader::{Batch, Batches, Loader, LoaderState, Plan, Prefetch, Sample, SequentialBatches, Source, TokenWindows};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::step::{Precision, StepConfig};
+use super::valid::HeldOut;
 use crate::error::{Error, Result};
 use crate::generate::SampleConfig;
 use crate::model::backward::Keep;
@@ -47,7 +48,7 @@ pub struct TrainConfig {
     pub seed: u64,
     /// A validation every this many steps (and at the end). 0: never.
     pub val_every: u64,
-    /// Windows of a validation. `None`: all.
+    /// Windows of a validation, of each held-out set. `None`: all.
     pub val_windows: Option<u64>,
     /// A checkpoint every this many steps (and at the end). 0: only at the end and on a signal.
     pub checkpoint_every: u64,
@@ -113,8 +114,8 @@ pub struct DataConfig {
     pub train: Vec<PathBuf>,
     /// Their shares of the samples, one a dataset. Empty: by size.
     pub weights: Vec<f64>,
-    /// Held-out dataset.
-    pub valid: Option<PathBuf>,
+    /// Held-out dataset, or several by name, each measured on its own.
+    pub valid: Option<HeldOut>,
     /// Tokenizer, copied into the run. `None`: looked for beside the first dataset.
     pub tokenizer: Option<PathBuf>,
     /// Check every shard's checksum at the start (reads all data once).

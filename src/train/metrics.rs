@@ -4,6 +4,7 @@
 //! and on resume the steps after the checkpoint, which are about to be run again. Lines that stay are not touched.
 //! JSON has no infinities and no NaN: a number that is not finite is written as `null` and read back as NaN.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::valid::Validation;
 use crate::error::{Error, Result};
 
 /// The file's name in a run directory.
@@ -50,9 +52,20 @@ pub struct StepRecord {
     /// Validation bits per byte after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_bpb: Option<f64>,
+    /// Validation loss after this step by held-out set, where there are several, in nats a token.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub val_losses: BTreeMap<String, f64>,
     /// Text that the model wrote after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
+}
+
+impl StepRecord {
+    /// The validation after this step, if there was one.
+    pub fn validation(&self) -> Option<Validation> {
+        let (loss, bpb) = self.val_loss.zip(self.val_bpb)?;
+        Some(Validation { loss, bpb, by_set: self.val_losses.clone() })
+    }
 }
 
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
@@ -204,6 +217,12 @@ impl EventWriter {
                             item.fixed32(2, (value as f32).to_bits());
                         });
                     }
+                }
+                for (name, value) in &record.val_losses {
+                    summary.message(1, |item| {
+                        item.bytes(1, format!("valid/loss_{name}").as_bytes());
+                        item.fixed32(2, (*value as f32).to_bits());
+                    });
                 }
                 if let Some(text) = &record.sample {
                     summary.message(1, |item| text_value(item, "sample", text));

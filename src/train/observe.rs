@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::metrics::StepRecord;
+use super::valid::Validation;
 
 /// What the loop tells while it runs. Every method has an empty default.
 pub trait Observer {
@@ -45,8 +46,8 @@ pub struct RunInfo {
 pub struct RunSummary {
     /// The last step's record.
     pub last: StepRecord,
-    /// The last validation: nats a token, bits a byte.
-    pub valid: Option<(f64, f64)>,
+    /// The last validation.
+    pub valid: Option<Validation>,
     /// Median tokens a second over this process's steps, its first ones left out.
     pub tok_s: f64,
     /// Steps whose update was left out.

@@ -1,5 +1,6 @@
 //! `report.html`: the curves and samples of a run on one page that needs no network and no other file.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -61,7 +62,7 @@ pub fn render(info: &ReportInfo, records: &[StepRecord]) -> String {
     let loss = of(|record| record.loss);
     let smoothed = smooth(&loss);
     let valid = of(|record| record.val_loss.unwrap_or(f64::NAN));
-    let chart = |title, unit, curves: &[Curve]| Chart { title, unit, curves }.svg();
+    let chart = |title, unit, curves: &[Curve<'_>]| Chart { title, unit, curves }.svg();
     page.push_str(&chart(
         "Loss",
         "nats per token",
@@ -71,6 +72,12 @@ pub fn render(info: &ReportInfo, records: &[StepRecord]) -> String {
             Curve { name: "validation", class: "valid", points: valid },
         ],
     ));
+    let sets: BTreeSet<&String> = records.iter().flat_map(|record| record.val_losses.keys()).collect();
+    if !sets.is_empty() {
+        let of_set = |name: &str| series(records, |record| record.val_losses.get(name).copied().unwrap_or(f64::NAN));
+        let curves = sets.iter().zip(SETS.iter().cycle()).map(|(name, class)| Curve { name, class, points: of_set(name) });
+        page.push_str(&chart("Validation loss by set", "nats per token", &curves.collect::<Vec<_>>()));
+    }
     page.push_str(&chart("Learning rate", "", &[Curve { name: "lr", class: "line", points: of(|record| record.lr) }]));
     for (title, unit, value) in
         [("Gradient norm", "before clipping", of(|record| record.grad_norm)), ("Speed", "tok/s", of(|record| record.tok_s))]
@@ -146,15 +153,18 @@ fn smooth(points: &[(f64, f64)]) -> Points {
     points.iter().enumerate().map(mean).collect()
 }
 
-struct Curve {
-    name: &'static str,
-    /// CSS class: `raw` (thin), `line`, or `valid` (with dots).
-    class: &'static str,
+/// CSS classes of the curves of held-out sets.
+const SETS: [&str; 8] = ["valid s0", "valid s1", "valid s2", "valid s3", "valid s4", "valid s5", "valid s6", "valid s7"];
+
+struct Curve<'a> {
+    name: &'a str,
+    /// CSS class: `raw` (thin), `line`, or `valid` (with dots; one of [`SETS`] where there are several).
+    class: &'a str,
     /// All of them: the axes are made for all, though not all are drawn.
     points: Points,
 }
 
-impl Curve {
+impl Curve<'_> {
     fn drawn(&self) -> Points {
         if self.class == "raw" { envelope(&self.points) } else { spread(&self.points, MAX_POINTS).copied().collect() }
     }
@@ -163,7 +173,7 @@ impl Curve {
 struct Chart<'a> {
     title: &'a str,
     unit: &'a str,
-    curves: &'a [Curve],
+    curves: &'a [Curve<'a>],
 }
 
 const WIDTH: f64 = 560.0;
@@ -176,11 +186,11 @@ const BOTTOM: f64 = HEIGHT - 44.0;
 
 impl Chart<'_> {
     fn svg(&self) -> String {
-        let shown: Vec<&Curve> = self.curves.iter().filter(|curve| !curve.points.is_empty()).collect();
+        let shown: Vec<&Curve<'_>> = self.curves.iter().filter(|curve| !curve.points.is_empty()).collect();
         let heading = if self.unit.is_empty() { String::new() } else { format!(" <small>{}</small>", self.unit) };
         let mut out = format!("<figure>\n<figcaption><b>{}</b>{heading}<span class=\"legend\">", self.title);
         for curve in shown.iter().filter(|_| shown.len() > 1) {
-            let _ = write!(out, "<span class=\"{}\">{}</span>", curve.class, curve.name);
+            let _ = write!(out, "<span class=\"{}\">{}</span>", curve.class, escape(curve.name));
         }
         out.push_str("</span></figcaption>\n");
         let all = || shown.iter().flat_map(|curve| &curve.points);
@@ -226,7 +236,7 @@ impl Chart<'_> {
             let path: Vec<String> = points.iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
             let _ = writeln!(out, "<polyline class=\"{}\" points=\"{}\"/>", curve.class, path.join(" "));
             // Dots where they can be told apart, and where a line would be invisible.
-            if curve.class == "valid" && points.len() <= 60 || points.len() == 1 {
+            if curve.class.starts_with("valid") && points.len() <= 60 || points.len() == 1 {
                 for (x, y) in points.iter().map(place) {
                     let _ = writeln!(out, "<circle class=\"{}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>", curve.class);
                 }
@@ -246,10 +256,10 @@ impl Chart<'_> {
 }
 
 /// The curves as JSON for the values under the cursor: `[[name, [[step, value], ...]], ...]`.
-fn data(curves: &[&Curve]) -> String {
+fn data(curves: &[&Curve<'_>]) -> String {
     let curves = curves.iter().map(|curve| {
         let points: Vec<String> = curve.drawn().iter().map(|(step, value)| format!("[{step},{value:.4e}]")).collect();
-        format!("[\"{}\",[{}]]", curve.name, points.join(","))
+        format!("[{},[{}]]", serde_json::Value::from(curve.name), points.join(","))
     });
     format!("[{}]", curves.collect::<Vec<_>>().join(","))
 }
@@ -375,6 +385,7 @@ text.y{text-anchor:end;dominant-baseline:central}text.x{text-anchor:middle}
 .grid{stroke:var(--rule);fill:none}.cursor{stroke:var(--dim);stroke-dasharray:2 3;fill:none}
 polyline{fill:none;stroke-linejoin:round;stroke-width:1.8;stroke:var(--line)}polyline.raw{stroke:var(--raw);stroke-width:1}polyline.valid{stroke:var(--valid)}
 circle{fill:var(--line)}circle.valid{fill:var(--valid)}circle.raw{fill:var(--raw)}
+.s0{--valid:#d2571b}.s1{--valid:#2864c8}.s2{--valid:#2b9348}.s3{--valid:#b5179e}.s4{--valid:#c9a100}.s5{--valid:#00999e}.s6{--valid:#8a5a44}.s7{--valid:#7b61ff}
 pre{margin:0;padding:.8rem 1rem;background:var(--panel);border-radius:8px;white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.45 ui-monospace,monospace}
 ";
 

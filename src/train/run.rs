@@ -15,11 +15,12 @@ use super::observe::{Observer, RunInfo, RunSummary};
 use super::report::ReportInfo;
 use super::spike::{SPIKE_WINDOW, is_spike};
 use super::step::{MicroBatch, StepOutput, batch_loss, check_device, train_step};
+use super::valid::{Valid, Validation, open_shards};
 use crate::backend::{BackendName, Job};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
 use crate::checkpoint::{Checkpoint, NativeCheckpoint};
-use crate::data::{Loader, LoaderState, Plan, Prefetch, SequentialBatches, Shards, Source, TokenWindows, Verify};
+use crate::data::{Loader, LoaderState, Plan, Prefetch, Shards, Source};
 use crate::disk::write_atomic;
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, generate};
@@ -106,12 +107,6 @@ pub struct Trainer<B: LlamaOps> {
     _lock: std::fs::File,
 }
 
-struct Valid {
-    windows: TokenWindows,
-    /// Tokens a byte of text: from nats a token to bits a byte.
-    tokens_per_byte: f64,
-}
-
 /// Takes the run directory for this process; the system gives it back however the process ends.
 fn lock(dir: &Path) -> Result<std::fs::File> {
     let path = dir.join(".lock");
@@ -124,11 +119,6 @@ fn lock(dir: &Path) -> Result<std::fs::File> {
         }
         Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
     }
-}
-
-/// Opens a dataset.
-fn open_shards(path: &Path, verify: bool) -> Result<Arc<Shards>> {
-    Ok(Arc::new(Shards::open(path, if verify { Verify::Full } else { Verify::Header })?))
 }
 
 impl<B: LlamaOps> Trainer<B> {
@@ -157,16 +147,9 @@ impl<B: LlamaOps> Trainer<B> {
         for (source, path) in sources.iter().zip(&config.data.train) {
             vocabulary(path.display().to_string(), source.shards.vocab().size as usize)?;
         }
-        let valid = match &config.data.valid {
-            None => None,
-            Some(path) => {
-                let shards = open_shards(path, config.data.verify)?;
-                shards.check_vocab(sources[0].shards.vocab(), "the training data")?;
-                let index = shards.index();
-                let tokens_per_byte = index.tokens as f64 / index.text_bytes.max(1) as f64;
-                Some(Valid { windows: TokenWindows::new(shards, seq_len)?, tokens_per_byte })
-            }
-        };
+        let valid = config.data.valid.as_ref();
+        let valid = valid.map(|sets| Valid::open(sets, config.data.verify, sources[0].shards.vocab(), seq_len, observer));
+        let valid = valid.transpose()?;
         let root = dir.join("checkpoints");
         let nothing = || Error::Nothing {
             what: "checkpoint to resume from".into(),
@@ -330,7 +313,7 @@ impl<B: LlamaOps> Trainer<B> {
         let mut recent: VecDeque<[f64; 2]> = self.state.recent.iter().map(|r| r.map(f64::from_bits)).collect();
         let mut rates = Vec::new();
         let before = metrics::read(&self.dir.join(METRICS_FILE))?;
-        let mut valid = before.iter().rev().find_map(|r| r.val_loss.zip(r.val_bpb));
+        let mut valid = before.iter().rev().find_map(StepRecord::validation);
         let mut last = before.last().cloned().unwrap_or_default();
         while self.step < steps {
             if stop.load(Ordering::Relaxed) {
@@ -363,8 +346,8 @@ impl<B: LlamaOps> Trainer<B> {
             if due(self.config.train.val_every)
                 && let Some(v) = self.validate()?
             {
+                (last.val_loss, last.val_bpb, last.val_losses) = (Some(v.loss), Some(v.bpb), v.by_set.clone());
                 valid = Some(v);
-                (last.val_loss, last.val_bpb) = (Some(v.0), Some(v.1));
             }
             if due(self.config.sample.every) {
                 last.sample = self.sample()?;
@@ -420,9 +403,10 @@ impl<B: LlamaOps> Trainer<B> {
             rows.push(("MFU".into(), format!("{:.1} % (6N + 12 n_layers dim seq_len FLOP a token)", 100.0 * mfu)));
         }
         let mut bits_per_byte = Vec::new();
-        if let Some((loss, bpb)) = summary.valid {
+        if let Some(Validation { loss, bpb, by_set }) = &summary.valid {
             rows.push(("validation loss".into(), format!("{loss:.4} nats a token, {bpb:.3} bits per byte")));
-            bits_per_byte.push(("this model".to_string(), bpb));
+            rows.extend(by_set.iter().map(|(name, loss)| (format!("validation loss, {name}"), format!("{loss:.4}"))));
+            bits_per_byte.push(("this model".to_string(), *bpb));
         }
         let subtitle = format!(
             "LLaMA: dim {}, {} layers, {} heads, vocabulary {}, sequences of {} tokens",
@@ -471,28 +455,21 @@ impl<B: LlamaOps> Trainer<B> {
         }
     }
 
-    /// Mean loss in nats a token and in bits a byte over the held-out windows.
+    /// Mean loss over at most `train.val_windows` windows of each held-out set; `None` without any.
     ///
     /// # Errors
     /// Those of the data.
-    pub fn validate(&self) -> Result<Option<(f64, f64)>> {
+    pub fn validate(&self) -> Result<Option<Validation>> {
         self.validate_on(self.config.train.val_windows)
     }
 
-    /// [`Trainer::validate`] over at most `windows` windows (`None`: all).
+    /// [`Trainer::validate`] over at most `windows` windows of each set (`None`: all).
     ///
     /// # Errors
     /// Those of the data.
-    pub fn validate_on(&self, windows: Option<u64>) -> Result<Option<(f64, f64)>> {
-        let Some(valid) = &self.valid else { return Ok(None) };
-        let (mut sum, mut count) = (0.0, 0);
-        for batch in SequentialBatches::new(valid.windows.clone(), self.config.micro_batch(), windows)? {
-            let (loss, n) = batch_loss(self.model(), &self.micro_batch(batch?));
-            sum += loss * n as f64;
-            count += n;
-        }
-        let loss = sum / count.max(1) as f64;
-        Ok(Some((loss, loss / std::f64::consts::LN_2 * valid.tokens_per_byte)))
+    pub fn validate_on(&self, windows: Option<u64>) -> Result<Option<Validation>> {
+        let loss = |batch| batch_loss(self.model(), &self.micro_batch(batch));
+        self.valid.as_ref().map(|valid| valid.measure(self.config.micro_batch(), windows, loss)).transpose()
     }
 
     /// A text by the model as it stands; `None` without a tokenizer.

@@ -107,11 +107,13 @@ impl Mixture {
             out.join("train.toml").display(),
             weights.join(", ")
         );
-        // One held-out set: that of the source with the largest share that has one. `recua eval` takes the others one by one.
-        let mut by_share: Vec<&Share> = self.shares.iter().collect();
-        by_share.sort_by(|a, b| b.wanted.total_cmp(&a.wanted));
-        if let Some(share) = by_share.iter().find(|s| folder(s.source, "valid").exists()) {
-            text += &format!("valid = {}\n", toml::Value::String(folder(share.source, "valid").display().to_string()));
+        let valid: Vec<_> = self.shares.iter().map(|s| (s.source.name(), folder(s.source, "valid"))).collect();
+        let valid: Vec<_> = valid.into_iter().filter(|(_, path)| path.exists()).collect();
+        if !valid.is_empty() {
+            text += "[data.valid]\n";
+            for (name, path) in valid {
+                text += &format!("{name} = {}\n", toml::Value::String(path.display().to_string()));
+            }
         }
         write_atomic(&config.out.join("train.toml"), text.as_bytes())
     }

@@ -1,8 +1,8 @@
 //! Which crates may be used, and which of their files people wrote.
 
-use std::iter::Peekable;
-
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::data::spdx;
 
 /// Source code and prose. Not `toml`, `json`, `txt`, `html`: manifests, data, lists and page templates.
 pub(super) const EXTENSIONS: [&str; 17] =
@@ -126,42 +126,5 @@ pub(super) fn content_hash(content: &[u8]) -> u128 {
 /// Whether an SPDX expression (or the legacy `MIT/Apache-2.0`) can be satisfied by MIT, Apache-2.0 (also with the LLVM
 /// exception), BSD-2-Clause, BSD-3-Clause and ISC alone. What cannot be parsed is not allowed.
 pub fn license_allowed(expression: &str) -> bool {
-    let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
-    let words: Vec<String> = spaced.split_whitespace().map(str::to_ascii_uppercase).collect();
-    let mut words = words.iter().map(String::as_str).peekable();
-    let allowed = any_of(&mut words, 0);
-    words.next().is_none() && allowed == Some(true)
-}
-
-/// `all OR all ...`; `None` is a syntax error.
-fn any_of<'a, I: Iterator<Item = &'a str>>(words: &mut Peekable<I>, depth: usize) -> Option<bool> {
-    let mut allowed = all_of(words, depth)?;
-    while words.next_if_eq(&"OR").is_some() {
-        allowed |= all_of(words, depth)?;
-    }
-    Some(allowed)
-}
-
-/// `licence AND licence ...`, which binds tighter than `OR`.
-fn all_of<'a, I: Iterator<Item = &'a str>>(words: &mut Peekable<I>, depth: usize) -> Option<bool> {
-    let mut allowed = license(words, depth)?;
-    while words.next_if_eq(&"AND").is_some() {
-        allowed &= license(words, depth)?;
-    }
-    Some(allowed)
-}
-
-fn license<'a, I: Iterator<Item = &'a str>>(words: &mut Peekable<I>, depth: usize) -> Option<bool> {
-    let id = match words.next()? {
-        "(" if depth < 16 => {
-            let inside = any_of(words, depth + 1)?;
-            return (words.next() == Some(")")).then_some(inside);
-        }
-        "(" | ")" | "OR" | "AND" | "WITH" => return None,
-        id => id,
-    };
-    if words.next_if_eq(&"WITH").is_some() {
-        return Some(words.next()? == "LLVM-EXCEPTION" && id == "APACHE-2.0");
-    }
-    Some(["MIT", "APACHE-2.0", "BSD-2-CLAUSE", "BSD-3-CLAUSE", "ISC"].contains(&id))
+    spdx::satisfied(expression, &|id| ["MIT", "APACHE-2.0", "BSD-2-CLAUSE", "BSD-3-CLAUSE", "ISC"].contains(&id))
 }

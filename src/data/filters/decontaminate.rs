@@ -1,13 +1,13 @@
 //! N-gram decontamination: documents that share a run of words with an evaluation set (Brown et al. 2020, appendix C: 13 words).
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::PathBuf;
 
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::data::unpack;
 use crate::error::{Error, Result};
 
 /// Bytes of an evaluation file that are read: they are small; a larger file is a mistake.
@@ -21,7 +21,7 @@ pub struct Contamination {
 }
 
 impl Contamination {
-    /// Reads evaluation sets: JSON and JSON lines (each string of each object is a text), anything else a text a line; plain or `.gz`.
+    /// Reads evaluation sets: JSON and JSON lines (each string of each object is a text), anything else a text a line; packed or not.
     /// Texts of fewer than `n` words have no run and tell nothing.
     ///
     /// # Errors
@@ -30,10 +30,7 @@ impl Contamination {
         let mut all = Self { runs: HashSet::new(), n: n.max(1) };
         for path in files {
             let mut bytes = Vec::new();
-            let file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
-            let gz = path.extension().is_some_and(|e| e == "gz");
-            let mut reader: Box<dyn Read> = if gz { Box::new(flate2::read::MultiGzDecoder::new(file)) } else { Box::new(file) };
-            reader.by_ref().take(MAX_FILE).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+            unpack::open(path)?.take(MAX_FILE).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
             // Arrow and other binary files have their texts in them, between bytes that are no text.
             let text = String::from_utf8_lossy(&bytes);
             match serde_json::from_str::<Value>(&text) {

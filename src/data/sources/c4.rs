@@ -2,8 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, Read},
     path::Path,
 };
 
@@ -11,7 +10,7 @@ use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    data::{Record, Rejected, Sink},
+    data::{Record, Rejected, Sink, unpack},
     error::{Error, Result},
 };
 
@@ -28,7 +27,7 @@ impl Default for Options {
     }
 }
 
-/// Reads a file of JSON lines; how it is compressed is seen from its first bytes (gzip of any number of members, zstd, or not at all).
+/// Reads a file of JSON lines; how it is packed is seen from its first bytes (gzip, bzip2, xz, Zstandard, or not at all).
 ///
 /// The id is `url`, or else `id`, or else `line N`; where the file has it a second time, ` line N` is added. Meta: everything
 /// beside `text`. A line that is no such object is rejected. A compressed file that is damaged or cut ends with the last line
@@ -39,8 +38,7 @@ impl Default for Options {
 /// # Errors
 /// The file cannot be read, or the sink fails.
 pub fn read(path: &Path, options: Options, sink: &mut Sink<'_>) -> Result<u64> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    let mut reader = open(file).map_err(Error::io("read", path))?;
+    let mut reader = unpack::open(path)?;
     let mut ids = HashSet::new();
     let (mut number, mut records, mut line) = (0_u64, 0, Vec::new());
     loop {
@@ -75,20 +73,6 @@ pub fn read(path: &Path, options: Options, sink: &mut Sink<'_>) -> Result<u64> {
 fn damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
     matches!(error.kind(), InvalidData | InvalidInput | Other | UnexpectedEof) && error.raw_os_error().is_none()
-}
-
-fn open(file: File) -> io::Result<Box<dyn BufRead>> {
-    let mut reader = BufReader::with_capacity(256 << 10, file);
-    let start = reader.fill_buf()?;
-    Ok(if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(BufReader::with_capacity(256 << 10, flate2::bufread::MultiGzDecoder::new(reader)))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
-        decoder.window_log_max(27)?; // 128 MiB, as the zstd program allows
-        Box::new(BufReader::with_capacity(256 << 10, decoder))
-    } else {
-        Box::new(reader)
-    })
 }
 
 enum Next {

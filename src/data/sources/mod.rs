@@ -7,6 +7,7 @@ pub mod c4;
 pub mod commoncrawl;
 pub mod github;
 pub mod html;
+mod inflate;
 pub mod stackexchange;
 pub mod warc;
 pub mod wikipedia;

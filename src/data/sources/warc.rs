@@ -14,12 +14,17 @@ use std::{
 
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
+use super::inflate::Inflater;
 use crate::data::Rejected;
 
 /// How much of a file is read at a time, compressed and decompressed.
 const CHUNK: usize = 64 << 10;
 /// Line ends after a record that are looked past for the next one; more of them are skipped later.
 const MAX_GAP: usize = 16;
+/// A gzip member is decoded at once if its compressed bytes are at hand and it holds no more than `AT_ONCE`; more compressed bytes are read
+/// where there are fewer than `FEW`.
+const AT_ONCE: usize = 1 << 20;
+const FEW: usize = AT_ONCE / 4;
 /// Bytes of a gzip member's header (a file's name, extra fields) that are looked through for its end.
 const MAX_MEMBER_HEADER: usize = 4 << 10;
 /// Compressed bytes of a member that are kept, to look for the next member in if it turns out to be damaged.
@@ -27,7 +32,7 @@ const MAX_KEPT: usize = 1 << 20;
 /// Compressed bytes of a file that may be looked through a second time for that: what bounds the time that a hostile file takes.
 const MAX_SECOND_LOOK: usize = 64 << 20;
 
-/// What a record may take. The reader holds at most four times `max_record + max_header` and a few chunks of 64 KiB.
+/// What a record may take. The reader holds at most four times `max_record + max_header` and 4 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a record's header. Larger ones are rejected.
@@ -418,6 +423,8 @@ struct Gunzip<R> {
     /// Where the member at hand begins in `input`, while that is kept.
     member: Option<usize>,
     second_looks: usize,
+    /// For members at once; `None` after the first damage, where work must not be done twice.
+    whole: Option<Inflater>,
     inflate: Decompress,
     crc: Crc,
     within: bool,
@@ -438,6 +445,7 @@ impl<R: Read> Gunzip<R> {
             pos: 0,
             member: None,
             second_looks: MAX_SECOND_LOOK,
+            whole: Inflater::new(),
             inflate,
             crc,
             within: false,
@@ -463,12 +471,12 @@ impl<R: Read> Gunzip<R> {
     fn fill(&mut self, out: &mut Vec<u8>) -> io::Result<Filled> {
         match self.within {
             true => self.inflate(out),
-            false => self.begin(),
+            false => self.begin(out),
         }
     }
 
-    /// Finds the next member and reads its header.
-    fn begin(&mut self) -> io::Result<Filled> {
+    /// Finds the next member and reads its header, and all of it where it is small.
+    fn begin(&mut self, out: &mut Vec<u8>) -> io::Result<Filled> {
         self.produced = 0;
         self.member = None;
         if !self.ensure(10)? && self.input[self.pos..].iter().all(|&b| b == 0) {
@@ -492,6 +500,9 @@ impl<R: Read> Gunzip<R> {
         let rest = &self.input[self.pos..];
         match member_header(&rest[..rest.len().min(MAX_MEMBER_HEADER)]) {
             Some(len) => {
+                if self.at_once(len, out)? {
+                    return Ok(Filled::Some);
+                }
                 self.member = Some(self.pos);
                 self.pos += len;
                 self.within = true;
@@ -505,6 +516,25 @@ impl<R: Read> Gunzip<R> {
                 Ok(Filled::Damage("a gzip member has a bad header"))
             }
         }
+    }
+
+    /// Decodes the member at hand, whose header takes `header` bytes, if it is whole, small and good.
+    fn at_once(&mut self, header: usize, out: &mut Vec<u8>) -> io::Result<bool> {
+        if self.input.len() - self.pos < FEW {
+            self.ensure(AT_ONCE)?;
+        }
+        let (Some(whole), had) = (&mut self.whole, out.len()) else { return Ok(false) };
+        let stream = &self.input[self.pos + header..];
+        let Some(taken) = whole.whole(stream, out, AT_ONCE) else { return Ok(false) };
+        self.crc.reset();
+        self.crc.update(&out[had..]);
+        let good = [self.crc.sum(), (out.len() - had) as u32].map(u32::to_le_bytes);
+        if stream.get(taken..taken + 8) != Some(good.as_flattened()) {
+            out.truncate(had);
+            return Ok(false);
+        }
+        self.pos += header + taken + 8;
+        Ok(true)
     }
 
     fn inflate(&mut self, out: &mut Vec<u8>) -> io::Result<Filled> {
@@ -535,6 +565,7 @@ impl<R: Read> Gunzip<R> {
     fn damage(&mut self, what: &'static str) -> Filled {
         self.within = false;
         self.lost = true;
+        self.whole = None;
         if let Some(member) = self.member.take()
             && let Some(left) = self.second_looks.checked_sub(self.pos - member)
         {

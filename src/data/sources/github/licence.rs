@@ -4,7 +4,7 @@
 //! The detectors on crates.io want the SPDX texts beside them, some megabytes, to tell 600 licences apart; here there are
 //! four to let in, and the phrases of those to keep out.
 
-use std::iter::Peekable;
+use crate::data::spdx;
 
 /// SPDX identifiers, in upper case: the MIT, BSD and Apache families without those that add a condition (BSD-4-Clause:
 /// advertising, BSD-3-Clause-Clear: no patents, JSON: good, not evil).
@@ -48,45 +48,10 @@ pub fn is_allowed(expression: &str) -> bool {
     if ALIASES.iter().any(|(alias, _)| *alias == whole) {
         return true;
     }
-    let spaced = whole.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
-    let mut words = spaced.split_whitespace().peekable();
-    let allowed = any_of(&mut words, 0);
-    words.next().is_none() && allowed == Some(true)
-}
-
-/// `all OR all ...`; `None` is a syntax error.
-fn any_of<'a, I: Iterator<Item = &'a str>>(words: &mut Peekable<I>, depth: usize) -> Option<bool> {
-    let mut allowed = all_of(words, depth)?;
-    while words.next_if_eq(&"OR").is_some() {
-        allowed |= all_of(words, depth)?;
-    }
-    Some(allowed)
-}
-
-/// `licence AND licence ...`, which binds tighter than `OR`.
-fn all_of<'a, I: Iterator<Item = &'a str>>(words: &mut Peekable<I>, depth: usize) -> Option<bool> {
-    let mut allowed = one(words, depth)?;
-    while words.next_if_eq(&"AND").is_some() {
-        allowed &= one(words, depth)?;
-    }
-    Some(allowed)
-}
-
-fn one<'a, I: Iterator<Item = &'a str>>(words: &mut Peekable<I>, depth: usize) -> Option<bool> {
-    let id = match words.next()? {
-        "(" if depth < 16 => {
-            let inside = any_of(words, depth + 1)?;
-            return (words.next() == Some(")")).then_some(inside);
-        }
-        "(" | ")" | "OR" | "AND" | "WITH" => return None,
-        id => id,
-    };
-    if words.next_if_eq(&"WITH").is_some() {
-        // Other exceptions belong to the GPL.
-        return Some(words.next()? == "LLVM-EXCEPTION" && id == "APACHE-2.0");
-    }
-    let id = id.strip_suffix('+').unwrap_or(id);
-    Some(ALLOWED.contains(&id) || ALIASES.iter().any(|(alias, _)| *alias == id))
+    spdx::satisfied(&whole, &|id| {
+        let id = id.strip_suffix('+').unwrap_or(id);
+        ALLOWED.contains(&id) || ALIASES.iter().any(|(alias, _)| *alias == id)
+    })
 }
 
 /// A licence, as its text shows.

@@ -2,9 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
     fs::{self, File},
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, Read},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,7 @@ use super::{
     parquet,
 };
 use crate::{
-    data::{Record, Rejected, Sink},
+    data::{Record, Rejected, Sink, unpack},
     error::{Error, Result},
 };
 
@@ -239,13 +238,7 @@ fn record(repo: &str, path: &str, text: String, licence: Option<&str>) -> Record
 }
 
 fn json_lines(path: &Path, options: &ReadOptions, sink: &mut Sink<'_>, skipped: &mut Skipped) -> Result<()> {
-    let file = File::open(path).map_err(Error::io("read", path))?;
-    let reader: Box<dyn Read> = match path.extension().and_then(OsStr::to_str) {
-        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(file)),
-        Some("zst") => Box::new(zstd::Decoder::new(file).map_err(Error::io("read", path))?),
-        _ => Box::new(file),
-    };
-    let mut reader = BufReader::with_capacity(1 << 18, reader);
+    let mut reader = unpack::open(path)?;
     let (mut line, mut number) = (Vec::new(), 0u64);
     loop {
         line.clear();

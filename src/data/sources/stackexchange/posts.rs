@@ -14,7 +14,7 @@ use memchr::{memchr2, memmem};
 use quick_xml::{XmlVersion, events::attributes::Attributes};
 
 use crate::{
-    data::Rejected,
+    data::{Rejected, unpack},
     error::{Error, Result},
 };
 
@@ -22,7 +22,7 @@ use crate::{
 pub const MAX_ROW: usize = 4 << 20;
 /// Bytes that a row is read by.
 const CHUNK: usize = 64 << 10;
-/// Memory that the header of a compressed file may ask for.
+/// Memory that the header of an archive may ask for.
 const MAX_DICTIONARY: u64 = 1 << 30;
 const WHAT: &str = "Stack Exchange dump";
 
@@ -79,20 +79,10 @@ pub fn posts(path: &Path, sink: &mut PostSink<'_>) -> Result<u64> {
 
 /// Hands the decompressed `Posts.xml` to `read`.
 pub(super) fn open(path: &Path, read: &mut dyn FnMut(&mut dyn Read) -> Result<()>) -> Result<()> {
-    let file = || File::open(path).map_err(Error::io("read", path));
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    match extension.as_str() {
-        "7z" => seven_zip(path, file()?, read),
-        "gz" => read(&mut flate2::read::MultiGzDecoder::new(file()?)),
-        "bz2" => read(&mut bzip2::read::MultiBzDecoder::new(file()?)),
-        "xz" => {
-            let stream = liblzma::stream::Stream::new_stream_decoder(MAX_DICTIONARY, liblzma::stream::CONCATENATED);
-            let stream = stream.map_err(|problem| bad_archive(path, &problem))?;
-            read(&mut liblzma::read::XzDecoder::new_stream(file()?, stream))
-        }
-        "zst" => read(&mut zstd::Decoder::new(file()?).map_err(Error::io("read", path))?),
-        _ => read(&mut file()?),
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("7z")) {
+        return seven_zip(path, File::open(path).map_err(Error::io("read", path))?, read);
     }
+    read(&mut unpack::open(path)?)
 }
 
 fn bad_archive(path: &Path, problem: &dyn std::fmt::Display) -> Error {

@@ -8,16 +8,13 @@ use std::thread;
 
 use bzip2::read::MultiBzDecoder;
 
+use crate::data::unpack::{self, CHUNK};
 use crate::error::{Error, Result};
 
-/// How much of a file is read at once.
-const CHUNK: usize = 1 << 18;
 /// A stream of a multistream dump (100 pages) is far smaller than this. In a larger one nothing is decoded in parallel.
 const STREAM: usize = 8 << 20;
 /// The most that a stream is unpacked to at once.
 const UNPACKED: u64 = 56 << 20;
-/// An xz file that needs more memory is not read: the largest preset needs 65 MiB.
-const XZ_MEMORY: u64 = 256 << 20;
 
 /// The dump's text, whatever it is packed in.
 pub(super) fn open(path: &Path, threads: usize) -> Result<Box<dyn BufRead>> {
@@ -28,16 +25,9 @@ pub(super) fn open(path: &Path, threads: usize) -> Result<Box<dyn BufRead>> {
         0 => thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let unpacked: Box<dyn Read> = if magic.starts_with(b"BZh") {
-        if threads > 1 { Box::new(Streams::new(file, threads)) } else { Box::new(MultiBzDecoder::new(file)) }
-    } else if magic.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(file))
-    } else if magic.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-        let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED);
-        let stream = stream.map_err(|e| Error::io("read", path)(e.into()))?;
-        Box::new(liblzma::bufread::XzDecoder::new_stream(file, stream))
-    } else {
-        Box::new(file)
+    let unpacked: Box<dyn Read> = match magic.starts_with(b"BZh") && threads > 1 {
+        true => Box::new(Streams::new(file, threads)),
+        false => Box::new(unpack::unpack(file).map_err(Error::io("read", path))?),
     };
     let mut text = BufReader::with_capacity(CHUNK, unpacked);
     // A damaged beginning shows when it is read.
