@@ -351,6 +351,73 @@ fn a_mixture_has_the_wanted_shares_and_keeps_the_caps() {
     assert!((total - 100.0).abs() < 1e-9);
 }
 
+/// Documents of C4 of random words, one in ten with another's text; about `bytes` of them.
+fn random_documents(path: &Path, bytes: usize) {
+    let mut state = 1_u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    let mut file = std::io::BufWriter::new(fs::File::create(path).unwrap());
+    let (mut written, mut text) = (0, String::new());
+    while written < bytes {
+        if text.is_empty() || random() % 10 > 0 {
+            text.clear();
+            for _ in 0..40 {
+                let words: Vec<String> =
+                    (0..8).map(|_| (0..3 + random() % 5).map(|_| char::from(b'a' + (random() % 26) as u8)).collect()).collect();
+                text += &format!("{}.\n", words.join(" "));
+            }
+        }
+        writeln!(file, "{}", json!({ "text": text, "url": format!("https://example.org/{written}") })).unwrap();
+        written += text.len();
+    }
+    file.flush().unwrap();
+}
+
+/// The bound that docs/data.md states, whatever the corpus: a build in a process of its own, whose peak the system counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_bounded_and_does_not_grow_with_the_corpus() {
+    let dir = tempfile::tempdir().unwrap();
+    let peak = |megabytes: usize| {
+        let path = |name: &str| toml::Value::String(dir.path().join(name).display().to_string()).to_string();
+        random_documents(&dir.path().join("c4.json"), megabytes << 20);
+        let text = format!(
+            "out = {}\nthreads = 2\nmemory_mb = 128\n[sources.c4]\ninputs = [{}]\nrules = true\nnear_duplicates = true\n\
+             mask_pii = true\n",
+            path("out"),
+            path("c4.json")
+        );
+        let _ = fs::remove_dir_all(dir.path().join("out"));
+        fs::write(dir.path().join("c4.toml"), text).unwrap();
+        let mut build = Command::new(env!("CARGO_BIN_EXE_recua"))
+            .args(["data", "build", "--config"])
+            .arg(dir.path().join("c4.toml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut peak = 0_u64;
+        loop {
+            let status = fs::read_to_string(format!("/proc/{}/status", build.id())).unwrap_or_default();
+            let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+            peak = peak.max(kib.unwrap_or(0) >> 10);
+            match build.try_wait().unwrap() {
+                Some(status) => break assert!(status.success(), "{status}"),
+                None => std::thread::sleep(std::time::Duration::from_millis(2)),
+            }
+        }
+        let kept =
+            fs::read_dir(dir.path().join("out/mix/c4")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum::<u64>();
+        assert!(kept > (megabytes as u64) << 18, "{kept} bytes stay of {megabytes} MiB");
+        println!("{megabytes} MiB of text: {peak} MiB resident");
+        peak
+    };
+    let (small, large) = (peak(16), peak(96));
+    assert!(large < 2048 && large < 2 * small, "{small} and {large} MiB");
+}
+
 /// Answers of a verb to lines.
 fn ask(args: &[&str], lines: &[Value]) -> Vec<Value> {
     let mut child =

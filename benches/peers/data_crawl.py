@@ -6,13 +6,16 @@ By hand, from the project's root, with an interpreter that has warcio, datatrove
     RECUA_DATA=... NLTK_DATA=... python benches/peers/data_crawl.py ccnet OURS.jsonl FILE...
     RECUA_DATA=... NLTK_DATA=... python benches/peers/data_crawl.py c4    OURS.jsonl DOCS.jsonl
     RECUA_DATA=... NLTK_DATA=... python benches/peers/data_crawl.py sentences OURS.jsonl LINES.jsonl
+    python benches/peers/data_crawl.py speed target/release/examples/data_peers FILE...
 
 FILE are WARC or WET files. OURS.jsonl is what the Rust side wrote for the same input:
 warc: an object a record, {"file", "type", "uri", "date", "digest", "length", "sha1"}, sha1 being of the block;
 ccnet: an object a WET document, {"url", "date", "digest", "title", "text", "hashes"};
 c4: an object a document, {"text", "dropped"}; DOCS.jsonl has a JSON string a line;
 sentences: a number a line; LINES.jsonl has a JSON string a line.
-Times are of one thread and of the reference alone; time the Rust side on the same files.
+Times are of one thread and of the reference alone.
+speed: reading records beside warcio, and of WET files parsing and hashing beside CCNet's, in turn, one thread each, and ours on two
+files at once (two cores) beside one thread of theirs; medians of five.
 
 `ccnet` has no package: what is compared with is written here from the published description of its parser, normaliser and hash.
 """
@@ -29,7 +32,6 @@ from pathlib import Path
 def load(path):
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
 
 
 
@@ -173,5 +175,51 @@ def sentences(ours, lines):
     print(f"{equal} of {len(lines)} lines equal, {sum(counts)} sentences, ours {sum(ours)}; {seconds:.3f} s")
 
 
+def speed(peers, files):
+    import logging
+    import subprocess
+
+    from warcio.archiveiterator import ArchiveIterator
+
+    logging.disable(logging.CRITICAL)
+
+    def records(path):
+        with open(path, "rb") as stream:
+            for record in ArchiveIterator(stream, no_record_parse=True):
+                record.raw_stream.read()
+
+    def hashes(path):
+        stream = gzip.open(path, "rb") if open(path, "rb").read(2) == b"\x1f\x8b" else open(path, "rb")
+        with io.TextIOWrapper(stream, encoding="utf-8", errors="replace") as lines:
+            for _, _, text in wet_documents(lines):
+                [key(line) for line in text.split("\n")]
+
+    def rounds(work, seconds=0.3):
+        """Seconds a round, over at least `seconds`."""
+        start, n = time.perf_counter(), 0
+        while (took := time.perf_counter() - start) < seconds:
+            work()
+            n += 1
+        return took / n
+
+    import io
+
+    for path in files:
+        for what, work in [("warc", records)] + [("ccnet", hashes)] * (".wet" in path):
+            pairs = []
+            for _ in range(5):
+                theirs = rounds(lambda: work(path))
+                command = [peers, "time", what, path, str(max(5, int(3 / theirs)))]
+                ours = []
+                for at_once in (1, 2):
+                    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)]
+                    times = [sorted(float(line.split()[0]) for line in r.communicate()[0].splitlines()) for r in running]
+                    ours.append(max(t[len(t) // 2] for t in times) / at_once)
+                pairs.append((theirs / ours[0], theirs / ours[1], theirs, ours[0]))
+            one, two, theirs, ours = sorted(pairs)[2]
+            mb = Path(path).stat().st_size / 1e6
+            print(f"{Path(path).name:42} {what:6} {theirs * 1e3:9.3f} ms {ours * 1e3:9.3f} ms {mb / ours:8.1f} MB/s {one:6.1f} times; two at once {two:6.1f}")
+
+
 if __name__ == "__main__":
-    {"warc": warc, "ccnet": ccnet, "c4": c4, "sentences": sentences}[sys.argv[1]](sys.argv[2], sys.argv[3:])
+    {"warc": warc, "ccnet": ccnet, "c4": c4, "sentences": sentences, "speed": speed}[sys.argv[1]](sys.argv[2], sys.argv[3:])

@@ -52,7 +52,7 @@ def main():
             start = time.perf_counter()
             theirs = []
             for text in texts:
-                m = MinHash(num_perm=BANDS * ROWS, permutations=first.permutations)
+                m = first.copy()
                 m.update_batch(list(shingles(text)))
                 theirs.append(m)
             theirs_s.append(time.perf_counter() - start)

@@ -56,11 +56,13 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(super) fn run(self) -> Result<()> {
+        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        eprintln!("worker of {}: {threads} pieces at a time, {} MiB; SIGTERM or Ctrl-C ends it", self.scheduler, self.memory);
         worker(&WorkerOptions {
             scheduler: self.scheduler,
             host: self.host,
             port: self.port,
-            threads: self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+            threads,
             memory: self.memory << 20,
             work: self.work,
         })
