@@ -70,6 +70,7 @@ fn push_line(line: &str, out: &mut Vec<u8>) -> bool {
         match chars.next() {
             None => return true,
             Some('Σ') => return false,
+            Some(c @ '\u{2000}'..='\u{206f}') => push_other(c, out), // General Punctuation, common and without case
             Some(c) => c.to_lowercase().for_each(|c| push_other(c, out)),
         }
         rest = chars.as_str();
