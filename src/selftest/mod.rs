@@ -5,6 +5,7 @@
 
 mod attention;
 mod cases;
+mod composed;
 mod golden;
 mod narrow;
 pub mod reference;
