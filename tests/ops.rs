@@ -157,6 +157,19 @@ fn selftest_passes_and_covers_every_operation() {
     }
 }
 
+/// Under Burn's `Fusion` each operation is a step of its stream, with a shape that is stated beforehand.
+#[cfg(all(feature = "fusion", feature = "wgpu"))]
+#[test]
+fn selftest_passes_under_fusion() {
+    type Fused = burn_fusion::Fusion<recua::backend::Wgpu>;
+    let backend: BackendName = "wgpu:cpu".parse().unwrap();
+    let mut cases = selftest::cases();
+    cases.push(Case::Linear { n: 257, d_in: 80, d_out: 33 });
+    let device = cubecl::wgpu::WgpuDevice::Cpu;
+    let rows = selftest::run_on::<Fused>(&device, &cases, Tolerance::of(&backend), &mut |_| {});
+    assert_passed(&backend, &rows);
+}
+
 #[test]
 fn selftest_can_fail() {
     let backend = BackendName::default();

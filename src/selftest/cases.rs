@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 
 use super::reference::{self, AttentionShape};
-use super::{Checks, Output, attention, composed, draw, golden, magnitude, narrow};
+use super::{Checks, Output, attention, composed, draw, golden, narrow};
 use crate::model::init::from_f32;
 use crate::ops::{self, AdamWScalars, AdamWState, LlamaOps, loss, primitive, tensor};
 
@@ -373,7 +373,7 @@ fn rms_norm<B: LlamaOps>([n, d]: [usize; 2], device: &B::Device, checks: &mut Ch
     let [y, dx, dw] = reference::rms_norm(&x.f64(), &w.f64(), &dy.f64(), EPS);
     let shape = format!("{n} x {d}");
     let tolerance = checks.tolerance.sum(n.max(d));
-    let floor = norm_floor(&x, &w, &dy.f64(), EPS);
+    let floor = composed::norm_floor(&x, &w, &dy.f64(), EPS);
     checks.row("rms_norm", &shape, tolerance, || {
         vec![Output::new::<B>(B::rms_norm(x.at::<B>(device), w.at::<B>(device), EPS, DType::F32), &y)]
     });
@@ -394,15 +394,6 @@ fn rms_norm<B: LlamaOps>([n, d]: [usize; 2], device: &B::Device, checks: &mut Ch
         let [got, gx, gw] = backward(out, &dy, [primitive(xs), primitive(ws)], [&y, &dx, &dw]);
         vec![got, gx.scale(floor), gw.scale(spread(n))]
     });
-}
-
-/// The gradient of a norm's input is a difference of terms of the size of dy w / rms, which cancel where rows are short.
-pub(super) fn norm_floor(x: &Input, w: &Input, dy: &[f64], eps: f64) -> f64 {
-    let d = w.values.len();
-    x.f64().chunks_exact(d).fold(0.0, |most: f64, row| {
-        let rms = (row.iter().map(|v| v * v).sum::<f64>() / d as f64 + eps).sqrt();
-        most.max(magnitude(dy) * magnitude(&w.f64()) / rms / 4.0)
-    })
 }
 
 fn rope<B: LlamaOps>([batch, seq, heads, head_dim]: [usize; 4], device: &B::Device, checks: &mut Checks<'_>) {
