@@ -97,6 +97,10 @@ fn products<B: LlamaOps>(b: &mut Bench<B>) {
             let (shape, work) = (format!("{N}x{d_in}x{d_out}"), 2 * N * d_in * d_out);
             let wt = w.clone().transpose();
             b.time("matmul", &shape, flop(work), || B::matmul(primitive(&x), primitive(&wt)));
+            let gain = b.random([d_in]);
+            b.time("norm_project", &shape, flop(work), || {
+                B::norm_project(primitive(&x), primitive(&gain), primitive(&w), EPS, DType::F32)
+            });
             b.time("project", &shape, flop(work), || B::project(primitive(&x), primitive(&w), DType::F32));
             b.time_on("project_add", &shape, flop(work), copy(&y), |y| B::project_add(y, primitive(&x), primitive(&w)));
             b.time("project_backward_input", &shape, flop(work), || {
@@ -136,9 +140,12 @@ fn rope<B: LlamaOps>(b: &mut Bench<B>) {
 }
 
 fn swiglu<B: LlamaOps>(b: &mut Bench<B>) {
-    for f in HIDDEN {
-        let (gate_up, dy) = (b.random([N, 2 * f]), b.random([N, f]));
+    for (d, f) in DIMS.into_iter().zip(HIDDEN) {
+        let (gate_up, dy, w) = (b.random([N, 2 * f]), b.random([N, f]), b.random([d, f]));
         b.time("swiglu", &format!("{N}x{f}"), floats(3 * N * f), || B::swiglu(primitive(&gate_up)));
+        b.time("swiglu_project", &format!("{N}x{f}x{d}"), flop(2 * N * f * d), || {
+            B::swiglu_project(primitive(&gate_up), primitive(&w), DType::F32)
+        });
         b.time_on("swiglu_backward", &format!("{N}x{f}"), floats(5 * N * f), copy(&gate_up), |gate_up| {
             B::swiglu_backward(gate_up, primitive(&dy))
         });

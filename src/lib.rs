@@ -41,7 +41,8 @@
 //! A loss of one's own: [`model::Llama::autodiff`] gives the model under `Autodiff<B>`; see `examples/`.
 //!
 //! # Cargo features
-//! `flex`, `ndarray`, `wgpu`, `cuda`: the backends. `train`: training and the text pipeline. `cli`: the binary. `tui`: the
+//! `flex`, `ndarray`, `wgpu`, `cuda`: the backends. `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default
+//! features make of its aliases `Wgpu` and `Cuda`. `train`: training and the text pipeline. `cli`: the binary. `tui`: the
 //! dashboard. `default-features = false` with one backend gives model, operations, tokenizer, checkpoints and generation.
 
 #![warn(missing_docs)]

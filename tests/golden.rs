@@ -239,6 +239,18 @@ fn cases() -> Vec<PathBuf> {
     dirs
 }
 
+/// Burn's default features wrap its GPU backends in `Fusion`: the same model, the same tolerances.
+#[cfg(all(feature = "fusion", feature = "wgpu"))]
+#[test]
+fn golden_under_fusion() {
+    type Fused = burn_fusion::Fusion<recua::backend::Wgpu>;
+    for dir in cases() {
+        let model = Checkpoint::open(&dir).unwrap().load::<Fused>(&cubecl::wgpu::WgpuDevice::Cpu).unwrap();
+        forward_and_gradients(&dir, &model, &WGPU);
+        training(&dir, model, &WGPU, StepConfig { autodiff: true, ..StepConfig::default() });
+    }
+}
+
 #[test]
 fn golden() {
     let mut backends: Vec<(&str, &Tolerance)> = Vec::new();

@@ -49,6 +49,18 @@ fn a_plan_is_what_a_run_needs() {
     }
 }
 
+/// A loss of one's own under `Autodiff` keeps what `keep = "linear"` does, and the residual stream after attention.
+#[test]
+#[cfg(target_os = "linux")]
+fn autodiff_keeps_what_linear_layers_give() {
+    let (dim, layers, seq, batch) = (288, 6, 256, 8);
+    let shape = format!("--dim {dim} --layers {layers} --heads 6 --ffn 768 --seq {seq} --batch {batch}");
+    let [autodiff, linear, all] = ["--autodiff", "--keep linear", "--keep all"].map(|how| measured(&shape, how));
+    println!("autodiff: {autodiff:.0} MiB, linear {linear:.0} MiB, all {all:.0} MiB");
+    let residual = (layers * batch * seq * dim * 4) as f64 / (1 << 20) as f64;
+    assert!(autodiff <= linear + 1.5 * residual, "autodiff {autodiff:.0} MiB, linear {linear:.0} MiB, all {all:.0} MiB");
+}
+
 /// From 1k to 16k tokens: memory in proportion, where a square would make it 256-fold.
 #[test]
 #[cfg(target_os = "linux")]

@@ -48,6 +48,8 @@ fn shapes() -> Vec<Case> {
         for d in [1, 7, 64, 288] {
             cases.push(Case::RmsNorm { n, d });
             cases.push(Case::SwiGlu { n, f: d });
+            cases.push(Case::NormProject { n, d, d_out: 33 });
+            cases.push(Case::SwiGluProject { n, f: d, d_out: 33 });
             cases.push(Case::AdamW { n: n * d });
             cases.push(Case::SquareSum { n: n * d });
         }
@@ -87,6 +89,8 @@ fn any_case() -> impl Strategy<Value = Case> {
             head_dim: 2 * half
         }),
         (1..60usize, 1..90usize).prop_map(|(n, f)| Case::SwiGlu { n, f }),
+        (1..60usize, 1..130usize, 1..70usize).prop_map(|(n, d, d_out)| Case::NormProject { n, d, d_out }),
+        (1..60usize, 1..90usize, 1..70usize).prop_map(|(n, f, d_out)| Case::SwiGluProject { n, f, d_out }),
         (1..90usize, 1..70usize, 1..200usize).prop_map(|(n, dim, vocab)| Case::Embedding { n, dim, vocab }),
         (1..3usize, 1..4usize, 1..4usize, 1..140usize, 1..49usize).prop_map(|(batch, kv_heads, group, seq, half)| {
             let heads = kv_heads * group;
@@ -124,10 +128,18 @@ fn operations() -> Vec<&'static str> {
     methods.filter(|name| !["bodies", "pool_bytes", "logit_rows", "gemms", "resident<T>"].contains(name)).collect()
 }
 
+/// Operations that `Autodiff` overrides, from its source.
+fn differentiable() -> Vec<&'static str> {
+    let source = include_str!("../src/ops/autodiff.rs");
+    let body = &source[source.find("LlamaOps for Autodiff").unwrap()..];
+    let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
+    methods.filter(|name| *name != "bodies").collect()
+}
+
 #[test]
 fn selftest_passes_and_covers_every_operation() {
     let operations = operations();
-    assert!(operations.len() >= 23, "{operations:?}");
+    assert!(operations.len() >= 25, "{operations:?}");
     for backend in backends() {
         let mut seen = Vec::new();
         let rows = selftest::run(&backend, &mut |row| seen.push(row.clone())).unwrap();
@@ -136,13 +148,26 @@ fn selftest_passes_and_covers_every_operation() {
         for name in &operations {
             assert!(rows.iter().any(|r| r.name == *name), "{backend}: no row checks `{name}`");
         }
-        for name in ["project", "rms_norm", "rope", "swiglu", "causal_attention", "self_attention", "linear_cross_entropy"] {
+        for name in differentiable() {
             assert!(rows.iter().any(|r| r.name == format!("autodiff {name}")), "{backend}: no gradient of `{name}`");
         }
         for name in ["matmul, true float32", "golden logits", "golden loss", "golden gradients", "golden training, 3 steps"] {
             assert!(rows.iter().any(|r| r.name == name), "{backend}: no row `{name}`");
         }
     }
+}
+
+/// Under Burn's `Fusion` each operation is a step of its stream, with a shape that is stated beforehand.
+#[cfg(all(feature = "fusion", feature = "wgpu"))]
+#[test]
+fn selftest_passes_under_fusion() {
+    type Fused = burn_fusion::Fusion<recua::backend::Wgpu>;
+    let backend: BackendName = "wgpu:cpu".parse().unwrap();
+    let mut cases = selftest::cases();
+    cases.push(Case::Linear { n: 257, d_in: 80, d_out: 33 });
+    let device = cubecl::wgpu::WgpuDevice::Cpu;
+    let rows = selftest::run_on::<Fused>(&device, &cases, Tolerance::of(&backend), &mut |_| {});
+    assert_passed(&backend, &rows);
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub(crate) struct Train {
     /// Activations kept for backward: the more, the faster and the larger
     #[arg(long, value_name = "all|linear|block")]
     keep: Option<String>,
-    /// Burn's autodiff instead of the backward written by hand (slower and larger; to check it)
+    /// Burn's autodiff instead of the backward written by hand (somewhat larger; to check it)
     #[arg(long)]
     autodiff: bool,
     /// Print the resolved settings and sizes, and stop

@@ -21,6 +21,14 @@ impl<B: LlamaOps> Linear<B> {
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         ops::linear(x, self.weight.val())
     }
+
+    /// Of `norm(x)`, which backward computes again from `x`.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, seq, d_in]`; returns `[batch, seq, d_out]`
+    pub fn forward_normed(&self, norm: &RmsNorm<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        ops::norm_linear(x, norm.weight.val(), self.weight.val(), norm.eps)
+    }
 }
 
 /// Root mean square normalisation with a learned gain.
@@ -157,12 +165,14 @@ impl<B: LlamaOps> Attention<B> {
         (queries / self.head_dim, (all - queries) / (2 * self.head_dim))
     }
 
-    /// `starts [batch, seq]`: the first position of each position's document, which is as far back as it sees; `None`: all.
+    /// Attention of `norm(x)`. `starts [batch, seq]`: the first position of each position's document, which is as far back as it
+    /// sees; `None`: all.
     ///
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
     pub fn forward(
         &self,
+        norm: &RmsNorm<B>,
         x: Tensor<B, 3>,
         rope: &Rope<B>,
         starts: Option<&Tensor<B, 2, Int>>,
@@ -170,7 +180,7 @@ impl<B: LlamaOps> Attention<B> {
     ) -> Tensor<B, 3> {
         let [batch, seq, _] = x.dims();
         let (n_heads, n_kv_heads) = self.heads();
-        let qkv = self.wqkv.forward(x).reshape([batch, seq, n_heads + 2 * n_kv_heads, self.head_dim]);
+        let qkv = self.wqkv.forward_normed(norm, x).reshape([batch, seq, n_heads + 2 * n_kv_heads, self.head_dim]);
         let (cos, sin) = rope.at(cache.as_ref().map_or(0, |c| c.len()), seq);
         let y = match cache {
             None => ops::self_attention(qkv, cos, sin, n_kv_heads, starts.cloned()),
@@ -186,7 +196,7 @@ impl<B: LlamaOps> Attention<B> {
     }
 }
 
-/// `w2(silu(w1 x) * w3 x)`.
+/// `w2(silu(w1 x) * w3 x)`, of the normed `x`.
 #[derive(Module, Debug)]
 pub struct FeedForward<B: Backend> {
     /// Gate and up in one product: `w1` and `w3` one below the other, `[2 hidden_dim, dim]`.
@@ -198,8 +208,8 @@ pub struct FeedForward<B: Backend> {
 impl<B: LlamaOps> FeedForward<B> {
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.w2.forward(ops::swiglu(self.w13.forward(x)))
+    pub fn forward(&self, norm: &RmsNorm<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        ops::swiglu_linear(self.w13.forward_normed(norm, x), self.w2.weight.val())
     }
 }
 
@@ -228,7 +238,7 @@ impl<B: LlamaOps> Block<B> {
         starts: Option<&Tensor<B, 2, Int>>,
         cache: Option<&mut KvCache<B>>,
     ) -> Tensor<B, 3> {
-        let h = x.clone() + self.attention.forward(self.attention_norm.forward(x), rope, starts, cache);
-        h.clone() + self.feed_forward.forward(self.ffn_norm.forward(h))
+        let h = x.clone() + self.attention.forward(&self.attention_norm, x, rope, starts, cache);
+        h.clone() + self.feed_forward.forward(&self.ffn_norm, h)
     }
 }

@@ -14,7 +14,8 @@ use crate::ops::{self, LlamaOps, primitive, tensor};
 
 /// LLaMA (Touvron et al. 2023, arXiv:2302.13971).
 ///
-/// Runs on any backend; under `Autodiff<B>` it is differentiable, for losses of one's own.
+/// Runs on any backend; under `Autodiff<B>` it is differentiable, for losses of one's own, and keeps for backward what
+/// [`Keep::Linear`](super::backward::Keep) does and the residual stream after attention.
 #[derive(Module, Debug)]
 pub struct Llama<B: Backend> {
     /// `[vocab_size, dim]`
@@ -99,13 +100,13 @@ impl<B: LlamaOps> Llama<B> {
     /// # Shapes
     /// - `tokens`: `[batch, seq]`, ids below `vocab_size`, `seq` at most `max_seq_len`; returns `[batch, seq, dim]`
     pub fn hidden(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.run(tokens, None, None, &mut |_, _| {})
+        self.norm.forward(self.run(tokens, None, None, &mut |_, _| {}))
     }
 
     /// [`Llama::hidden`] of several documents in one sequence, none of which sees another: `starts [batch, seq]` holds the first
     /// position of each position's document.
     pub fn hidden_in_documents(&self, tokens: Tensor<B, 2, Int>, starts: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.run(tokens, Some(&starts), None, &mut |_, _| {})
+        self.norm.forward(self.run(tokens, Some(&starts), None, &mut |_, _| {}))
     }
 
     /// [`Llama::hidden`] with a cache of earlier positions (one entry a layer), showing each block's output to `see`.
@@ -115,9 +116,10 @@ impl<B: LlamaOps> Llama<B> {
         cache: Option<&mut [KvCache<B>]>,
         see: &mut dyn FnMut(usize, &Tensor<B, 3>),
     ) -> Tensor<B, 3> {
-        self.run(tokens, None, cache, see)
+        self.norm.forward(self.run(tokens, None, cache, see))
     }
 
+    /// The last block's output.
     fn run(
         &self,
         tokens: Tensor<B, 2, Int>,
@@ -135,7 +137,7 @@ impl<B: LlamaOps> Llama<B> {
             x = layer.forward(x, &self.rope, starts, cache.as_mut().map(|c| &mut c[i]));
             see(i, &x);
         }
-        self.norm.forward(x)
+        x
     }
 
     /// Logits of the next token at every position.
@@ -143,7 +145,7 @@ impl<B: LlamaOps> Llama<B> {
     /// # Shapes
     /// - `tokens`: `[batch, seq]`; returns `[batch, seq, vocab_size]`
     pub fn forward(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.output.forward(self.hidden(tokens))
+        self.output.forward_normed(&self.norm, self.run(tokens, None, None, &mut |_, _| {}))
     }
 
     /// Sum of the cross-entropy over all targets of at least 0 (natural logarithm), `[1]`. Never holds all logits.
@@ -161,7 +163,7 @@ impl<B: LlamaOps> Llama<B> {
         targets: Tensor<B, 2, Int>,
         starts: Option<Tensor<B, 2, Int>>,
     ) -> Tensor<B, 1> {
-        let hidden = self.run(tokens, starts.as_ref(), None, &mut |_, _| {});
+        let hidden = self.norm.forward(self.run(tokens, starts.as_ref(), None, &mut |_, _| {}));
         ops::linear_cross_entropy(hidden, self.output.weight.val(), targets)
     }
 

@@ -61,6 +61,35 @@ impl<B: LlamaOps> Backward<B, 2> for RmsNorm {
     }
 }
 
+/// What leads from the residual stream to the product is computed again, as the paper does it (Touvron et al. 2023, section 2.4).
+#[derive(Debug)]
+struct NormLinear;
+impl<B: LlamaOps> Backward<B, 3> for NormLinear {
+    type State = ([FloatTensor<B>; 3], f64);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [x_node, gain_node, w_node] = ops.parents;
+        let ([x, gain, w], eps) = ops.state;
+        let dtype = w.dtype();
+        let dy = cast::<B>(grads.consume::<B>(&ops.node), dtype);
+        if let Some(node) = w_node {
+            let normed = B::rms_norm(x.clone(), gain.clone(), eps, dtype);
+            grads.register::<B>(node.id, cast::<B>(B::project_backward_weight(dy.clone(), normed, None), dtype));
+        }
+        if x_node.is_none() && gain_node.is_none() {
+            return;
+        }
+        let gain_dtype = gain.dtype();
+        let (dx, dgain) = B::rms_norm_backward(x, gain, B::project_backward_input(dy, w, dtype), eps, None);
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, dx);
+        }
+        if let Some(node) = gain_node {
+            grads.register::<B>(node.id, cast::<B>(dgain, gain_dtype));
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Rope;
 impl<B: LlamaOps> Backward<B, 1> for Rope {
@@ -86,6 +115,28 @@ impl<B: LlamaOps> Backward<B, 1> for SwiGlu {
         let dy = grads.consume::<B>(&ops.node);
         if let Some(node) = node {
             grads.register::<B>(node.id, B::swiglu_backward(ops.state, dy));
+        }
+    }
+}
+
+/// The SwiGLU is computed again.
+#[derive(Debug)]
+struct SwiGluLinear;
+impl<B: LlamaOps> Backward<B, 2> for SwiGluLinear {
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [gate_up_node, w_node] = ops.parents;
+        let [gate_up, w] = ops.state;
+        let dtype = w.dtype();
+        let dy = cast::<B>(grads.consume::<B>(&ops.node), dtype);
+        if let Some(node) = w_node {
+            let swiglu = B::swiglu(gate_up.clone());
+            grads.register::<B>(node.id, cast::<B>(B::project_backward_weight(dy.clone(), swiglu, None), dtype));
+        }
+        if let Some(node) = gate_up_node {
+            let dswiglu = B::project_backward_input(dy, w, gate_up.dtype());
+            grads.register::<B>(node.id, B::swiglu_backward(gate_up, dswiglu));
         }
     }
 }
@@ -171,6 +222,26 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
         )
     }
 
+    fn norm_project(
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        eps: f64,
+        out: DType,
+    ) -> FloatTensor<Self> {
+        node!(
+            NormLinear,
+            C,
+            [x, gain, w],
+            {
+                let [x, gain, w] = [x.primitive, gain.primitive, w.primitive];
+                let saved = [x.clone(), gain.clone(), w.clone()];
+                ((saved, eps), B::norm_project(x, gain, w, eps, out))
+            },
+            B::norm_project(x.primitive, gain.primitive, w.primitive, eps, out)
+        )
+    }
+
     fn rope(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
@@ -191,6 +262,16 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
 
     fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
         node!(SwiGlu, C, [gate_up], (gate_up.primitive.clone(), B::swiglu(gate_up.primitive)), B::swiglu(gate_up.primitive))
+    }
+
+    fn swiglu_project(gate_up: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        node!(
+            SwiGluLinear,
+            C,
+            [gate_up, w],
+            ([gate_up.primitive.clone(), w.primitive.clone()], B::swiglu_project(gate_up.primitive, w.primitive, out)),
+            B::swiglu_project(gate_up.primitive, w.primitive, out)
+        )
     }
 
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {

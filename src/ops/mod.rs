@@ -1,7 +1,7 @@
 //! The operations that LLaMA needs and Burn does not give in the needed form, as one trait, [`LlamaOps`].
 //!
 //! Each operation has a default body in plain Burn tensor operations, right on every backend. A backend overrides what it
-//! does better (`cpu/`: Flex and NdArray; `cube/`: CUDA and wgpu). `Autodiff<B>` overrides each differentiable operation with one node whose
+//! does better (`cpu/`: Flex and NdArray; `cube/`: CUDA and wgpu; `fusion.rs`: Burn's `Fusion` around these). `Autodiff<B>` overrides each differentiable operation with one node whose
 //! backward is written by hand (`autodiff.rs`), so that a loss of one's own gets the same memory and speed as the trainer.
 //!
 //! The functions of this module take and return [`Tensor`]s; the trait's methods speak Burn's primitives, whose rank is not
@@ -16,6 +16,8 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 mod embedding;
+#[cfg(feature = "fusion")]
+mod fusion;
 mod linear;
 pub mod loss;
 mod norm;
@@ -74,6 +76,19 @@ pub trait LlamaOps: Backend {
         norm::backward::<Self>(x, w, dy, eps, add)
     }
 
+    /// `rms_norm(x) W^T` as `out`: `x [n, d_in]`, `gain [d_in]`, `w [d_out, d_in]` -> `[n, d_out]`; the normed rows have the type of
+    /// `w`. For its backward `Autodiff<B>` keeps `x` alone and computes the norm again.
+    fn norm_project(
+        x: FloatTensor<Self>,
+        gain: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        eps: f64,
+        out: DType,
+    ) -> FloatTensor<Self> {
+        let dtype = w.dtype();
+        Self::project(Self::rms_norm(x, gain, eps, dtype), w, out)
+    }
+
     /// Rotates adjacent pairs of the first `rotated` heads of `x [batch, s, heads, head_dim]` by the angles whose `cos` and `sin`
     /// are `[s, head_dim / 2]`, or by the opposite angles (`inverse`, which is its gradient).
     fn rope(
@@ -93,6 +108,12 @@ pub trait LlamaOps: Backend {
     /// Gradient of [`LlamaOps::swiglu`], `[n, 2 f]`, for `dy [n, f]`.
     fn swiglu_backward(gate_up: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         swiglu::backward::<Self>(gate_up, dy)
+    }
+
+    /// `swiglu(gate_up) W^T` as `out`: `gate_up [n, 2 f]`, `w [d_out, f]` -> `[n, d_out]`. For its backward `Autodiff<B>` keeps
+    /// `gate_up` alone and computes the SwiGLU again.
+    fn swiglu_project(gate_up: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        Self::project(Self::swiglu(gate_up), w, out)
     }
 
     /// Causal attention: `q [batch, h, s_q, head_dim]`, `k, v [batch, kv, s_k, head_dim]` -> `[batch, h, s_q, head_dim]`.
@@ -317,6 +338,21 @@ pub fn rms_norm<B: LlamaOps>(x: Tensor<B, 3>, w: Tensor<B, 1>, eps: f64) -> Tens
     tensor::<B, 2>(y).reshape([batch, seq, dim])
 }
 
+/// [`linear`] of [`rms_norm`] in one operation, see [`LlamaOps::norm_project`]: `gain` is the norm's, `w` the product's.
+///
+/// # Shapes
+/// - `x`: `[batch, seq, d_in]`, `gain`: `[d_in]`, `w`: `[d_out, d_in]`; returns `[batch, seq, d_out]` in the type of `x` and `w`
+pub fn norm_linear<B: LlamaOps>(x: Tensor<B, 3>, gain: Tensor<B, 1>, w: Tensor<B, 2>, eps: f64) -> Tensor<B, 3> {
+    let [batch, seq, d_in] = x.dims();
+    let [d_out, w_in] = w.dims();
+    assert_eq!(gain.dims(), [d_in], "rms_norm: the weight has another width than the input");
+    assert_eq!(d_in, w_in, "linear: the input has width {d_in}, the weight wants {w_in}");
+    assert_eq!(x.dtype(), w.dtype(), "linear: input and weight must share a dtype");
+    let dtype = x.dtype();
+    let y = B::norm_project(primitive(x.reshape([batch * seq, d_in])), primitive(gain), primitive(w), eps, dtype);
+    tensor::<B, 2>(y).reshape([batch, seq, d_out])
+}
+
 /// Rotary embedding of adjacent pairs.
 ///
 /// # Shapes
@@ -335,6 +371,20 @@ pub fn swiglu<B: LlamaOps>(gate_up: Tensor<B, 3>) -> Tensor<B, 3> {
     let [batch, seq, width] = gate_up.dims();
     assert!(width.is_multiple_of(2), "swiglu: a width of {width} is not a gate and an up");
     tensor::<B, 2>(B::swiglu(primitive(gate_up.reshape([batch * seq, width])))).reshape([batch, seq, width / 2])
+}
+
+/// [`linear`] of [`swiglu`] in one operation, see [`LlamaOps::swiglu_project`].
+///
+/// # Shapes
+/// - `gate_up`: `[batch, seq, 2 hidden_dim]`, `w`: `[d_out, hidden_dim]`; returns `[batch, seq, d_out]`, all of one data type
+pub fn swiglu_linear<B: LlamaOps>(gate_up: Tensor<B, 3>, w: Tensor<B, 2>) -> Tensor<B, 3> {
+    let [batch, seq, width] = gate_up.dims();
+    let [d_out, w_in] = w.dims();
+    assert_eq!(width, 2 * w_in, "swiglu: a width of {width} is not a gate and an up for a weight of width {w_in}");
+    assert_eq!(gate_up.dtype(), w.dtype(), "linear: input and weight must share a dtype");
+    let dtype = w.dtype();
+    let y = B::swiglu_project(primitive(gate_up.reshape([batch * seq, width])), primitive(w), dtype);
+    tensor::<B, 2>(y).reshape([batch, seq, d_out])
 }
 
 /// Causal attention with 1 / sqrt(head_dim) on the scores; see [`LlamaOps::causal_attention`].

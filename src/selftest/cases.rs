@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 
 use super::reference::{self, AttentionShape};
-use super::{Checks, Output, attention, draw, golden, magnitude, narrow};
+use super::{Checks, Output, attention, composed, draw, golden, narrow};
 use crate::model::init::from_f32;
 use crate::ops::{self, AdamWScalars, AdamWState, LlamaOps, loss, primitive, tensor};
 
@@ -62,6 +62,24 @@ pub enum Case {
         n: usize,
         /// Gates of a row.
         f: usize,
+    },
+    /// A product of the norm, and its gradients.
+    NormProject {
+        /// Rows.
+        n: usize,
+        /// Width of the input.
+        d: usize,
+        /// Width of the output.
+        d_out: usize,
+    },
+    /// A product of the SwiGLU, and its gradients.
+    SwiGluProject {
+        /// Rows.
+        n: usize,
+        /// Gates of a row.
+        f: usize,
+        /// Width of the output.
+        d_out: usize,
     },
     /// Causal attention and its gradients, on strided queries and on keys inside a longer cache.
     Attention(AttentionShape),
@@ -139,6 +157,10 @@ pub fn cases() -> Vec<Case> {
         Case::Rope { batch: 2, seq: 65, heads: 6, head_dim: 48 },
         Case::SwiGlu { n: 1, f: 7 },
         Case::SwiGlu { n: 65, f: 768 },
+        Case::NormProject { n: 3, d: 7, d_out: 5 },
+        Case::NormProject { n: 65, d: 288, d_out: 96 },
+        Case::SwiGluProject { n: 3, f: 7, d_out: 5 },
+        Case::SwiGluProject { n: 65, f: 768, d_out: 288 },
         attention(2, 2, 2, 1, 1, 8),
         attention(2, 6, 6, 65, 65, 48),
         attention(1, 4, 2, 257, 257, 64),
@@ -228,7 +250,7 @@ impl Input {
 
 /// Standard deviation of a sum of `terms` products of numbers drawn from [-1, 1): the magnitude that a sum's error is relative
 /// to where a tensor has so few elements that all of them may be small by chance.
-fn spread(terms: usize) -> f64 {
+pub(super) fn spread(terms: usize) -> f64 {
     (terms as f64).sqrt() / 3.0
 }
 
@@ -260,6 +282,8 @@ impl Case {
             Self::RmsNorm { n, d } => rms_norm::<B>([n, d], device, checks),
             Self::Rope { batch, seq, heads, head_dim } => rope::<B>([batch, seq, heads, head_dim], device, checks),
             Self::SwiGlu { n, f } => swiglu::<B>([n, f], device, checks),
+            Self::NormProject { n, d, d_out } => composed::norm_project::<B>([n, d, d_out], device, checks),
+            Self::SwiGluProject { n, f, d_out } => composed::swiglu_project::<B>([n, f, d_out], device, checks),
             Self::Attention(shape) => attention::attention::<B>(shape, device, checks),
             Self::SelfAttention(shape) => attention::self_attention::<B>(shape, device, checks),
             Self::Embedding { n, dim, vocab } => embedding::<B>([n, dim, vocab], device, checks),
@@ -349,11 +373,7 @@ fn rms_norm<B: LlamaOps>([n, d]: [usize; 2], device: &B::Device, checks: &mut Ch
     let [y, dx, dw] = reference::rms_norm(&x.f64(), &w.f64(), &dy.f64(), EPS);
     let shape = format!("{n} x {d}");
     let tolerance = checks.tolerance.sum(n.max(d));
-    // dx is a difference of terms of the size of dy w / rms, which cancel where d is small.
-    let floor = x.f64().chunks_exact(d).fold(0.0, |most: f64, row| {
-        let rms = (row.iter().map(|v| v * v).sum::<f64>() / d as f64 + EPS).sqrt();
-        most.max(magnitude(&dy.f64()) * magnitude(&w.f64()) / rms / 4.0)
-    });
+    let floor = composed::norm_floor(&x, &w, &dy.f64(), EPS);
     checks.row("rms_norm", &shape, tolerance, || {
         vec![Output::new::<B>(B::rms_norm(x.at::<B>(device), w.at::<B>(device), EPS, DType::F32), &y)]
     });

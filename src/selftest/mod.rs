@@ -5,6 +5,7 @@
 
 mod attention;
 mod cases;
+mod composed;
 mod golden;
 mod narrow;
 pub mod reference;
@@ -116,14 +117,19 @@ pub fn run_cases(backend: &BackendName, cases: &[Case], tolerance: Tolerance, se
     impl Job for All<'_> {
         type Output = Vec<Row>;
         fn run<B: LlamaOps>(self, device: B::Device) -> Result<Vec<Row>> {
-            let mut checks = Checks { rows: Vec::new(), tolerance: self.1, seen: self.2 };
-            for case in self.0 {
-                case.check::<B>(&device, &mut checks);
-            }
-            Ok(checks.rows)
+            Ok(run_on::<B>(&device, self.0, self.1, self.2))
         }
     }
     backend.run(All(cases, tolerance, seen))
+}
+
+/// [`run_cases`] on a backend that has no [`BackendName`].
+pub fn run_on<B: LlamaOps>(device: &B::Device, cases: &[Case], tolerance: Tolerance, seen: &mut dyn FnMut(&Row)) -> Vec<Row> {
+    let mut checks = Checks { rows: Vec::new(), tolerance, seen };
+    for case in cases {
+        case.check::<B>(device, &mut checks);
+    }
+    checks.rows
 }
 
 /// A tensor of the backend's, read back, and what it should be.

@@ -79,6 +79,12 @@ fn of_type<B: LlamaOps>([seq, dim]: [usize; 2], dtype: DType, name: &str, device
         vec![Output::new::<B>(gx, &sums).scale(floor), Output::new::<B>(gw, &dgain)]
     });
 
+    // The normed rows are rounded, then the product is.
+    checks.row(&format!("{name} norm_project"), &shape, 2.0 * one + tolerance, || {
+        let [y, ..] = reference::linear(&normed, &w.f64(), &vec![0.0; n * d_out], [n, d_in, d_out]);
+        vec![Output::new::<B>(B::norm_project(x.at::<B>(device), gain.at::<B>(device), at(&w), 1e-5, dtype), &y)]
+    });
+
     let (gate_up, dy) = (input(6, &[n, 2 * dim], 4.0), input(7, &[n, dim], 1.0));
     let half = |at: usize| gate_up.f64().chunks_exact(2 * dim).flat_map(|r| r[at..at + dim].to_vec()).collect::<Vec<_>>();
     let [y, dgate, dup] = reference::swiglu(&half(0), &half(dim), &dy.f64());

@@ -70,7 +70,7 @@ pub struct TrainConfig {
     pub gemm: Gemm,
     /// CUDA, wgpu: the kernels for attention in `bf16`; see [`Attention`].
     pub attention: Attention,
-    /// Burn's autodiff instead of the backward written by hand: slower and larger; to check the other.
+    /// Burn's autodiff instead of the backward written by hand: somewhat larger; to check the other.
     pub autodiff: bool,
     /// Updates each parameter as soon as its gradient is there, which is then freed. The clip uses the norm of the step before, and
     /// no step can be left out. Needs `micro_batch = batch`.

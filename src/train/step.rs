@@ -54,7 +54,7 @@ pub struct StepConfig {
     pub keep: Keep,
     /// Type of the products' operands.
     pub precision: Precision,
-    /// Burn's autodiff instead of the backward written by hand: slower and larger, float32 only; the oracle.
+    /// Burn's autodiff instead of the backward written by hand: somewhat larger, float32 only; the oracle.
     pub autodiff: bool,
     /// Each parameter is updated as soon as its gradient is there, which is then freed: no two gradients exist at once. The clip
     /// then uses the norm of the step before, and a step cannot be left out. One micro-batch a step.

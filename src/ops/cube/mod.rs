@@ -200,6 +200,7 @@ project_add            ",
             "product, then one CubeCL kernel that adds in place; the same for a weight gradient with a sum
 rms_norm*, rope        CubeCL kernels, a cube a row; gradients of the weight in two fixed-order passes; rope in place
 swiglu*                CubeCL kernels; backward in place
+*_project              norm_project, swiglu_project: the product after the kernel
 ",
             $attention,
             "\
