@@ -234,6 +234,7 @@ pub trait LlamaOps: Backend {
 }
 
 /// How a failure begins whose reason is that the routine chosen does not take the operands.
+#[cfg_attr(not(feature = "train"), allow(dead_code))]
 pub(crate) const REFUSED: &str = "the matrix product is refused";
 
 /// What attention's backward needs of its forward.
