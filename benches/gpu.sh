@@ -283,7 +283,7 @@ room() {
         plan="$(recua plan --preset "$1" --seq "$2" --batch "$3" --precision bf16 --backend "$backend" \
             --memory $((memory_mib / 1024 - 2)).5 "${flags[@]}" --json)" || { flags=() && return 0; }
         read -r fits need params < <("$python" -c 'import json, sys; p = json.load(sys.stdin)
-print(p["fits"], round(p["total_bytes"] / 2**30, 1), p["parameters"])' <<<"$plan") || { flags=() && return 0; }
+print(p["fits"], round(p["needed_bytes"] / 2**30, 1), p["parameters"])' <<<"$plan") || { flags=() && return 0; }
         [ "$fits" != True ] || return 0
     done
     lacks="does not fit: planned $need GiB of $((memory_mib / 1024))"

@@ -6,7 +6,7 @@
 //! Products and attention are counted in floating-point operations: criterion's `Gelem/s` are GFLOP/s. Causal attention counts
 //! half of the square, two products forward and four backward; the scores that backward computes anew are not counted. The other
 //! operations are counted in bytes that they have to read and write at least: `GB/s`. Inputs that an operation may write in
-//! place are copied before each call, off the clock. `causal_attention` is `attention_forward` without the log-sum-exp.
+//! place are copied before each call, off the clock. `memory_copy` is no operation but the ceiling of those that memory bounds.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
 use recua::backend::Flex;
 use recua::ops::loss::forward_backward;
 use recua::ops::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, Rotary, SelfAttention};
@@ -163,6 +164,9 @@ fn attention<B: LlamaOps>(b: &mut Bench<B>) {
         let (shape, scale) = (format!("{BATCH}x{HEADS}x{seq}x{HEAD_DIM}"), 1.0 / (HEAD_DIM as f64).sqrt());
         let forward = || B::attention_forward(primitive(&q), primitive(&k), primitive(&v), None, scale);
         b.time("attention_forward", &shape, flop(2 * half_square(seq)), forward);
+        b.time("causal_attention", &shape, flop(2 * half_square(seq)), || {
+            B::causal_attention(primitive(&q), primitive(&k), primitive(&v), scale)
+        });
         let (out, lse) = forward();
         let saved = || {
             let (q, k, v) = (primitive(&q), primitive(&k), primitive(&v));
@@ -252,8 +256,22 @@ fn optimizer<B: LlamaOps>(b: &mut Bench<B>) {
     b.time_on("adamw_step", &shape, floats(7 * n), state, |state| B::adamw_step(state, primitive(&grad), s));
 }
 
+/// All cores copy: 2 MiB and 32 MiB, which caches may hold, and 256 MiB.
+fn memory_copy<B: LlamaOps>(b: &mut Bench<B>) {
+    for mib in [2, 32, 256] {
+        let n = mib << 18;
+        let from: Vec<f32> = (0..n).map(|i| i as f32).collect();
+        let to = std::cell::RefCell::new(vec![1.0f32; n]);
+        let part = n.div_ceil(rayon::current_num_threads());
+        b.time("memory_copy", &format!("{mib}MiB"), floats(2 * n), || {
+            to.borrow_mut().par_chunks_mut(part).zip(from.par_chunks(part)).for_each(|(to, from)| to.copy_from_slice(from));
+        });
+    }
+}
+
 fn all<B: LlamaOps>(criterion: &mut Criterion) {
     let b = &mut Bench::<B> { criterion, device: Default::default() };
+    memory_copy(b);
     products(b);
     rms_norm(b);
     rope(b);

@@ -205,6 +205,23 @@ impl BackendName {
         self.run(Ask(vocab)).unwrap_or_else(|_| crate::ops::loss::rows_for(vocab))
     }
 
+    /// Bytes of the largest page of the device's memory pool, where it has one: on CUDA a fourth of its memory (`memory`; it need not
+    /// be here), on wgpu the largest buffer that the device binds.
+    pub fn largest_page(&self, memory: Option<u64>) -> Option<u64> {
+        struct Ask;
+        impl Job for Ask {
+            type Output = Option<u64>;
+            fn run<B: LlamaOps>(self, device: B::Device) -> Result<Option<u64>> {
+                Ok(B::largest_page(&device))
+            }
+        }
+        match self.kind {
+            Kind::Flex | Kind::NdArray => None,
+            Kind::Wgpu => self.run(Ask).ok().flatten(),
+            Kind::Cuda => memory.map(|memory| memory / 4),
+        }
+    }
+
     /// A failure of the device is an error, however it shows.
     #[cfg(feature = "cube")]
     fn guarded<T>(&self, job: impl FnOnce() -> Result<T>) -> Result<T> {

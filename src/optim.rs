@@ -82,6 +82,40 @@ impl OptimConfig {
     }
 }
 
+/// The factor on a loss whose gradients are float16 on their way, small ones of which would be zero without it (Micikevicius et al.
+/// 2018, section 3.2). It is found while training: halved where gradients overflow, and that step left out; doubled after 1000
+/// steps without.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossScale {
+    /// A power of two, so that nothing is rounded.
+    pub factor: f64,
+    /// Steps since it last changed.
+    pub steady: u64,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self { factor: 65_536.0, steady: 0 }
+    }
+}
+
+impl LossScale {
+    /// Steps without overflow after which it grows.
+    pub const PATIENCE: u64 = 1000;
+    /// Above, float32 sums of squares would be the next to overflow.
+    const LARGEST: f64 = 16_777_216.0;
+
+    /// After a step with finite gradients, or with others.
+    pub fn adapt(&mut self, finite: bool) {
+        self.steady += 1;
+        if !finite {
+            *self = Self { factor: (self.factor / 2.0).max(1.0), steady: 0 };
+        } else if self.steady >= Self::PATIENCE {
+            *self = Self { factor: (self.factor * 2.0).min(Self::LARGEST), steady: 0 };
+        }
+    }
+}
+
 /// The moments of every parameter, float32, in the order of [`ModelConfig::stored`].
 #[derive(Clone, Debug)]
 pub struct AdamW<B: LlamaOps> {
@@ -94,6 +128,8 @@ pub struct AdamW<B: LlamaOps> {
     /// Global norm of the last step's gradient: what clips an update that is made before the step's own norm is known. 0 before the
     /// first step, which is then not clipped.
     pub last_norm: f64,
+    /// In float16: the factor on the loss.
+    pub loss_scale: Option<LossScale>,
     /// The matrices in the compute type where that is not float32, refreshed by every step; see [`AdamW::keep_copies`].
     copies: Vec<Option<FloatTensor<B>>>,
 }
@@ -110,14 +146,15 @@ impl<B: LlamaOps> AdamW<B> {
     /// After `steps` steps, with moments in the order of [`ModelConfig::stored`].
     pub fn with_moments(config: OptimConfig, steps: u64, moments: Vec<[FloatTensor<B>; 2]>) -> Self {
         let copies = moments.iter().map(|_| None).collect();
-        Self { config, steps, moments, last_norm: 0.0, copies }
+        Self { config, steps, moments, last_norm: 0.0, loss_scale: None, copies }
     }
 
     /// From now on keeps a copy of each matrix in `compute`, which the products read; the float32 parameters stay the master.
-    /// Not of the embedding, of which few rows are read, nor of the gains of the norms.
+    /// Not of the embedding, of which few rows are read, nor of the gains of the norms. With float16 goes a [`LossScale`].
     pub fn keep_copies(&mut self, model: &Llama<B>, compute: DType) {
         let copied = |i: usize, w: &FloatTensor<B>| compute != DType::F32 && i > 0 && w.shape().num_dims() == 2;
         let copy = |(i, w): (usize, FloatTensor<B>)| copied(i, &w).then(|| cast::<B>(w, compute));
+        self.loss_scale = (compute == DType::F16).then(|| self.loss_scale.unwrap_or_default());
         self.copies = B::resident(&model.device(), || model.stored().into_iter().enumerate().map(copy).collect());
     }
 

@@ -50,7 +50,7 @@ pub(crate) struct Gemm {
     #[arg(long, default_value_t = 288)]
     k: usize,
     /// Type of the operands and of the result
-    #[arg(long, value_name = "f32|bf16", default_value = "f32")]
+    #[arg(long, value_name = "f32|bf16|f16", default_value = "f32")]
     precision: String,
     #[command(flatten)]
     kernels: Kernels,
@@ -113,7 +113,7 @@ pub(crate) struct Shape {
     #[arg(long, default_value_t = 6)]
     steps: usize,
     /// train, attention: type of the products' operands
-    #[arg(long, value_name = "f32|bf16", default_value = "f32")]
+    #[arg(long, value_name = "f32|bf16|f16", default_value = "f32")]
     precision: String,
     /// train: activations kept for backward
     #[arg(long, value_name = "all|linear|block", default_value = "linear")]

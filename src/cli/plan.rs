@@ -11,8 +11,8 @@ use serde_json::json;
 
 /// Say what memory a training step needs, before anything runs
 ///
-/// Follows every tensor of a step through its life and prints the peak by what it consists of. Not in it: the process and the
-/// device's context (0.5 to 1 GiB on CUDA), and what an allocator holds without using it.
+/// Follows every tensor of a step through its life and prints the peak by what it consists of, and on a GPU what its memory pool
+/// comes to hold for them. Not in it: the process and the device's context (0.5 to 1 GiB on CUDA).
 #[derive(Args)]
 #[command(after_help = "Examples:
   recua plan --preset 7b --seq 2048 --batch 1 --devices 1 --precision bf16 --keep linear --memory 139
@@ -35,7 +35,7 @@ pub(crate) struct Plan {
     #[arg(long, default_value_t = 1)]
     devices: usize,
     /// Type of the products' operands
-    #[arg(long, value_name = "f32|bf16")]
+    #[arg(long, value_name = "f32|bf16|f16")]
     precision: Option<String>,
     /// Activations kept for backward
     #[arg(long, value_name = "all|linear|block")]
@@ -85,6 +85,10 @@ impl Plan {
             return Err(Error::bad_value("--devices", "expected at least 1, got 0", "leave it out for one"));
         }
         let config = self.resolve()?;
+        let has = match self.memory {
+            Some(gib) => Some((gib * (1u64 << 30) as f64) as u64),
+            None => self.backend.memory(),
+        };
         let wanted = PlanConfig {
             model: config.model.clone(),
             batch: config.micro_batch(),
@@ -93,17 +97,14 @@ impl Plan {
             step: config.step(),
             logit_rows: self.backend.logit_rows(config.model.vocab_size),
             product_bytes: self.backend.product_bytes(),
+            largest_page: self.backend.largest_page(has),
         };
         let peak = plan::plan(&wanted);
-        let has = match self.memory {
-            Some(gib) => Some((gib * (1u64 << 30) as f64) as u64),
-            None => self.backend.memory(),
-        };
-        let fits = has.map(|has| peak.total() <= has);
+        let fits = has.map(|has| peak.needed() <= has);
         let flop = config.model.train_flop_per_token(config.seq_len());
         if self.json {
             return super::print_json(&json!({
-                "parameters": config.model.num_params(), "bytes": peak, "total_bytes": peak.total(), "device_bytes": has,
+                "parameters": config.model.num_params(), "bytes": peak, "total_bytes": peak.total(), "needed_bytes": peak.needed(), "device_bytes": has,
                 "fits": fits, "devices": self.devices, "flop_per_token": flop,
             }));
         }
@@ -126,6 +127,9 @@ impl Plan {
             ("peak, on each device", peak.total()),
         ] {
             super::print(&format!("{name:<34}{}", gib(bytes)));
+        }
+        if let Some(pool) = peak.pool {
+            super::print(&format!("{:<34}{}", "held by the device's pool", gib(pool)));
         }
         if let (Some(has), Some(fits)) = (has, fits) {
             let verdict = if fits { "fits" } else { "does not fit" };

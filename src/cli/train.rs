@@ -56,7 +56,7 @@ pub(crate) struct Train {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Type of the products' operands; master weights, sums and optimizer stay float32
-    #[arg(long, value_name = "f32|bf16")]
+    #[arg(long, value_name = "f32|bf16|f16")]
     precision: Option<String>,
     /// Activations kept for backward: the more, the faster and the larger
     #[arg(long, value_name = "all|linear|block")]

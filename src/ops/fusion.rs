@@ -299,6 +299,9 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
     fn pool_bytes(device: &Self::Device) -> Option<u64> {
         B::pool_bytes(device)
     }
+    fn largest_page(device: &Self::Device) -> Option<u64> {
+        B::largest_page(device)
+    }
     fn bodies() -> &'static str {
         B::bodies()
     }

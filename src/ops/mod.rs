@@ -227,6 +227,11 @@ pub trait LlamaOps: Backend {
         None
     }
 
+    /// Bytes of the largest page of that pool: no tensor can be larger. `None` where there is no pool.
+    fn largest_page(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// Which body each operation runs here, for `recua info --ops`.
     fn bodies() -> &'static str {
         "default (Burn tensor operations)"

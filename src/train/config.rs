@@ -62,7 +62,7 @@ pub struct TrainConfig {
     pub spike_z: Option<f64>,
     /// The device's dense peak for the MFU. `None`: no MFU.
     pub peak_tflops: Option<f64>,
-    /// Type of the products' operands: `f32`, or `bf16` with float32 master weights.
+    /// Type of the products' operands: `f32`, or `bf16` or `f16` with float32 master weights; `f16` scales the loss.
     pub precision: Precision,
     /// Activations kept for backward: `all`, `linear` (outputs of linear layers and attention) or `block` (block inputs).
     pub keep: Keep,
@@ -235,6 +235,10 @@ impl RunConfig {
         if t.update_in_backward && (t.autodiff || t.batch != self.micro_batch()) {
             let problem = "it needs the backward written by hand, and one micro-batch a step".into();
             return bad("train.update_in_backward", problem, "leave train.autodiff and train.micro_batch out");
+        }
+        if t.update_in_backward && t.precision == Precision::F16 {
+            let problem = "in float16 a step whose gradients overflow is left out, which an update made on the way is not".into();
+            return bad("train.update_in_backward", problem, "leave it out, or set train.precision = \"bf16\"");
         }
         if self.seq_len() == 0 {
             return bad("train.seq_len", "expected at least 1, got 0".into(), "leave it out to use the model's max_seq_len");

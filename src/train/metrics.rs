@@ -46,6 +46,9 @@ pub struct StepRecord {
     /// Steps skipped since step 0 because something was not finite.
     #[serde(default)]
     pub skipped: u64,
+    /// The factor on this step's loss, in float16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
     /// Validation loss after this step, in nats a token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
@@ -205,6 +208,7 @@ impl EventWriter {
             ("train/step_s", Some(record.step_s)),
             ("train/tokens", Some(record.tokens as f64)),
             ("train/skipped", Some(record.skipped as f64)),
+            ("train/loss_scale", record.loss_scale),
             ("valid/loss", record.val_loss),
             ("valid/bpb", record.val_bpb),
         ];

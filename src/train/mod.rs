@@ -5,6 +5,7 @@ pub mod config;
 pub mod metrics;
 mod observe;
 pub mod plan;
+mod pool;
 pub mod report;
 pub mod run;
 mod spike;

@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::pool::Pool;
 use super::step::{Precision, StepConfig};
 use crate::model::ModelConfig;
 use crate::model::backward::Keep;
@@ -26,6 +27,8 @@ pub struct PlanConfig {
     pub logit_rows: usize,
     /// What products need beside their operands ([`crate::backend::BackendName::product_bytes`]).
     pub product_bytes: u64,
+    /// Bytes of the largest page of the device's memory pool; `None`: it has no pool.
+    pub largest_page: Option<u64>,
 }
 
 /// Bytes at the moment of the peak.
@@ -43,12 +46,19 @@ pub struct Plan {
     pub activations: u64,
     /// Everything that lives for one operation or one block.
     pub workspace: u64,
+    /// What the device's memory pool comes to hold for all of the above, in whole pages; `None`: it has no pool.
+    pub pool: Option<u64>,
 }
 
 impl Plan {
-    /// All of it.
+    /// All tensors.
     pub fn total(&self) -> u64 {
         self.weights + self.copies + self.moments + self.gradients + self.activations + self.workspace
+    }
+
+    /// What the device has to have.
+    pub fn needed(&self) -> u64 {
+        self.pool.map_or(self.total(), |pool| pool.max(self.total()))
     }
 }
 
@@ -65,6 +75,7 @@ enum Kind {
 struct Ledger {
     now: Plan,
     peak: Plan,
+    pool: Option<Pool>,
 }
 
 impl Ledger {
@@ -76,14 +87,35 @@ impl Ledger {
         }
     }
 
+    /// A new tensor.
     fn take(&mut self, kind: Kind, bytes: u64) {
+        if let Some(pool) = &mut self.pool {
+            pool.take(bytes);
+        }
+        self.count(kind, bytes);
+    }
+
+    fn count(&mut self, kind: Kind, bytes: u64) {
         *self.of(kind) += bytes;
         if self.now.total() > self.peak.total() {
             self.peak = self.now;
         }
     }
 
+    /// A tensor of one operation becomes another kind's.
+    fn keep(&mut self, kind: Kind, bytes: u64) {
+        self.uncount(Kind::Workspace, bytes);
+        self.count(kind, bytes);
+    }
+
     fn free(&mut self, kind: Kind, bytes: u64) {
+        if let Some(pool) = &mut self.pool {
+            pool.free(bytes);
+        }
+        self.uncount(kind, bytes);
+    }
+
+    fn uncount(&mut self, kind: Kind, bytes: u64) {
         let left = self.of(kind).checked_sub(bytes);
         debug_assert!(left.is_some(), "more is freed than was taken");
         *self.of(kind) = left.unwrap_or(0);
@@ -137,13 +169,11 @@ impl Sizes {
         let normed = |l: &mut Ledger, then: u64| {
             let a = l.work(self.narrow);
             l.take(kind, then);
-            if all {
-                l.take(kind, a);
-            }
-            l.done(a);
+            if all { l.keep(kind, a) } else { l.done(a) }
         };
         normed(l, self.qkv);
-        l.take(kind, self.out + self.lse);
+        l.take(kind, self.out);
+        l.take(kind, self.lse);
         let h = l.work(self.residual);
         normed(l, self.gate_up);
         [h, l.work(self.gate_up / 2)]
@@ -154,8 +184,7 @@ impl Sizes {
         if keep == Keep::Block {
             // Computed again, and kept whole until it is used.
             for again in self.inner(l, true, Kind::Activation) {
-                l.take(Kind::Activation, again);
-                l.done(again);
+                l.keep(Kind::Activation, again);
             }
         }
         let all = keep != Keep::Linear;
@@ -194,7 +223,9 @@ impl Sizes {
         l.done(dp);
         grads.put(l, wo);
         let dqkv = l.work(self.qkv);
-        l.free(Kind::Activation, self.qkv + self.out + self.lse);
+        for used in [self.qkv, self.out, self.lse] {
+            l.free(Kind::Activation, used);
+        }
         l.done(dout);
         recompute(l, self.narrow);
         grads.take(l, wqkv);
@@ -244,7 +275,18 @@ pub fn plan(c: &PlanConfig) -> Plan {
     let matrices: u64 = m.stored().iter().skip(1).filter(|s| s.shape.len() == 2).map(|s| bytes(&s.shape)).sum();
     let copies = if c.step.precision == Precision::F32 { 0 } else { matrices / 2 };
     let start = Plan { weights, copies, moments: 2 * weights, workspace: c.product_bytes, ..Plan::default() };
-    let mut l = Ledger { now: start, peak: start };
+    let pool = c.largest_page.map(|largest| {
+        let mut pool = Pool::new(largest);
+        let copied = |i: usize| i > 0 && copies > 0 && m.stored()[i].shape.len() == 2;
+        for (i, &bytes) in stored.iter().enumerate() {
+            (0..3).for_each(|_| pool.reside(bytes));
+            if copied(i) {
+                pool.reside(bytes / 2);
+            }
+        }
+        pool
+    });
+    let mut l = Ledger { now: start, peak: start, pool };
     let s = Sizes::new(c);
     let keep = c.step.keep;
     let vocab = m.vocab_size as u64;
@@ -255,12 +297,14 @@ pub fn plan(c: &PlanConfig) -> Plan {
             let kind = if keep == Keep::Block { Kind::Workspace } else { Kind::Activation };
             let [h, swiglu] = s.inner(&mut l, keep == Keep::All, kind);
             match keep {
-                Keep::Block => l.done(s.qkv + s.out + s.lse + s.gate_up),
+                Keep::Block => [s.qkv, s.out, s.lse, s.gate_up].into_iter().for_each(|kept| l.done(kept)),
                 Keep::Linear => {}
                 // The product is written elsewhere than to h, which stays.
-                Keep::All => l.take(Kind::Activation, h + swiglu),
+                Keep::All => [h, swiglu].into_iter().for_each(|kept| l.keep(Kind::Activation, kept)),
             }
-            l.done(h + swiglu);
+            if keep != Keep::All {
+                [h, swiglu].into_iter().for_each(|used| l.done(used)); // the block's output takes the place of h
+            }
             l.take(Kind::Activation, s.residual);
         }
         // The loss: gradients of the hidden states by chunks, then as one.
@@ -269,13 +313,16 @@ pub fn plan(c: &PlanConfig) -> Plan {
         let logits = l.work(rows * vocab * 4);
         let narrow = if s.full { 0 } else { l.work(rows * vocab * 2) };
         l.done(if s.full { 0 } else { logits });
-        let chunks = l.work(s.narrow);
+        // All chunks of equal size but perhaps the last.
+        let n = (c.batch * c.seq_len) as u64;
+        let chunks: Vec<u64> = (0..n).step_by(rows as usize).map(|at| s.narrow / n * rows.min(n - at)).collect();
+        chunks.iter().for_each(|chunk| l.take(Kind::Workspace, *chunk));
         grads.all(&mut l, *stored.last().unwrap_or(&0));
         l.done(if s.full { logits } else { narrow });
         l.done(normed);
-        if rows < (c.batch * c.seq_len) as u64 {
+        if chunks.len() > 1 {
             l.work(s.narrow);
-            l.done(chunks);
+            chunks.iter().for_each(|chunk| l.done(*chunk));
         }
         let dx = s.narrow;
         l.take(Kind::Workspace, s.residual);
@@ -290,5 +337,5 @@ pub fn plan(c: &PlanConfig) -> Plan {
         grads.all(&mut l, stored[0]);
         l.done(s.residual);
     }
-    l.peak
+    Plan { pool: l.pool.map(|pool| pool.held()), ..l.peak }
 }

@@ -27,7 +27,7 @@ use crate::generate::{Sampler, generate};
 use crate::model::llama::fuse;
 use crate::model::{Llama, unfuse};
 use crate::ops::{LlamaOps, set_attention_kernels, set_gemm};
-use crate::optim::AdamW;
+use crate::optim::{AdamW, LossScale};
 use crate::tokenizer::Tokenizer;
 
 /// Where a run starts.
@@ -56,6 +56,9 @@ struct State {
     /// The last gradient norm, as bits: the clip of updates made in backward.
     #[serde(default)]
     last_norm: u64,
+    /// In float16: the factor on the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScale>,
     /// Losses and norms of the last steps, for the spike test; as bits, since JSON would round.
     recent: Vec<[u64; 2]>,
 }
@@ -204,6 +207,7 @@ impl<B: LlamaOps> Trainer<B> {
                     skipped_in_a_row: 0,
                     loader: loader.state(0),
                     last_norm: 0,
+                    loss_scale: None,
                     recent: Vec::new(),
                 };
                 (model, optim, state, 0)
@@ -277,6 +281,7 @@ impl<B: LlamaOps> Trainer<B> {
         let moments = moments("exp_avg")?.into_iter().zip(moments("exp_avg_sq")?).map(|(m, v)| [m, v]).collect();
         let mut optim = AdamW::with_moments(config.optim.clone(), state.optim_steps, moments);
         optim.last_norm = f64::from_bits(state.last_norm);
+        optim.loss_scale = state.loss_scale;
         Ok((model, optim, state, checkpoint.step()))
     }
 
@@ -340,6 +345,7 @@ impl<B: LlamaOps> Trainer<B> {
                 mfu: self.config.train.peak_tflops.map(|peak| flop * tok_s / (peak * 1e12)),
                 step_s,
                 skipped: self.state.skipped,
+                loss_scale: out.loss_scale,
                 ..Default::default()
             };
             let due = |every: u64| every > 0 && (self.step.is_multiple_of(every) || self.step == steps);
@@ -359,8 +365,9 @@ impl<B: LlamaOps> Trainer<B> {
                     .map_or(0.0, |r| (steps - self.step) as f64 * tokens_per_step as f64 / r),
             );
             if out.skipped {
-                observer
-                    .note(&format!("step {}: update left out (loss {}, gradient norm {})", self.step, out.loss, out.grad_norm));
+                let scaled = out.loss_scale.map_or(String::new(), |s| format!(", loss scale {s}"));
+                let (step, StepOutput { loss, grad_norm, .. }) = (self.step, out);
+                observer.note(&format!("step {step}: update left out (loss {loss}, gradient norm {grad_norm}{scaled})"));
             }
             // Updates made in backward cannot be taken back.
             let finite = out.loss.is_finite() && out.grad_norm.is_finite();
@@ -443,6 +450,7 @@ impl<B: LlamaOps> Trainer<B> {
         self.state.loader.next_sample += samples;
         self.state.optim_steps = self.optim.steps;
         self.state.last_norm = self.optim.last_norm.to_bits();
+        self.state.loss_scale = self.optim.loss_scale;
         if out.skipped {
             self.state.skipped += 1;
             self.state.skipped_in_a_row += 1;

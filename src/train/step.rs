@@ -10,6 +10,8 @@ use crate::fault;
 use crate::model::Llama;
 use crate::model::backward::{Keep, Params, PassConfig, PassInput, Single, forward_backward};
 use crate::ops::{AdamWScalars, LlamaOps, tensor};
+#[cfg(doc)]
+use crate::optim::LossScale;
 use crate::optim::{AdamW, norm_of};
 
 /// Type of the products' operands; sums, norms, softmax, loss, the residual stream, gradients of weights and the optimizer's state
@@ -22,6 +24,8 @@ pub enum Precision {
     F32,
     /// bfloat16, with float32 master weights.
     Bf16,
+    /// float16, with float32 master weights and a scaled loss ([`LossScale`]): for devices without bfloat16.
+    F16,
 }
 
 impl Precision {
@@ -30,6 +34,7 @@ impl Precision {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
         }
     }
 
@@ -57,7 +62,8 @@ pub struct StepConfig {
     /// Burn's autodiff instead of the backward written by hand: somewhat larger, float32 only; the oracle.
     pub autodiff: bool,
     /// Each parameter is updated as soon as its gradient is there, which is then freed: no two gradients exist at once. The clip
-    /// then uses the norm of the step before, and a step cannot be left out. One micro-batch a step.
+    /// then uses the norm of the step before, and a step cannot be left out. One micro-batch a step; not in float16, whose loss
+    /// scale is found by leaving steps out.
     pub update_in_backward: bool,
 }
 
@@ -123,6 +129,8 @@ pub struct StepOutput {
     pub grad_norm: f64,
     /// The update was left out: loss or gradient was not finite, or `skip` said so.
     pub skipped: bool,
+    /// The factor on this step's loss, where there is one; see [`LossScale`].
+    pub loss_scale: Option<f64>,
 }
 
 /// Parameters and gradients during a step.
@@ -177,9 +185,18 @@ pub fn train_step<B: LlamaOps>(
             "set train.micro_batch = train.batch",
         ));
     }
+    if how.update_in_backward && how.precision == Precision::F16 {
+        return Err(Error::bad_value(
+            "train.update_in_backward",
+            "in float16 a step whose gradients overflow is left out, which an update made on the way is not",
+            "set train.precision = \"bf16\" or \"f32\"",
+        ));
+    }
     let device = model.device();
     let (config, rope) = (model.config().clone(), model.rope().clone());
-    let scale = 1.0 / valid;
+    let loss_scale = optim.loss_scale.map(|s| s.factor);
+    let unscaled = 1.0 / loss_scale.unwrap_or(1.0);
+    let scale = 1.0 / (valid * unscaled);
     let mut losses = Vec::new();
     let last_norm = optim.last_norm;
     let mut state = if how.autodiff {
@@ -208,23 +225,28 @@ pub fn train_step<B: LlamaOps>(
     check_device::<B>(&device)?;
     let read: Vec<f32> = read.iter::<f32>().collect();
     let loss = read[..micros].iter().map(|&x| f64::from(x)).sum::<f64>() / valid;
-    let grad_norm = norm_of(&read[micros..]);
+    let grad_norm = norm_of(&read[micros..]) * unscaled;
     let skipped = !how.update_in_backward && (!(loss.is_finite() && grad_norm.is_finite()) || skip(loss, grad_norm));
+    if let Some(scale) = &mut state.optim.loss_scale {
+        // A loss that is not finite is none of the scale's making.
+        scale.adapt(grad_norm.is_finite() || !loss.is_finite());
+    }
     if !skipped {
         state.optim.last_norm = grad_norm;
-        state.update(lr, grad_norm);
+        state.update(lr, grad_norm, unscaled);
     }
     let stored = state.stored.into_iter().flatten().collect();
-    Ok((Llama::from_stored(&config, rope, stored), StepOutput { loss, grad_norm, skipped }))
+    Ok((Llama::from_stored(&config, rope, stored), StepOutput { loss, grad_norm, skipped, loss_scale }))
 }
 
 impl<B: LlamaOps> State<'_, B> {
-    /// AdamW on every parameter whose gradient is still there.
-    fn update(&mut self, lr: f64, norm: f64) {
+    /// AdamW on every parameter whose gradient is still there; `factor` makes it that of the loss.
+    fn update(&mut self, lr: f64, norm: f64, factor: f64) {
         if self.grads.iter().all(Option::is_none) {
             return;
         }
-        let s = self.optim.begin_step(norm, lr);
+        let mut s = self.optim.begin_step(norm, lr);
+        s.grad_scale *= factor;
         for i in 0..self.grads.len() {
             if let (Some(grad), Some(w)) = (self.grads[i].take(), self.stored[i].take()) {
                 self.stored[i] = Some(self.optim.update(i, w, grad, s));

@@ -177,6 +177,10 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
     }
 
+    fn largest_page(device: &Self::Device) -> Option<u64> {
+        Some(R::client(device).properties().memory.max_page_size)
+    }
+
     fn bodies() -> &'static str {
         #[cfg(feature = "cuda")]
         if std::any::TypeId::of::<R>() == std::any::TypeId::of::<cubecl::cuda::CudaRuntime>() {
