@@ -127,16 +127,18 @@ pub fn forward_backward<B: LlamaOps>(
     let mut loss = Tensor::<B, 1>::zeros([1], (&device, DType::F32));
     let mut dxs = Vec::new();
     let mut dw = dw;
+    let mut used = None; // the logits of the chunk before
     for start in (0..n).step_by(step) {
         let (xb, tb) = chunk::<B>(&x, &targets, start, step.min(n - start));
-        let logits = B::project(xb.clone(), w.clone(), DType::F32);
+        let logits = B::project_over(used.take(), xb.clone(), w.clone(), DType::F32);
         let stats = join(B::logit_stats(logits.clone(), tb.clone(), first));
         loss = loss + total::<B>(stats.clone(), tb.clone());
         let dlogits = B::logit_grad(logits, stats, tb, first, scale, dtype);
         dxs.push(tensor::<B, 2>(B::project_backward_input(dlogits.clone(), w.clone(), dtype)));
-        dw = Some(B::project_backward_weight(dlogits, xb, dw));
+        dw = Some(B::project_backward_weight(dlogits.clone(), xb, dw));
+        used = Some(dlogits);
     }
-    drop(x); // before the chunks are joined
+    drop((x, used)); // before the chunks are joined
     let dx = match dxs.len() {
         0 => Tensor::zeros([0, d], (&device, dtype)),
         1 => dxs.remove(0),

@@ -47,6 +47,12 @@ pub trait LlamaOps: Backend {
     fn project(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
         linear::forward::<Self>(x, w, out)
     }
+    /// [`LlamaOps::project`], written over `old` where that has the result's shape and type and nobody else holds it: on CPU a large
+    /// block is otherwise asked of the system, which zeroes it, each time.
+    fn project_over(old: Option<FloatTensor<Self>>, x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        drop(old);
+        Self::project(x, w, out)
+    }
     /// `y + x W^T` in the type of `y [n, d_out]`, the residual stream.
     fn project_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         linear::forward_add::<Self>(y, x, w)

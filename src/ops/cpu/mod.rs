@@ -34,10 +34,26 @@ macro_rules! cpu_bodies {
             }
             super::linear::forward::<Self>(x, w, out)
         }
+        fn project_over(
+            old: Option<FloatTensor<Self>>,
+            x: FloatTensor<Self>,
+            w: FloatTensor<Self>,
+            out: DType,
+        ) -> FloatTensor<Self> {
+            let shape = [x.shape()[0], w.shape()[0]];
+            let fits = |old: &FloatTensor<Self>| old.dtype() == DType::F32 && old.shape().to_vec() == shape;
+            match old.filter(fits) {
+                Some(old) if out == DType::F32 && ours(&[&x, &w]) => {
+                    let w = Self::float_transpose(w);
+                    slices::matmul_into(old, false, &x, &w, [x.shape().dims(), w.shape().dims()])
+                }
+                _ => Self::project(x, w, out),
+            }
+        }
         fn project_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
             if ours(&[&y, &x, &w]) {
                 let w = Self::float_transpose(w);
-                return slices::matmul_add(y, &x, &w, [x.shape().dims(), w.shape().dims()]);
+                return slices::matmul_into(y, true, &x, &w, [x.shape().dims(), w.shape().dims()]);
             }
             super::linear::forward_add::<Self>(y, x, w)
         }

@@ -306,13 +306,13 @@ pub(super) fn matmul<T: CpuTensor>(a: &T, b: &T, shapes: [[usize; 2]; 2], dtype:
     T::make(out, &[m, n], dtype)
 }
 
-/// `sum + a b`, in place where nobody else holds `sum [m, n]`.
-pub(super) fn matmul_add<T: CpuTensor>(sum: T, a: &T, b: &T, shapes: [[usize; 2]; 2]) -> T {
+/// `y + a b`, or only the product (`add`), in place where nobody else holds `y [m, n]`.
+pub(super) fn matmul_into<T: CpuTensor>(y: T, add: bool, a: &T, b: &T, shapes: [[usize; 2]; 2]) -> T {
     let [[m, k], [k_b, n]] = shapes;
     assert_eq!(k, k_b, "matmul: inner dimensions differ");
-    let mut sum = sum.owned();
-    with_operands(a, b, [k, n], |a, b| product([m, n, k], sum.values(), n, true, a, b, 1.0, all_threads()));
-    sum.done()
+    let mut y = y.owned();
+    with_operands(a, b, [k, n], |a, b| product([m, n, k], y.values(), n, add, a, b, 1.0, all_threads()));
+    y.done()
 }
 
 /// `sum + a b` (or `a b`), float32, where `a` is a transposed view: the gradient of a weight. `gemm` packs such an operand on one
