@@ -125,7 +125,9 @@ fn operations() -> Vec<&'static str> {
     let start = source.find("pub trait LlamaOps").unwrap();
     let body = &source[start..start + source[start..].find("\n}").unwrap()];
     let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
-    methods.filter(|name| !["bodies", "pool_bytes", "logit_rows", "gemms", "resident<T>"].contains(name)).collect()
+    methods
+        .filter(|name| !["bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>"].contains(name))
+        .collect()
 }
 
 /// Operations that `Autodiff` overrides, from its source.

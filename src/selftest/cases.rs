@@ -334,6 +334,7 @@ fn linear<B: LlamaOps>([n, d_in, d_out]: [usize; 3], device: &B::Device, checks:
     checks.row("project", &shape, checks.tolerance.sum(d_in), || {
         vec![Output::new::<B>(B::project(x.at::<B>(device), w.at::<B>(device), DType::F32), &y).scale(spread(d_in))]
     });
+    composed::project_over::<B>([&x, &w, &dy], &y, device, checks);
     checks.row("project_add", &shape, checks.tolerance.sum(d_in), || {
         // On handles that are shared and on ones that may be written to.
         let want: Vec<f64> = y.iter().zip(dy.f64()).map(|(a, b)| a + b).collect();

@@ -1,4 +1,4 @@
-//! Operations that are two in one: a product of what is computed again in backward.
+//! Products that are more than that: of what is computed again in backward, or over what is no longer needed.
 
 use burn::tensor::DType;
 
@@ -13,6 +13,22 @@ pub(super) fn norm_floor(x: &Input, w: &Input, dy: &[f64], eps: f64) -> f64 {
         let rms = (row.iter().map(|v| v * v).sum::<f64>() / d as f64 + eps).sqrt();
         most.max(magnitude(dy) * magnitude(&w.f64()) / rms / 4.0)
     })
+}
+
+/// `old` is `[n, d_out]`, as `y` is.
+pub(super) fn project_over<B: LlamaOps>([x, w, old]: [&Input; 3], y: &[f64], device: &B::Device, checks: &mut Checks<'_>) {
+    let ([n, d_in], d_out) = ([x.shape[0], x.shape[1]], w.shape[0]);
+    checks.row("project_over", &format!("{n} x {d_in} -> {d_out}"), checks.tolerance.sum(d_in), || {
+        // Over nothing, over what may be written to, over what is shared, and over what has another shape.
+        let shared = old.at::<B>(device);
+        let other = Input::new(4, &[n + 1, d_out], 1.0).at::<B>(device);
+        let mut all: Vec<Output> = [None, Some(old.at::<B>(device)), Some(shared.clone()), Some(other)]
+            .map(|old| B::project_over(old, x.at::<B>(device), w.at::<B>(device), DType::F32))
+            .map(|got| Output::new::<B>(got, y).scale(spread(d_in)))
+            .into();
+        all.push(Output::new::<B>(shared, &old.f64()));
+        all
+    });
 }
 
 pub(super) fn norm_project<B: LlamaOps>([n, d, d_out]: [usize; 3], device: &B::Device, checks: &mut Checks<'_>) {
