@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 
 use recua::backend::Flex;
-use recua::data::{Document, TokenizeConfig, Vocab, tokenize_documents};
+use recua::data::{TokenizeConfig, Vocab, tokenize_documents};
 use recua::generate::{SampleConfig, Sampler, generate};
 use recua::model::ModelConfig;
 use recua::optim::OptimConfig;
@@ -40,7 +40,7 @@ fn main() -> recua::Result<()> {
     let config = tokenizer::TrainConfig { vocab_size: 512, ..Default::default() };
     let tokenizer = Tokenizer::train(paragraphs(), &config)?;
     let vocab = Vocab { size: tokenizer.vocab_size() as u32, hash: tokenizer.hash() };
-    let documents = paragraphs().map(|text| Ok(Document { text, source: "example".into() }));
+    let documents = paragraphs().map(Ok);
     let encode = |text: &str| tokenizer.encode_document(text, true, true);
     let tokens = TokenizeConfig { force: true, ..TokenizeConfig::new(dir.join("data"), vocab) };
     let made = tokenize_documents(documents, vec!["example".into()], &encode, &tokens, &mut |_| {})?;

@@ -6,8 +6,9 @@
 //! | | |
 //! |---|---|
 //! | [`backend`] | `"cuda:0"`, `"wgpu"`, `"flex"`, `"ndarray"` -> a device; runs generic code on the backend chosen at run time |
-//! | [`data`] | documents -> token shards -> windows -> batches, each step in a fixed order |
+//! | [`corpus`] | dumps and folders -> documents: sources, filters, deduplication, the pipeline (feature `data`) |
 //! | [`tokenizer`] | BPE with split digits and byte fallback; `tokenizer.json` and SentencePiece `.model` |
+//! | [`data`] | texts -> token shards -> windows -> batches, each step in a fixed order |
 //! | [`ops`] | the operations of LLaMA as one trait, a default body and faster ones by backend |
 //! | [`model`] | hyper-parameters, one layer, the whole, first weights |
 //! | [`checkpoint`] | native checkpoints, Hugging Face's and Meta's, and the way between them |
@@ -15,7 +16,7 @@
 //! | [`eval`] | log-probabilities, baselines |
 //! | [`optim`] | AdamW, the global-norm clip, the schedule |
 //! | `train` | settings, one step, the loop, what it writes down (feature `train`) |
-//! | `quickstart` | all of it in one file (feature `cli`) |
+//! | `quickstart` | all of it in one file (feature `quickstart`) |
 //!
 //! A model of any format on a backend chosen at run time:
 //!
@@ -42,39 +43,35 @@
 //!
 //! # Cargo features
 //! `flex`, `ndarray`, `wgpu`, `cuda`: the backends. `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default
-//! features make of its aliases `Wgpu` and `Cuda`. `train`: training and the text pipeline. `cli`: the binary. `tui`: the
-//! dashboard. `default-features = false` with one backend gives model, operations, tokenizer, checkpoints and generation.
+//! features make of its aliases `Wgpu` and `Cuda`. `train`: training. `data`: the pipeline. `cli`: the binary. `tui`: the dashboard.
+//! `default-features = false` with one backend gives model, operations, tokenizer, checkpoints and generation.
+//!
+//! # Crates
+//! The rooms stand in three crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
+//! re-exports them all.
 
 #![warn(missing_docs)]
 
-pub mod backend;
-mod disk;
-pub mod error;
-pub mod fault;
-
-pub mod data;
-pub mod tokenizer;
-
-pub mod model;
-pub mod ops;
-
-pub mod checkpoint;
-
-pub mod eval;
-pub mod generate;
-
-pub mod optim;
 #[cfg(feature = "train")]
-pub mod train;
+pub use recua_core::config;
+pub use recua_core::{Error, Result, error};
+
+pub use recua_core::backend;
+
+/// Dumps and folders of text to documents.
+pub use recua_corpus as corpus;
 
 #[cfg(feature = "train")]
-pub mod bench;
-#[cfg(feature = "cli")]
+pub use recua_core::{bench, selftest, train};
+pub use recua_core::{checkpoint, data, eval, fault, generate, model, ops, optim, tokenizer};
+
+#[cfg(feature = "data")]
+pub mod build;
+mod files;
+#[cfg(feature = "quickstart")]
 pub mod quickstart;
-#[cfg(feature = "train")]
-pub mod selftest;
 
-pub use error::{Error, Result};
+pub use files::{FilesProgress, FilesSummary, tokenize_files};
 
 /// The README's program is compiled and run as a test.
 #[cfg(all(doctest, feature = "flex"))]

@@ -4,7 +4,7 @@
 //! 2. [`baselines`](crate::eval::baselines): what a general compressor and a byte n-gram need for the held-out text.
 //! 3. `prepare`: a tokenizer, then token datasets.
 //! 4. `plan`: the number of steps, from a measured rate and the time that is left.
-//! 5. [`Trainer`]: the training itself.
+//! 5. [`train_then`]: the training itself.
 //! 6. `finish`: held-out loss, texts, `report.html`.
 
 use std::path::{Path, PathBuf};
@@ -13,20 +13,19 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{BackendName, Job};
-use crate::bench::{self, BenchConfig};
-use crate::data::crates::{Corpus, CorpusOptions, Doc, cargo_home};
-use crate::data::{Document, TokenizeConfig, Vocab, tokenize_documents};
-use crate::disk::write_atomic;
+use crate::backend::BackendName;
+use crate::bench::{self, BenchConfig, What};
+use crate::corpus::crates::{Corpus, CorpusOptions, Doc, cargo_home};
+use crate::data::{TokenizeConfig, Vocab, tokenize_documents};
 use crate::error::{Error, Result};
 use crate::eval::baselines::{NgramCounts, xz_bits_per_byte};
-use crate::generate::{SampleConfig, Sampler, generate};
+use crate::generate::{SampleConfig, Sampler};
 use crate::model::ModelConfig;
-use crate::ops::LlamaOps;
 use crate::optim::OptimConfig;
 use crate::tokenizer::{Tokenizer, TrainConfig as TokenizerConfig};
 use crate::train::config::{DataConfig, SampleTexts, TrainConfig};
-use crate::train::{HeldOut, Observer, RunConfig, Start, Trainer, report};
+use crate::train::{HeldOut, Observer, RunConfig, RunSummary, Start, Trained, report, train_then};
+use recua_core::files::write_atomic;
 
 /// What the quickstart is asked for.
 #[derive(Clone, Debug)]
@@ -94,17 +93,6 @@ const PROMPTS: [&str; 3] = ["", "/// Returns the ", "fn new("];
 /// # Errors
 /// [`Error::Nothing`] if there is no text, [`Error::Interrupted`] after a signal, and those of the parts.
 pub fn run(q: &Quickstart, backend: &BackendName, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
-    struct Run<'a>(&'a Quickstart, &'a AtomicBool, &'a mut dyn Observer);
-    impl Job for Run<'_> {
-        type Output = Outcome;
-        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Outcome> {
-            run_on::<B>(self.0, &device, self.1, self.2)
-        }
-    }
-    backend.run(Run(q, stop, observer))
-}
-
-fn run_on<B: LlamaOps>(q: &Quickstart, device: &B::Device, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
     let began = Instant::now();
     if !(q.minutes.is_finite() && q.minutes > 0.0) {
         return Err(Error::bad_value("--minutes", format!("expected a number above 0, got {}", q.minutes), "5 is the default"));
@@ -125,15 +113,18 @@ fn run_on<B: LlamaOps>(q: &Quickstart, device: &B::Device, stop: &AtomicBool, ob
     } else {
         std::fs::create_dir_all(&q.run).map_err(Error::io("create", &q.run))?;
         let corpus = collect(q, observer)?;
-        let (prepared, config) = prepare::<B>(q, &corpus, device, began, observer)?;
+        let (prepared, config) = prepare(q, &corpus, backend, began, observer)?;
         let json =
             serde_json::to_vec_pretty(&prepared).map_err(|e| Error::bad_value("quickstart", e.to_string(), "report this"))?;
         write_atomic(&state, &json)?;
         (prepared, config, Start::Fresh)
     };
-    let trainer = Trainer::<B>::open(config, &q.run, &start, device, observer)?;
-    let (trainer, summary) = trainer.run(stop, observer)?;
-    finish(q, trainer, &summary, &prepared, began, observer)
+    let mut outcome = None;
+    train_then(config, &q.run, &start, backend, stop, observer, &mut |trained, summary, observer| {
+        outcome = Some(finish(q, trained, summary, &prepared, began, observer)?);
+        Ok(())
+    })?;
+    outcome.ok_or_else(|| Error::bad_value("quickstart", "the training ended without its end", "report this"))
 }
 
 /// Step 1: the text.
@@ -149,10 +140,10 @@ fn collect(q: &Quickstart, observer: &mut dyn Observer) -> Result<Corpus> {
 }
 
 /// Steps 2 to 4: baselines, tokenizer, datasets, plan.
-fn prepare<B: LlamaOps>(
+fn prepare(
     q: &Quickstart,
     corpus: &Corpus,
-    device: &B::Device,
+    backend: &BackendName,
     began: Instant,
     observer: &mut dyn Observer,
 ) -> Result<(Prepared, RunConfig)> {
@@ -194,7 +185,7 @@ fn prepare<B: LlamaOps>(
         let out = std::path::absolute(q.run.join("data").join(name)).map_err(Error::io("find", &q.run))?;
         let vocab = Vocab { size: tokenizer.vocab_size() as u32, hash: tokenizer.hash() };
         let config = TokenizeConfig { force: true, ..TokenizeConfig::new(&out, vocab) };
-        let documents = docs.iter().map(|doc| Ok(Document { text: doc.text()?, source: doc.source.clone() }));
+        let documents = docs.iter().map(Doc::text);
         let encode = |text: &str| tokenizer.encode_document(text, true, true);
         tokenize_documents(
             documents,
@@ -211,9 +202,9 @@ fn prepare<B: LlamaOps>(
         tokenizer: Some(std::path::absolute(&path).map_err(Error::io("find", &path))?),
         ..Default::default()
     };
-    let peak_tflops = bench::peak_tflops::<B>(device);
+    let peak_tflops = bench::peak(backend)?;
     let mut config = shape(tokenizer.vocab_size(), data, peak_tflops);
-    plan::<B>(&mut config, q, device, began, observer)?;
+    plan(&mut config, q, backend, began, observer)?;
     Ok((Prepared { corpus: corpus.summary.to_string(), xz_bpb, ngram_bpb, peak_tflops, valid_bytes }, config))
 }
 
@@ -238,10 +229,10 @@ fn shape(vocab_size: usize, data: DataConfig, peak_tflops: f64) -> RunConfig {
 }
 
 /// Step 4: as many steps as fit into the time that is left, from the rate of a few real ones.
-fn plan<B: LlamaOps>(
+fn plan(
     config: &mut RunConfig,
     q: &Quickstart,
-    device: &B::Device,
+    backend: &BackendName,
     began: Instant,
     observer: &mut dyn Observer,
 ) -> Result<()> {
@@ -253,7 +244,7 @@ fn plan<B: LlamaOps>(
         step: config.step(),
         full_square: false,
     };
-    let step_s = bench::train::<B>(&sizes, device)?.step_s;
+    let step_s = bench::run(backend, What::Train, &sizes)?.step_s;
     // Validations, samples, checkpoints and the end take about a tenth.
     let left = (q.minutes * 60.0 * 0.9 - began.elapsed().as_secs_f64()).max(10.0 * step_s);
     let steps = ((left / step_s) as u64).max(10);
@@ -266,10 +257,10 @@ fn plan<B: LlamaOps>(
 }
 
 /// Step 6: the numbers, the texts, the page.
-fn finish<B: LlamaOps>(
+fn finish(
     q: &Quickstart,
-    trainer: Trainer<B>,
-    summary: &crate::train::RunSummary,
+    trainer: &dyn Trained,
+    summary: &RunSummary,
     prepared: &Prepared,
     began: Instant,
     observer: &mut dyn Observer,
@@ -281,12 +272,11 @@ fn finish<B: LlamaOps>(
         for prompt in PROMPTS {
             let ids = tokenizer.encode_document(prompt, true, false);
             let mut sampler = Sampler::new(SampleConfig::default())?;
-            let see = &mut |_| std::ops::ControlFlow::Continue(());
-            let (ids, _) = generate(trainer.model(), &ids, 120, tokenizer.eos_id(), &mut sampler, see)?;
+            let ids = trainer.write(&ids, 120, &mut sampler)?;
             texts.push((prompt.to_string(), tokenizer.decode(&ids)?));
         }
     }
-    let model = trainer.model().config();
+    let model = &trainer.config().model;
     let flop = model.train_flop_per_token(model.max_seq_len);
     let mut outcome = Outcome {
         params: model.num_params(),

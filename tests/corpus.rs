@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-use recua::data::crates::{Corpus, CorpusOptions, Doc, license_allowed, reject};
+use recua::corpus::crates::{Corpus, CorpusOptions, Doc, license_allowed, reject};
 use recua::error::Error;
 use recua::eval::baselines::{NgramCounts, xz_bits_per_byte};
 

@@ -9,11 +9,13 @@ use std::{
 
 use proptest::prelude::*;
 use recua::{
+    corpus::{Document, Documents},
     data::{
-        DatasetIndex, DatasetWriter, Document, Documents, Loader, Shard, ShardWriter, Shards, Source, TokenWindows,
-        TokenizeConfig, Verify, Vocab, tokenize, tokenize_documents,
+        DatasetIndex, DatasetWriter, Loader, Shard, ShardWriter, Shards, Source, TokenWindows, TokenizeConfig, Verify, Vocab,
+        tokenize_documents,
     },
     error::{Error, Result},
+    tokenize_files,
 };
 use tempfile::tempdir;
 use xxhash_rust::xxh3::xxh3_64;
@@ -434,10 +436,11 @@ fn tokenizing_is_the_same_on_any_number_of_threads() {
     let run = |n: usize| {
         let config = TokenizeConfig { shard_tokens: 1 << 20, ..TokenizeConfig::new(dir.path().join(format!("out{n}")), BYTES) };
         let mut seen = Vec::new();
-        let made = threads(n).install(|| tokenize(&inputs, &bytes_between, &config, &mut |p| seen.push(p))).unwrap();
-        assert!(seen.len() > 1 && seen.windows(2).all(|w| w[0].documents < w[1].documents));
+        let made =
+            threads(n).install(|| tokenize_files(&inputs, "text", &bytes_between, &config, &mut |p| seen.push(p))).unwrap();
+        assert!(seen.len() > 1 && seen.windows(2).all(|w| w[0].written.documents < w[1].written.documents));
         let last = seen.last().unwrap();
-        assert_eq!((last.documents, last.tokens), (made.index.documents, made.index.tokens));
+        assert_eq!((last.written.documents, last.written.tokens), (made.index.documents, made.index.tokens));
         assert!(last.input_bytes == last.input_total && last.input_total > 0);
         content(&config.out)
     };
@@ -458,8 +461,8 @@ fn tokenizing_is_the_same_on_any_number_of_threads() {
 fn a_dataset_is_made_whole_or_not_at_all() {
     let dir = tempdir().unwrap();
     let out = dir.path().join("deep/er/set");
-    let document = |text: &str| Ok(Document { text: text.into(), source: "here".into() });
-    let make = |documents: Vec<Result<Document>>, config: &TokenizeConfig| {
+    let document = |text: &str| Ok(text.to_string());
+    let make = |documents: Vec<Result<String>>, config: &TokenizeConfig| {
         tokenize_documents(documents.into_iter(), vec![], &bytes_between, config, &mut |_| ())
     };
     let config = TokenizeConfig { shard_tokens: 4, ..TokenizeConfig::new(&out, BYTES) };
@@ -502,7 +505,8 @@ fn a_dataset_is_made_whole_or_not_at_all() {
 
     let empty = dir.path().join("empty.txt");
     write(&empty, "  ");
-    let error = tokenize(&[empty], &bytes_between, &TokenizeConfig::new(dir.path().join("e"), BYTES), &mut |_| ()).unwrap_err();
+    let error = tokenize_files(&[empty], "text", &bytes_between, &TokenizeConfig::new(dir.path().join("e"), BYTES), &mut |_| ())
+        .unwrap_err();
     assert!(matches!(error, Error::Nothing { .. }) && error.to_string().contains("1 documents are empty"), "{error}");
 }
 
@@ -516,7 +520,7 @@ fn real_documents_survive() {
     let path = Path::new(&data).join("c4/cc_en_head-0174.jsonl");
     let dir = tempdir().unwrap();
     let config = TokenizeConfig { shard_tokens: 20_000, ..TokenizeConfig::new(dir.path().join("set"), BYTES) };
-    let made = tokenize(std::slice::from_ref(&path), &bytes_between, &config, &mut |_| ()).unwrap();
+    let made = tokenize_files(std::slice::from_ref(&path), "text", &bytes_between, &config, &mut |_| ()).unwrap();
     let texts: Vec<String> = fs::read_to_string(&path)
         .unwrap()
         .lines()

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use flate2::{Compression, write::GzEncoder};
-use recua::data::build::{Build, BuildConfig, Mixture, Silent, Source, Stage, explain};
-use recua::data::engine::{Fate, Manifest, Table};
+use recua::build::RecuaTokens;
+use recua::corpus::engine::{Fate, Manifest, Table};
+use recua::corpus::pipeline::{Build, BuildConfig, Mixture, Silent, Source, Stage, explain};
 use recua::train::{Layers, RunConfig};
 use serde_json::{Value, json};
 
@@ -159,7 +160,7 @@ fn dumps(dir: &Path) -> BuildConfig {
 }
 
 fn run(config: &BuildConfig, stages: &[Stage]) {
-    Build::new(config, (0, 1), &Silent).unwrap().run(stages).unwrap();
+    Build::new(config, (0, 1), &Silent, &RecuaTokens).unwrap().run(stages).unwrap();
 }
 
 /// The final documents of a source.
@@ -292,7 +293,7 @@ fn several_processes_make_what_one_makes() {
     std::thread::scope(|scope| {
         for rank in 0..3 {
             let config = &config;
-            scope.spawn(move || Build::new(config, (rank, 3), &Silent).unwrap().run(&Stage::ALL[..5]).unwrap());
+            scope.spawn(move || Build::new(config, (rank, 3), &Silent, &RecuaTokens).unwrap().run(&Stage::ALL[..5]).unwrap());
         }
     });
     let together = outputs(&config.out);
@@ -319,7 +320,7 @@ fn mistakes_in_a_configuration_are_named() {
     fs::write(&file, format!("out = '{}'\n[sources.books]\ninputs = [\"/nowhere/*.txt\"]\n", dir.path().join("o").display()))
         .unwrap();
     let config = BuildConfig::resolve(Some(&file), &[]).unwrap();
-    let error = Build::new(&config, (0, 1), &Silent).unwrap().run(&Stage::ALL).unwrap_err().to_string();
+    let error = Build::new(&config, (0, 1), &Silent, &RecuaTokens).unwrap().run(&Stage::ALL).unwrap_err().to_string();
     assert!(error.contains("/nowhere/*.txt"), "{error}");
 }
 
@@ -331,7 +332,7 @@ fn a_mixture_has_the_wanted_shares_and_keeps_the_caps() {
         (Source::Wikipedia, 4.5, 2.0, 20_000_000),
         (Source::Books, 4.5, 4.0, 0),
     ];
-    let mixture = Mixture::new(&sources, None).unwrap();
+    let mixture = Mixture::new(&sources, None, &RecuaTokens).unwrap();
     // Wikipedia's 20 M tokens, twice, are 4.5 of 86.5 parts.
     assert_eq!(mixture.limited_by, Source::Wikipedia);
     let most = 2.0 * 20e6 * 86.5 / 4.5;
@@ -342,9 +343,9 @@ fn a_mixture_has_the_wanted_shares_and_keeps_the_caps() {
     }
     assert_eq!(mixture.shares.len(), 3, "a source without tokens has no share");
     assert!((mixture.shares.iter().map(|s| s.got).sum::<f64>() - 1.0).abs() < 1e-12);
-    let asked = Mixture::new(&sources, Some(100_000_000)).unwrap();
+    let asked = Mixture::new(&sources, Some(100_000_000), &RecuaTokens).unwrap();
     assert!((asked.shares[2].epochs - 100e6 * 4.5 / 86.5 / 20e6).abs() < 1e-2);
-    let error = Mixture::new(&sources, Some(10_000_000_000)).unwrap_err().to_string();
+    let error = Mixture::new(&sources, Some(10_000_000_000), &RecuaTokens).unwrap_err().to_string();
     assert!(error.contains("wikipedia") && error.contains("max_epochs"), "{error}");
     // At the paper's sizes its epochs come out: bytes of table 1 stand for tokens, epochs for shares.
     let total: f64 = Source::ALL.iter().map(|s| s.paper().0).sum();
@@ -533,7 +534,7 @@ fn samples_of_all_sources_go_through() {
     fs::write(&file, text).unwrap();
     let config = BuildConfig::resolve(Some(&file), &["memory_mb=256".into()]).unwrap();
     run(&config, &Stage::ALL);
-    let mixture = Build::new(&config, (0, 1), &Silent).unwrap().mixture().unwrap().unwrap();
+    let mixture = Build::new(&config, (0, 1), &Silent, &RecuaTokens).unwrap().mixture().unwrap().unwrap();
     println!("{mixture}");
     assert_eq!(mixture.shares.len(), 7, "every source has tokens");
     let (train, _) = RunConfig::resolve(&Layers { file: Some(&config.out.join("train.toml")), set: &[] }).unwrap();

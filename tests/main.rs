@@ -8,33 +8,7 @@ mod cli;
 mod corpus;
 mod data;
 #[cfg(feature = "data")]
-mod data_arxiv;
-#[cfg(feature = "data")]
-mod data_arxiv_read;
-#[cfg(feature = "data")]
-mod data_books;
-#[cfg(feature = "data")]
 mod data_build;
-#[cfg(feature = "data")]
-mod data_crawl;
-#[cfg(feature = "data")]
-mod data_engine;
-#[cfg(feature = "data")]
-mod data_fasttext;
-#[cfg(feature = "data")]
-mod data_filters;
-#[cfg(feature = "data")]
-mod data_github;
-#[cfg(feature = "data")]
-mod data_lm;
-#[cfg(feature = "data")]
-mod data_lm_train;
-#[cfg(feature = "data")]
-mod data_stackexchange;
-#[cfg(feature = "data")]
-mod data_wikipedia;
-#[cfg(feature = "data")]
-mod data_wikipedia_dump;
 mod golden;
 mod memory;
 mod metrics;
@@ -43,3 +17,5 @@ mod ops;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
+#[cfg(feature = "data")]
+mod unigram;

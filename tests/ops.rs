@@ -121,7 +121,7 @@ proptest! {
 
 /// Methods of the trait, from its source: an operation that is added has to be checked too.
 fn operations() -> Vec<&'static str> {
-    let source = include_str!("../src/ops/mod.rs");
+    let source = include_str!("../crates/core/src/ops/mod.rs");
     let start = source.find("pub trait LlamaOps").unwrap();
     let body = &source[start..start + source[start..].find("\n}").unwrap()];
     let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
@@ -132,7 +132,7 @@ fn operations() -> Vec<&'static str> {
 
 /// Operations that `Autodiff` overrides, from its source.
 fn differentiable() -> Vec<&'static str> {
-    let source = include_str!("../src/ops/autodiff.rs");
+    let source = include_str!("../crates/core/src/ops/autodiff.rs");
     let body = &source[source.find("LlamaOps for Autodiff").unwrap()..];
     let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
     methods.filter(|name| *name != "bodies").collect()

@@ -8,13 +8,14 @@ use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use recua::data::Cleaned;
-use recua::data::dedup::{minhash, overlap};
-use recua::data::fasttext::{FastText, LabelledLines, TrainOptions, train};
-use recua::data::filters::{c4, ccnet, perplexity, sentences};
-use recua::data::lm::{LmTrainConfig, Model, UnigramConfig, save_unigram, train_lm, train_unigram};
-use recua::data::sources::{arxiv, books, commoncrawl, github, stackexchange, warc};
+use recua::corpus::Cleaned;
+use recua::corpus::dedup::{minhash, overlap};
+use recua::corpus::fasttext::{FastText, LabelledLines, TrainOptions, train};
+use recua::corpus::filters::{c4, ccnet, perplexity, sentences};
+use recua::corpus::lm::{LmTrainConfig, Model, train_lm};
+use recua::corpus::sources::{arxiv, books, commoncrawl, github, stackexchange, warc};
 use recua::tokenizer::Tokenizer;
+use recua::tokenizer::{UnigramConfig, save_unigram, train_unigram};
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 

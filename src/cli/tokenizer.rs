@@ -4,7 +4,7 @@ use std::io::BufRead;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use recua::data::Documents;
+use recua::corpus::Documents;
 use recua::tokenizer::{Tokenizer, TrainConfig};
 use recua::{Error, Result};
 

@@ -18,7 +18,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head-dim", nargs="+", type=int, default=(32, 64, 80, 96, 128))
     parser.add_argument("--gemm", nargs="*", type=int, default=(0, 1, 2, 6, 7, 8, 9, 10, 11, 15))
-    parser.add_argument("--source", type=pathlib.Path, default=here.parents[1] / "src/ops/cube/cuda")
+    parser.add_argument("--source", type=pathlib.Path, default=here.parents[1] / "crates/core/src/ops/cube/cuda")
     parser.add_argument("-v", action="store_true", help="print every case")
     args = parser.parse_args()
     tests = [("attention_test", "HEAD_DIM", n) for n in args.head_dim] + [("gemm_test", "GEMM", n) for n in args.gemm]

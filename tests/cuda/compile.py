@@ -2,7 +2,7 @@
 """Compiles the CUDA C++ kernels as CubeCL does at run time, with NVRTC, and reports registers and spills. No GPU needed.
 
     python3 -m pip install 'nvidia-cuda-nvrtc==13.*'
-    python3 tests/cuda/compile.py [folder, default src/ops/cube/cuda] [--head-dim 64 ...] [--arch sm_90a ...]
+    python3 tests/cuda/compile.py [folder, default crates/core/src/ops/cube/cuda] [--head-dim 64 ...] [--arch sm_90a ...]
 
 Every .cu file of the folder, after the files that its first line names ("// After a.cuh, b.cuh."), is compiled to a CUBIN for each
 architecture and, where it names HEAD_DIM or GEMM, each value of it that the host asks for. Fails on an error, on a warning, and on more than --spill bytes of spilled registers in a kernel. Registers and spills
@@ -95,7 +95,7 @@ def whole(file):
 def main():
     here = pathlib.Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=here / "src/ops/cube/cuda", type=pathlib.Path)
+    parser.add_argument("folder", nargs="?", default=here / "crates/core/src/ops/cube/cuda", type=pathlib.Path)
     parser.add_argument("--head-dim", nargs="+", type=int, default=HEAD_DIMS)
     parser.add_argument("--arch", nargs="+", default=ARCHS)
     parser.add_argument("--nvrtc", type=pathlib.Path, help="libnvrtc.so to load (default: of pip's package)")

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use recua::data::build::{self, BuildConfig, Observer, Stage};
-use recua::data::engine::{Fate, Progress, Summary};
+use recua::build::RecuaTokens;
+use recua::corpus::engine::{Fate, Progress, Summary};
+use recua::corpus::pipeline::{self, BuildConfig, Observer, Stage};
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -78,7 +79,7 @@ impl Build {
         }
         let stages = if self.stage.is_empty() { Stage::ALL.to_vec() } else { self.stage };
         let shown = Shown { quiet: self.json };
-        let build = build::Build::new(&config, (self.rank, self.world_size), &shown)?;
+        let build = pipeline::Build::new(&config, (self.rank, self.world_size), &shown, &RecuaTokens)?;
         build.run(&stages)?;
         if self.json && stages.contains(&Stage::Tokenize) {
             return print_json(&build.mixture()?);
@@ -177,7 +178,7 @@ impl Explain {
         }
         let set = [format!("out={}", toml::Value::String(self.out.display().to_string()))];
         let config = BuildConfig::resolve(Some(&file), &set)?;
-        let fates = build::explain(&config, &self.id)?;
+        let fates = pipeline::explain(&config, &self.id)?;
         if self.json {
             let all: Vec<_> = fates.iter().map(|(stage, fate)| json!({ "stage": stage, "what": fate })).collect();
             return print_json(&all);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use recua::Result;
-use recua::data::engine::{SchedulerOptions, WorkerOptions, scheduler, worker};
+use recua::corpus::engine::{SchedulerOptions, WorkerOptions, scheduler, worker};
 
 /// Run the scheduler of a Ballista cluster
 ///

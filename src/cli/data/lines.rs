@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use rayon::prelude::*;
-use recua::data::build::{Source, clean_text};
-use recua::data::fasttext::{FastText, rank_labels};
-use recua::data::lm::Model;
+use recua::corpus::fasttext::{FastText, rank_labels};
+use recua::corpus::lm::Model;
+use recua::corpus::pipeline::{Source, clean_text};
 use recua::{Error, Result};
 use serde::Serialize;
 use serde_json::json;

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use recua::data::Documents;
-use recua::data::fasttext::{self, ClassDocuments, Examples, LabelledLines, Texts, TrainOptions};
-use recua::data::filters::perplexity::{Cutoffs, PerplexityModel, normalize_for_lm, pieces_line};
-use recua::data::lm::{LmTrainConfig, LmTrainer, Model, UnigramConfig, UnigramTrainer, save_unigram};
-use recua::tokenizer::Tokenizer;
+use recua::build::SentencePieces;
+use recua::corpus::Documents;
+use recua::corpus::fasttext::{self, ClassDocuments, Examples, LabelledLines, Texts, TrainOptions};
+use recua::corpus::filters::perplexity::{Cutoffs, PerplexityModel, normalize_for_lm, pieces_line};
+use recua::corpus::lm::{LmTrainConfig, LmTrainer, Model};
+use recua::tokenizer::{Tokenizer, UnigramConfig, UnigramTrainer, save_unigram};
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -100,7 +101,7 @@ impl TrainLm {
             }
             eprintln!("{}: training the pieces", self.out.display());
             save_unigram(&pieces.finish()?, &file("sp.model"))?;
-            let tokenizer = Tokenizer::open(file("sp.model"))?;
+            let tokenizer = SentencePieces(Tokenizer::open(file("sp.model"))?);
             for (i, document) in self.documents(&self.input)?.enumerate() {
                 let document = document?;
                 if learnt(i) {
@@ -114,7 +115,7 @@ impl TrainLm {
         model.save_binary(file("lm.bin"))?;
         let mut cutoffs = None;
         if !self.words {
-            let model = PerplexityModel::new(Tokenizer::open(file("sp.model"))?, model);
+            let model = PerplexityModel::new(Box::new(SentencePieces(Tokenizer::open(file("sp.model"))?)), model);
             let mut sample = Vec::new();
             for (i, document) in self.documents(if own { &self.input } else { &self.cutoffs_from })?.enumerate() {
                 let document = document?;

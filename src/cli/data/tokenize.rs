@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use recua::Result;
-use recua::data::{DEFAULT_SHARD_TOKENS, TokenizeConfig, Vocab, tokenize};
+use recua::data::{DEFAULT_SHARD_TOKENS, TokenizeConfig, Vocab};
+use recua::tokenize_files;
 use recua::tokenizer::Tokenizer;
 
 #[derive(Args)]
@@ -47,13 +48,13 @@ impl Tokenize {
         let tokenizer = Tokenizer::open(&self.tokenizer)?;
         let vocab = Vocab { size: tokenizer.vocab_size() as u32, hash: tokenizer.hash() };
         let mut config = TokenizeConfig::new(&self.out, vocab);
-        (config.text_key, config.shard_tokens, config.force) = (self.text_key, self.shard_tokens, self.force);
+        (config.shard_tokens, config.force) = (self.shard_tokens, self.force);
         let encode = |text: &str| tokenizer.encode_document(text, !self.no_bos, !self.no_eos);
         let bar = super::super::progress::bytes_bar("tokenizing", 0);
-        let made = tokenize(&self.input, &encode, &config, &mut |p| {
+        let made = tokenize_files(&self.input, &self.text_key, &encode, &config, &mut |p| {
             bar.set_length(p.input_total);
             bar.set_position(p.input_bytes);
-            bar.set_message(format!("{} tokens", super::super::human(p.tokens as f64)));
+            bar.set_message(format!("{} tokens", super::super::human(p.written.tokens as f64)));
         });
         bar.finish_and_clear();
         let made = made?;

@@ -1,0 +1,305 @@
+//! What speed a machine gives: training (the trainer's own step), attention, decoding.
+
+use std::time::Instant;
+
+use burn::tensor::{Distribution, Tensor};
+use serde::Serialize;
+
+use crate::backend::{BackendName, Job};
+use crate::error::Result;
+use crate::generate::Decoder;
+use crate::model::{InitConfig, Llama, ModelConfig};
+use crate::ops::{self, LlamaOps, primitive, tensor};
+use crate::optim::{AdamW, OptimConfig};
+use crate::train::step::{MicroBatch, StepConfig, check_device, device_failed, train_step};
+
+/// A measurement.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Tokens a second, from the median step.
+    pub tok_s: f64,
+    /// Seconds of the median step.
+    pub step_s: f64,
+    /// Model floating-point operations a second, in units of 10^9 (formula: [`ModelConfig::train_flop_per_token`]).
+    pub gflop_s: f64,
+    /// Share of the stated peak.
+    pub mfu: Option<f64>,
+    /// CPU: peak resident memory after two warm-up steps less that before the model was made, in MiB. GPU: the pool's.
+    pub work_mb: Option<f64>,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+    /// Parameters of the model.
+    pub params: u64,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Training steps.
+    Train,
+    /// One layer's causal attention, forward and backward.
+    Attention,
+    /// KV-cached decoding.
+    Decode,
+    /// A product of a linear layer.
+    Gemm([usize; 3]),
+}
+
+/// Sizes of a measurement.
+#[derive(Clone, Debug)]
+pub struct BenchConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// Sequences a step.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Steps that are timed.
+    pub steps: usize,
+    /// How a training step computes.
+    pub step: StepConfig,
+    /// Attention: computes the masked half of the scores as well, for comparison.
+    pub full_square: bool,
+}
+
+/// Measures on a backend chosen at run time.
+///
+/// # Errors
+/// Those of the backend, and of [`train`], [`attention`], [`decode`].
+pub fn run(backend: &BackendName, what: What, config: &BenchConfig) -> Result<Measured> {
+    struct Measure<'a>(What, &'a BenchConfig);
+    impl Job for Measure<'_> {
+        type Output = Measured;
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Measured> {
+            match self.0 {
+                What::Train => train::<B>(self.1, &device),
+                What::Attention => attention::<B>(self.1, &device),
+                What::Decode => decode::<B>(self.1, &device),
+                What::Gemm(sizes) => gemm::<B>(sizes, self.1, &device),
+            }
+        }
+    }
+    config.model.validate()?;
+    backend.run(Measure(what, config))
+}
+
+/// Steps that are run first and not counted.
+const WARMUP: usize = 2;
+
+/// Times `steps` calls after the warm-up; gives the median.
+fn median_seconds<B: LlamaOps>(steps: usize, device: &B::Device, call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    let mut times = Vec::new();
+    for i in 0..steps.max(1) + WARMUP {
+        let began = Instant::now();
+        call()?;
+        sync::<B>(device)?;
+        times.push(began.elapsed().as_secs_f64());
+        if i + 1 == WARMUP {
+            memory::forget_peak();
+        }
+    }
+    let mut counted = times.split_off(WARMUP);
+    counted.sort_by(f64::total_cmp);
+    Ok(counted[counted.len() / 2])
+}
+
+fn sync<B: LlamaOps>(device: &B::Device) -> Result<()> {
+    B::sync(device).map_err(|e| device_failed::<B>(device, &format!("{e:?}")))?;
+    check_device::<B>(device)
+}
+
+/// Training steps on random tokens: the trainer's own step.
+///
+/// # Errors
+/// Those of [`ModelConfig::validate`]; a device that fails.
+pub fn train<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let &BenchConfig { ref model, batch, seq_len, steps, step: how, .. } = config;
+    how.precision.check::<B>(device)?;
+    let before = memory::resident_mb();
+    let mut llama = Some(Llama::<B>::init(model, &InitConfig::default(), device)?);
+    let mut optim = AdamW::new(OptimConfig { lr: 1e-4, ..Default::default() }, llama.as_ref().expect("just made"));
+    optim.keep_copies(llama.as_ref().expect("just made"), how.precision.dtype());
+    let mut draw = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut loss = 0.0;
+    let step_s = median_seconds::<B>(steps, device, &mut || {
+        let tokens = (0..batch * (seq_len + 1)).map(|_| {
+            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ((draw >> 33) % model.vocab_size as u64) as i32
+        });
+        let micro = MicroBatch { tokens: tokens.collect(), batch, seq_len, bos: None };
+        let (next, out) = train_step(llama.take().expect("put back"), &mut optim, vec![Ok(micro)], 1e-4, how, &mut |_, _| false)?;
+        llama = Some(next);
+        loss = out.loss;
+        Ok(())
+    })?;
+    let tok_s = (batch * seq_len) as f64 / step_s;
+    Ok(Measured {
+        tok_s,
+        step_s,
+        gflop_s: tok_s * model.train_flop_per_token(seq_len) / 1e9,
+        mfu: None,
+        work_mb: work_mb::<B>(device, before),
+        loss: Some(loss),
+        params: model.num_params(),
+    })
+}
+
+/// Queries of a block of `--full-square`.
+const FULL_BLOCK: usize = 512;
+
+/// One layer's causal attention, forward and backward, on random queries, keys and values.
+///
+/// # Errors
+/// A device that fails.
+pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let &BenchConfig { ref model, batch, seq_len, steps, .. } = config;
+    let before = memory::resident_mb();
+    let dtype = config.step.precision.dtype();
+    config.step.precision.check::<B>(device)?;
+    let (heads, kv_heads) = (model.n_heads, model.kv_heads());
+    let shape = [batch, seq_len, heads + 2 * kv_heads, model.head_dim()];
+    let qkv = Tensor::<B, 4>::random(shape, Distribution::Normal(0.0, 1.0), device).cast(dtype);
+    let part = |at, n| qkv.clone().narrow(2, at, n).swap_dims(1, 2);
+    let (q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
+    let scale = 1.0 / (model.head_dim() as f64).sqrt();
+    let pass = |q: Tensor<B, 4>| {
+        let (q, k, v) = (primitive(q), primitive(k.clone()), primitive(v.clone()));
+        let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), None, scale);
+        let saved = ops::AttentionSaved { q, k, v, starts: None, out: out.clone(), lse, scale };
+        drop(B::attention_backward(saved, out));
+    };
+    let step_s = median_seconds::<B>(steps, device, &mut || {
+        if config.full_square {
+            // Of a block of queries the last sees the last key: computed one by one, the blocks make the whole square.
+            for start in (0..seq_len).step_by(FULL_BLOCK) {
+                pass(q.clone().narrow(2, start, FULL_BLOCK.min(seq_len - start)));
+            }
+            return Ok(());
+        }
+        // As a training step does it.
+        let (qkv, s) = (primitive(qkv.clone()), ops::SelfAttention { kv_heads, starts: None, scale });
+        let (out, lse) = B::self_attention_forward(qkv.clone(), s.clone());
+        drop(B::self_attention_backward(qkv, s, out.clone(), lse, out));
+        Ok(())
+    })?;
+    let tok_s = (batch * seq_len) as f64 / step_s;
+    Ok(Measured {
+        tok_s,
+        step_s,
+        gflop_s: tok_s * 12.0 * (model.dim * seq_len) as f64 / 1e9,
+        mfu: None,
+        work_mb: work_mb::<B>(device, before),
+        loss: None,
+        params: 0,
+    })
+}
+
+/// KV-cached decoding of one sequence, token by token, after a prompt of half of `seq_len`.
+///
+/// # Errors
+/// Those of [`ModelConfig::validate`]; a device that fails.
+pub fn decode<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let &BenchConfig { ref model, seq_len, steps, .. } = config;
+    let before = memory::resident_mb();
+    let llama = Llama::<B>::init(model, &InitConfig::default(), device)?;
+    let mut decoder = Decoder::new(&llama, seq_len);
+    let prompt = (seq_len / 2).clamp(1, seq_len.saturating_sub(1).max(1));
+    decoder.feed(&vec![0; prompt])?;
+    let steps = steps.min((seq_len - prompt).saturating_sub(WARMUP)).max(1);
+    let step_s = median_seconds::<B>(steps, device, &mut || decoder.feed(&[0]).map(drop))?;
+    Ok(Measured {
+        tok_s: 1.0 / step_s,
+        step_s,
+        gflop_s: model.train_flop_per_token(seq_len) / 3.0 / step_s / 1e9,
+        mfu: None,
+        work_mb: work_mb::<B>(device, before),
+        loss: None,
+        params: model.num_params(),
+    })
+}
+
+/// `[m, k] x [n, k]^T -> [m, n]`, as a linear layer computes it.
+fn gemm<B: LlamaOps>([m, n, k]: [usize; 3], config: &BenchConfig, device: &B::Device) -> Result<Measured> {
+    let dtype = config.step.precision.dtype();
+    config.step.precision.check::<B>(device)?;
+    let before = memory::resident_mb();
+    let random =
+        |rows, columns| primitive(Tensor::<B, 2>::random([rows, columns], Distribution::Normal(0.0, 1.0), device).cast(dtype));
+    let (x, w) = (random(m, k), random(n, k));
+    // Ten products a measurement: one alone would be mostly the wait for it on a GPU.
+    const REPEAT: usize = 10;
+    let step_s = median_seconds::<B>(config.steps, device, &mut || {
+        (0..REPEAT).for_each(|_| drop(B::project(x.clone(), w.clone(), dtype)));
+        Ok(())
+    })? / REPEAT as f64;
+    Ok(Measured {
+        tok_s: m as f64 / step_s,
+        step_s,
+        gflop_s: 2.0 * (m * n * k) as f64 / step_s / 1e9,
+        mfu: None,
+        work_mb: work_mb::<B>(device, before),
+        loss: None,
+        params: 0,
+    })
+}
+
+/// [`peak_tflops`] of a backend chosen at run time.
+///
+/// # Errors
+/// Those of the backend.
+pub fn peak(backend: &BackendName) -> Result<f64> {
+    struct Peak;
+    impl Job for Peak {
+        type Output = f64;
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<f64> {
+            Ok(peak_tflops::<B>(&device))
+        }
+    }
+    backend.run(Peak)
+}
+
+/// The machine's best float32 matrix product, in TFLOP/s: what the MFU is held against where no peak is stated.
+pub fn peak_tflops<B: LlamaOps>(device: &B::Device) -> f64 {
+    const N: usize = 1024;
+    let x = Tensor::<B, 2>::random([N, N], Distribution::Normal(0.0, 1.0), device);
+    let mut best = f64::INFINITY;
+    let began = Instant::now();
+    while began.elapsed().as_secs_f64() < 0.5 {
+        let start = Instant::now();
+        let y = tensor::<B, 2>(B::matmul(primitive(x.clone()), primitive(x.clone())));
+        // One element is read, so that the product is really there.
+        drop(y.slice([0..1, 0..1]).into_data());
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    2.0 * (N * N * N) as f64 / best / 1e12
+}
+
+fn work_mb<B: LlamaOps>(device: &B::Device, before: Option<f64>) -> Option<f64> {
+    match B::pool_bytes(device) {
+        Some(bytes) => Some(bytes as f64 / (1 << 20) as f64),
+        None => Some(memory::peak_mb()? - before?),
+    }
+}
+
+/// Resident memory of this process, from Linux's `/proc`; elsewhere not known.
+mod memory {
+    fn status(key: &str) -> Option<f64> {
+        let text = std::fs::read_to_string("/proc/self/status").ok()?;
+        let kb: f64 =
+            text.lines().find_map(|l| l.strip_prefix(key))?.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
+        Some(kb / 1024.0)
+    }
+
+    pub(super) fn resident_mb() -> Option<f64> {
+        status("VmRSS")
+    }
+
+    pub(super) fn peak_mb() -> Option<f64> {
+        status("VmHWM")
+    }
+
+    /// From now on the peak counts anew.
+    pub(super) fn forget_peak() {
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+    }
+}

@@ -1,0 +1,30 @@
+//! From text to a trained model to text: the rooms of recua that compute. A part of the crate `recua`, which re-exports it.
+
+#![warn(missing_docs)]
+
+#[cfg(feature = "train")]
+pub use recua_ground::config;
+pub use recua_ground::{Error, Result, error, files};
+
+pub mod backend;
+pub mod fault;
+
+pub mod data;
+pub mod tokenizer;
+
+pub mod model;
+pub mod ops;
+
+pub mod checkpoint;
+
+pub mod eval;
+pub mod generate;
+
+pub mod optim;
+#[cfg(feature = "train")]
+pub mod train;
+
+#[cfg(feature = "train")]
+pub mod bench;
+#[cfg(feature = "train")]
+pub mod selftest;

@@ -1,0 +1,396 @@
+//! Text to token ids and back.
+//!
+//! Three kinds of tokenizer behind one type: those that [`Tokenizer::train`] makes (lossless for every UTF-8 string), any
+//! `tokenizer.json` of Hugging Face `tokenizers`, and SentencePiece `.model` files (BPE and unigram), with the original's ids.
+//!
+//! ```
+//! use recua::tokenizer::{Tokenizer, TrainConfig};
+//!
+//! let docs = ["a llama and another llama", "two llamas in 1984"].map(String::from);
+//! let tokenizer = Tokenizer::train(docs.into_iter(), &TrainConfig { vocab_size: 300, ..Default::default() })?;
+//! let ids = tokenizer.encode_document(" llama\u{2581}<s>", true, false);
+//! assert_eq!(ids[0], 1); // BOS; the `<s>` in the text is text
+//! assert_eq!(tokenizer.decode(&ids)?, " llama\u{2581}<s>");
+//! # Ok::<(), recua::error::Error>(())
+//! ```
+
+mod bpe;
+mod decode;
+mod hf;
+mod sentencepiece;
+mod sp_model;
+mod sp_normalize;
+#[cfg(feature = "unigram")]
+mod sp_write;
+mod train;
+#[cfg(feature = "unigram")]
+mod unigram;
+#[cfg(feature = "unigram")]
+mod unigram_em;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+use bpe::FastMap;
+use decode::{Piece, Pieces, State};
+use sp_normalize::PrefixSet;
+pub use train::TrainConfig;
+#[cfg(feature = "unigram")]
+pub use unigram::{UnigramConfig, UnigramTrainer, save_unigram, train_unigram};
+
+/// The beginning-of-sequence tokens that files without a `tokenizer_config.json` are searched for.
+const BOS_NAMES: [&str; 5] = ["<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>"];
+/// The same for the end of a sequence.
+const EOS_NAMES: [&str; 4] = ["</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>"];
+
+/// A tokenizer; cloning is cheap, and all threads can use it at once.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    encoder: Encoder,
+    pieces: Pieces,
+    ids: FastMap<Box<str>, u32>,
+    /// The special tokens' texts.
+    special: PrefixSet,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// The file, as it was read.
+    source: Vec<u8>,
+    hash: u64,
+}
+
+enum Encoder {
+    Split(Box<bpe::SplitBpe>),
+    Foreign(Box<hf::HuggingFace>),
+    SentencePiece(Box<sentencepiece::SentencePiece>),
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).field("hash", &self.hash()).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Opens a `tokenizer.json`, a SentencePiece `.model` (told apart by their contents), or a folder that holds
+    /// `tokenizer.json` or `tokenizer.model` (the first that is there).
+    ///
+    /// BOS and EOS of a `tokenizer.json` are those that `tokenizer_config.json` beside it names, else the usual ones.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if nothing can be read, [`Error::Nothing`] for a folder without either file, [`Error::BadFile`] if the
+    /// contents are damaged or not supported (SentencePiece `word` and `char` models).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let mut path = path.as_ref().to_path_buf();
+        if path.is_dir() {
+            let names = ["tokenizer.json", "tokenizer.model"];
+            path = names.into_iter().map(|name| path.join(name)).find(|file| file.is_file()).ok_or_else(|| Error::Nothing {
+                what: "tokenizer.json or tokenizer.model".into(),
+                path: path.clone(),
+                hint: "give the file itself, or train one with `recua tokenizer train`".into(),
+            })?;
+        }
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Self::from_sentencepiece(&bytes, &path);
+        }
+        let mut this = Self::from_json(&bytes, &path)?;
+        let config = path.with_file_name("tokenizer_config.json");
+        if let Ok(config_bytes) = fs::read(&config) {
+            let hint = "get the file again, or remove it";
+            let json: Value = serde_json::from_slice(&config_bytes)
+                .map_err(|e| Error::bad_file("tokenizer_config.json", &config, format!("not JSON: {e}"), hint))?;
+            // A token is a string or an object with its text.
+            let id = |key: &str| match json.get(key)? {
+                Value::String(token) => this.id_of(token),
+                token => this.id_of(token.get("content")?.as_str()?),
+            };
+            let (bos, eos) = (id("bos_token"), id("eos_token"));
+            if let Some(inner) = Arc::get_mut(&mut this.0) {
+                (inner.bos, inner.eos) = (bos.or(inner.bos), eos.or(inner.eos));
+            }
+        }
+        Ok(this)
+    }
+
+    /// From the bytes of a `tokenizer.json`; `path` only names it in errors. Truncation, padding and dropout that the file
+    /// asks for are left out.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`].
+    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
+        let (loaded, state) = hf::load(bytes, path)?;
+        let (encoder, pieces) = match loaded {
+            hf::Loaded::Split(encoder, pieces) => (Encoder::Split(encoder), pieces),
+            hf::Loaded::Foreign(encoder, pieces) => (Encoder::Foreign(encoder), pieces),
+        };
+        let ids = pieces.ids();
+        let find = |names: &[&str]| names.iter().find_map(|name| ids.get(*name).copied());
+        let (bos, eos) = (find(&BOS_NAMES), find(&EOS_NAMES));
+        let hash = xxh3_64(state.to_string().as_bytes());
+        Ok(Self::new(encoder, pieces, ids, bos, eos, bytes, hash))
+    }
+
+    /// From the bytes of a SentencePiece `.model`; `path` only names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`].
+    pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
+        let (encoder, pieces, bos, eos) = sentencepiece::load(bytes, path)?;
+        let ids = pieces.ids();
+        Ok(Self::new(Encoder::SentencePiece(Box::new(encoder)), pieces, ids, bos, eos, bytes, xxh3_64(bytes)))
+    }
+
+    fn new(
+        encoder: Encoder,
+        pieces: Pieces,
+        ids: FastMap<Box<str>, u32>,
+        bos: Option<u32>,
+        eos: Option<u32>,
+        source: &[u8],
+        hash: u64,
+    ) -> Self {
+        let special = PrefixSet::new(pieces.list.iter().filter_map(|piece| match piece {
+            Piece::Control(text) | Piece::Unknown(text) => Some(&**text),
+            _ => None,
+        }));
+        Self(Arc::new(Inner { encoder, pieces, ids, special, bos, eos, source: source.to_vec(), hash }))
+    }
+
+    /// Trains a byte-pair encoding: `<unk> <s> </s>` (ids 0, 1, 2), 256 bytes, then the learned pieces: first characters, then
+    /// merges. Every digit is a token of its own, characters outside the vocabulary become bytes, and nothing is normalised:
+    /// decoding gives back every UTF-8 string as it was.
+    ///
+    /// The documents are read once, one by one, on all threads of the current rayon pool; the result depends on nothing but
+    /// their contents (not on their order either). [`Tokenizer::vocab_size`] is smaller than asked if the text has less to
+    /// learn.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for a vocabulary below 260, [`Error::Nothing`] for documents without text.
+    pub fn train(docs: impl Iterator<Item = String> + Send, config: &TrainConfig) -> Result<Self> {
+        train::train(docs, config)
+    }
+
+    /// The name that the tokenizer's file should have: `tokenizer.json`, or `tokenizer.model` for SentencePiece.
+    pub fn file_name(&self) -> &'static str {
+        match self.0.encoder {
+            Encoder::SentencePiece(_) => "tokenizer.model",
+            _ => "tokenizer.json",
+        }
+    }
+
+    /// Saves the tokenizer in the format that it came in, byte for byte: SentencePiece as `.model`, all others as
+    /// `tokenizer.json`. An existing folder gets a file with [`Tokenizer::file_name`]; where BOS or EOS came from a
+    /// `tokenizer_config.json`, a short one is written beside it. Files appear whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::BadValue`] for a name that ends in `.json` or `.model` when it is the other kind.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let mut path = path.as_ref().to_path_buf();
+        if path.is_dir() {
+            path.push(self.file_name());
+        }
+        let own = Path::new(self.file_name()).extension();
+        if path.extension() != own && path.extension().is_some_and(|e| e == "json" || e == "model") {
+            let problem = format!("expected a {}, got {}", self.file_name(), path.display());
+            return Err(Error::bad_value("tokenizer file", problem, "give the folder, or a name with the other ending"));
+        }
+        if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        }
+        write_atomic(&path, &self.0.source)?;
+        if matches!(self.0.encoder, Encoder::SentencePiece(_)) {
+            return Ok(());
+        }
+        let find = |names: &[&str]| names.iter().find_map(|name| self.id_of(name));
+        if (self.0.bos, self.0.eos) != (find(&BOS_NAMES), find(&EOS_NAMES)) {
+            let token = |id: Option<u32>| id.and_then(|id| self.token_of(id));
+            let config = serde_json::json!({"bos_token": token(self.0.bos), "eos_token": token(self.0.eos)});
+            write_atomic(&path.with_file_name("tokenizer_config.json"), config.to_string().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The ids of `text`, without BOS and EOS. The text of a special token is text. (Added tokens of a `tokenizer.json` that are
+    /// not marked special, and user-defined symbols of SentencePiece, are always taken as themselves.)
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        self.encode_into(text, &mut ids);
+        ids
+    }
+
+    /// Like [`Tokenizer::encode`], but the text of a special token becomes its id. What stands between special tokens is
+    /// encoded on its own (with SentencePiece's added space, where the model has one).
+    pub fn encode_with_special(&self, text: &str) -> Vec<u32> {
+        if let Encoder::Foreign(hf) = &self.0.encoder {
+            return hf.encode(text, true);
+        }
+        let mut ids = Vec::new();
+        let (mut start, mut at) = (0, 0);
+        while let Some(c) = text[at..].chars().next() {
+            let found = self.0.special.longest(&text[at..]);
+            match found.and_then(|len| Some((len, *self.0.ids.get(&text[at..at + len])?))) {
+                Some((len, id)) => {
+                    self.encode_into(&text[start..at], &mut ids);
+                    ids.push(id);
+                    at += len;
+                    start = at;
+                }
+                None => at += c.len_utf8(),
+            }
+        }
+        self.encode_into(&text[start..], &mut ids);
+        ids
+    }
+
+    /// A training document: BOS + tokens + EOS, either as asked for and as far as the tokenizer has them.
+    pub fn encode_document(&self, text: &str, bos: bool, eos: bool) -> Vec<u32> {
+        let mut ids = Vec::new();
+        ids.extend(self.0.bos.filter(|_| bos));
+        self.encode_into(text, &mut ids);
+        ids.extend(self.0.eos.filter(|_| eos));
+        ids
+    }
+
+    fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
+        match &self.0.encoder {
+            Encoder::Split(split) => split.encode(text, ids),
+            Encoder::Foreign(hf) => ids.extend(hf.encode(text, false)),
+            Encoder::SentencePiece(sp) => sp.encode(text, ids),
+        }
+    }
+
+    /// The text of `ids`, without special tokens (SentencePiece's unknown token is shown as its `unk_surface`). Bytes that form
+    /// no UTF-8 become U+FFFD each.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for an id outside the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.decode_as(ids, false)
+    }
+
+    /// Like [`Tokenizer::decode`], with the texts of special tokens.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for an id outside the vocabulary.
+    pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
+        self.decode_as(ids, true)
+    }
+
+    fn decode_as(&self, ids: &[u32], show_special: bool) -> Result<String> {
+        let bad = |problem: String| Error::bad_value("token id", problem, "is this the tokenizer that the ids were made with?");
+        let outside = |id: &u32| bad(format!("expected one of {} tokens, got {id}", self.vocab_size()));
+        let pieces = &self.0.pieces;
+        if let Encoder::Foreign(hf) = &self.0.encoder {
+            let gap = |id: &&u32| matches!(pieces.list.get(**id as usize), None | Some(Piece::Gap));
+            return ids.iter().find(gap).map_or_else(|| hf.decode(ids, show_special).map_err(bad), |id| Err(outside(id)));
+        }
+        let (mut state, mut out) = (State::new(show_special), String::new());
+        for id in ids {
+            if !state.push(pieces, *id, &mut out) {
+                return Err(outside(id));
+            }
+        }
+        state.finish(&mut out);
+        Ok(out)
+    }
+
+    /// A decoder for ids that come one by one; special tokens are left out.
+    pub fn decode_stream(&self) -> DecodeStream {
+        DecodeStream { tokenizer: self.clone(), state: State::new(false), ids: Vec::new(), read: 0 }
+    }
+
+    /// One more than the highest id.
+    pub fn vocab_size(&self) -> usize {
+        self.0.pieces.list.len()
+    }
+
+    /// The beginning-of-sequence token.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.0.bos
+    }
+
+    /// The end-of-sequence token.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.0.eos
+    }
+
+    /// The id of a token, special ones included, as it is spelled in the vocabulary.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.0.ids.get(token).copied()
+    }
+
+    /// The token of an id, as it is spelled in the vocabulary (`<0x0A>`, SentencePiece's U+2581).
+    pub fn token_of(&self, id: u32) -> Option<String> {
+        self.0.pieces.token(id)
+    }
+
+    /// xxh3 of what decides ids and texts: the vocabulary with its merges or scores, and the rules around it. The same after
+    /// saving and loading; token shards carry it.
+    pub fn hash(&self) -> u64 {
+        self.0.hash
+    }
+}
+
+/// Text from ids that come one by one; never splits a character. Made by [`Tokenizer::decode_stream`].
+///
+/// What `push` and `finish` give, put together, is what [`Tokenizer::decode`] gives for all ids. (A foreign `tokenizer.json`
+/// whose decoder looks ahead may differ where bytes form no UTF-8.)
+pub struct DecodeStream {
+    tokenizer: Tokenizer,
+    state: State,
+    /// Foreign tokenizers: the ids since a point at which the text was whole, and how many of them were already given out.
+    ids: Vec<u32>,
+    read: usize,
+}
+
+impl DecodeStream {
+    /// The text that `id` completes, if any. An id outside the vocabulary gives U+FFFD.
+    pub fn push(&mut self, id: u32) -> Option<String> {
+        let mut out = String::new();
+        let pieces = &self.tokenizer.0.pieces;
+        if matches!(pieces.list.get(id as usize), None | Some(Piece::Gap)) {
+            out = self.finish().unwrap_or_default();
+            out.push(char::REPLACEMENT_CHARACTER);
+        } else if let Encoder::Foreign(hf) = &self.tokenizer.0.encoder {
+            self.ids.push(id);
+            // Decoders treat the start of a text in their own way, so the new text is what the old ids do not give.
+            let old = hf.decode(&self.ids[..self.read], false).unwrap_or_default();
+            let all = hf.decode(&self.ids, false).unwrap_or_default();
+            // A character takes at most four tokens of a byte each.
+            let waiting = all.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.read < 4;
+            if all == old {
+                self.read = self.ids.len(); // a special token, or a space that the decoder takes off
+            } else if !waiting {
+                out = all.get(old.len()..).unwrap_or_default().into();
+                self.ids.drain(..self.read);
+                self.read = self.ids.len();
+            }
+        } else {
+            self.state.push(pieces, id, &mut out);
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    /// What is left at the end: bytes that never became a character, as U+FFFD. The stream can be used anew afterwards only for
+    /// a text that goes on.
+    pub fn finish(&mut self) -> Option<String> {
+        let mut out = String::new();
+        if let Encoder::Foreign(hf) = &self.tokenizer.0.encoder {
+            let old = hf.decode(&self.ids[..self.read], false).unwrap_or_default();
+            let all = hf.decode(&self.ids, false).unwrap_or_default();
+            out = all.get(old.len()..).unwrap_or_default().into();
+            self.read = self.ids.len();
+        } else {
+            self.state.finish(&mut out);
+        }
+        (!out.is_empty()).then_some(out)
+    }
+}

@@ -1,0 +1,262 @@
+//! A run's settings: defaults, then a preset, then a TOML file, then `--set a.b=c`. The resolved whole is `config.toml`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::step::{Precision, StepConfig};
+use super::valid::HeldOut;
+use crate::config::{self, Layers};
+use crate::error::{Error, Result};
+use crate::generate::SampleConfig;
+use crate::model::backward::Keep;
+use crate::model::{InitConfig, ModelConfig};
+use crate::ops::{Attention, Gemm};
+use crate::optim::OptimConfig;
+
+/// Everything that decides a training run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Loop, batch and bookkeeping.
+    pub train: TrainConfig,
+    /// Where the tokens are.
+    pub data: DataConfig,
+    /// Learning rate and the rest of the optimizer.
+    pub optim: OptimConfig,
+    /// First weights.
+    pub init: InitConfig,
+    /// Texts written during training.
+    pub sample: SampleTexts,
+    /// Shape of the model. `model.preset` takes a named size first.
+    pub model: ModelConfig,
+}
+
+/// The loop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimizer steps of the whole run; the cosine ends here.
+    pub steps: u64,
+    /// Samples (windows of `seq_len` tokens) of one step.
+    pub batch: usize,
+    /// Samples of one forward and backward pass; a divisor of `batch`. `None`: as `batch`.
+    pub micro_batch: Option<usize>,
+    /// Targets of a sample. `None`: the model's `max_seq_len`.
+    pub seq_len: Option<usize>,
+    /// Seed of the data order.
+    pub seed: u64,
+    /// A validation every this many steps (and at the end). 0: never.
+    pub val_every: u64,
+    /// Windows of a validation, of each held-out set. `None`: all.
+    pub val_windows: Option<u64>,
+    /// A checkpoint every this many steps (and at the end). 0: only at the end and on a signal.
+    pub checkpoint_every: u64,
+    /// The newest checkpoints that are kept.
+    pub keep_last: usize,
+    /// Checkpoints whose step is a multiple of this are kept for ever.
+    pub keep_every: Option<u64>,
+    /// After this many skipped steps in a row the run stops.
+    pub max_skipped: u64,
+    /// Leaves out an update whose loss or gradient norm is this many standard deviations above the last 128 steps.
+    pub spike_z: Option<f64>,
+    /// The device's dense peak for the MFU. `None`: no MFU.
+    pub peak_tflops: Option<f64>,
+    /// Type of the products' operands: `f32`, or `bf16` or `f16` with float32 master weights; `f16` scales the loss.
+    pub precision: Precision,
+    /// Activations kept for backward: `all`, `linear` (outputs of linear layers and attention) or `block` (block inputs).
+    pub keep: Keep,
+    /// CUDA, wgpu: the routine for products in `bf16`; see [`Gemm`].
+    pub gemm: Gemm,
+    /// CUDA, wgpu: the kernels for attention in `bf16`; see [`Attention`].
+    pub attention: Attention,
+    /// Burn's autodiff instead of the backward written by hand: somewhat larger; to check the other.
+    pub autodiff: bool,
+    /// Updates each parameter as soon as its gradient is there, which is then freed. The clip uses the norm of the step before, and
+    /// no step can be left out. Needs `micro_batch = batch`.
+    pub update_in_backward: bool,
+    /// Attention stays inside documents: those of a packed sequence, each of which begins with the tokenizer's BOS.
+    pub document_mask: bool,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 8,
+            micro_batch: None,
+            seq_len: None,
+            seed: 1,
+            val_every: 250,
+            val_windows: Some(64),
+            checkpoint_every: 250,
+            keep_last: 2,
+            keep_every: None,
+            max_skipped: 10,
+            spike_z: None,
+            peak_tflops: None,
+            precision: Precision::F32,
+            keep: Keep::Linear,
+            gemm: Gemm::Auto,
+            attention: Attention::Auto,
+            autodiff: false,
+            update_in_backward: false,
+            document_mask: false,
+        }
+    }
+}
+
+/// Where the tokens are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Training datasets (folders made by `recua data tokenize`).
+    pub train: Vec<PathBuf>,
+    /// Their shares of the samples, one a dataset. Empty: by size.
+    pub weights: Vec<f64>,
+    /// Held-out dataset, or several by name, each measured on its own.
+    pub valid: Option<HeldOut>,
+    /// Tokenizer, copied into the run. `None`: looked for beside the first dataset.
+    pub tokenizer: Option<PathBuf>,
+    /// Check every shard's checksum at the start (reads all data once).
+    pub verify: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { train: Vec::new(), weights: Vec::new(), valid: None, tokenizer: None, verify: true }
+    }
+}
+
+/// Texts written during training, to be looked at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleTexts {
+    /// A text every this many steps (and at the end). 0: never.
+    pub every: u64,
+    /// What the text begins with.
+    pub prompt: String,
+    /// Its length in tokens.
+    pub tokens: usize,
+    /// How tokens are chosen.
+    pub sampler: SampleConfig,
+}
+
+impl Default for SampleTexts {
+    fn default() -> Self {
+        Self { every: 250, prompt: String::new(), tokens: 96, sampler: SampleConfig::default() }
+    }
+}
+
+impl RunConfig {
+    /// Puts the layers on the defaults. Says whether `model.vocab_size` was stated by any of them (a preset does not count).
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`] and [`Error::BadValue`] naming the file or flag and the key; [`Error::Io`].
+    pub fn resolve(layers: &Layers<'_>) -> Result<(Self, bool)> {
+        let (mut table, origin) = config::table(layers)?;
+        let model = table.get_mut("model").and_then(Value::as_table_mut);
+        let vocab_stated = model.as_ref().is_some_and(|m| m.contains_key("vocab_size"));
+        if let Some(model) = model
+            && let Some(preset) = model.remove("preset")
+        {
+            let name = preset.as_str().unwrap_or_default();
+            let base = Table::try_from(ModelConfig::preset(name)?)
+                .map_err(|e| Error::bad_value("model.preset", e.to_string(), "leave it out"))?;
+            for (key, value) in base {
+                model.entry(key).or_insert(value);
+            }
+        }
+        let config: Self = table.try_into().map_err(|e| config::parse_error(&origin, &e))?;
+        Ok((config, vocab_stated))
+    }
+
+    /// Reads a run's `config.toml`.
+    ///
+    /// # Errors
+    /// As [`RunConfig::resolve`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(Self::resolve(&Layers { file: Some(path), set: &[] })?.0)
+    }
+
+    /// As TOML, every value.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for a value that TOML cannot say.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::bad_value("config", e.to_string(), "TOML holds no integer above 2^63 - 1"))
+    }
+
+    /// Targets of a sample.
+    pub fn seq_len(&self) -> usize {
+        self.train.seq_len.unwrap_or(self.model.max_seq_len)
+    }
+
+    /// Samples of one forward and backward pass.
+    pub fn micro_batch(&self) -> usize {
+        self.train.micro_batch.unwrap_or(self.train.batch)
+    }
+
+    /// How a step computes.
+    pub fn step(&self) -> StepConfig {
+        let TrainConfig { precision, keep, autodiff, update_in_backward, .. } = self.train;
+        StepConfig { keep, precision, autodiff, update_in_backward }
+    }
+
+    /// Checks every setting against the others.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] or [`Error::TooLong`] naming the setting.
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.optim.validate()?;
+        let t = &self.train;
+        let bad = |key: &str, problem: String, hint: &str| Err(Error::bad_value(key, problem, hint));
+        if t.steps == 0 {
+            return bad("train.steps", "expected at least 1, got 0".into(), "give the number of optimizer steps");
+        }
+        if t.batch == 0 || self.micro_batch() == 0 || !t.batch.is_multiple_of(self.micro_batch()) {
+            let problem = format!("batch {} is not a multiple of micro_batch {}", t.batch, self.micro_batch());
+            return bad("train.micro_batch", problem, "choose a divisor of train.batch");
+        }
+        if t.autodiff && t.precision != Precision::F32 {
+            let hint = "leave autodiff out, or set train.precision = \"f32\"";
+            return bad("train.autodiff", "Burn's autodiff trains in float32 only".into(), hint);
+        }
+        if t.update_in_backward && (t.autodiff || t.batch != self.micro_batch()) {
+            let problem = "it needs the backward written by hand, and one micro-batch a step".into();
+            return bad("train.update_in_backward", problem, "leave train.autodiff and train.micro_batch out");
+        }
+        if t.update_in_backward && t.precision == Precision::F16 {
+            let problem = "in float16 a step whose gradients overflow is left out, which an update made on the way is not".into();
+            return bad("train.update_in_backward", problem, "leave it out, or set train.precision = \"bf16\"");
+        }
+        if self.seq_len() == 0 {
+            return bad("train.seq_len", "expected at least 1, got 0".into(), "leave it out to use the model's max_seq_len");
+        }
+        if self.seq_len() > self.model.max_seq_len {
+            return Err(Error::TooLong {
+                what: "train.seq_len".into(),
+                got: self.seq_len(),
+                max: self.model.max_seq_len,
+                hint: "raise model.max_seq_len or lower train.seq_len".into(),
+            });
+        }
+        if t.keep_last == 0 {
+            return bad("train.keep_last", "expected at least 1, got 0".into(), "the newest checkpoint is always kept");
+        }
+        if t.max_skipped == 0 {
+            return bad("train.max_skipped", "expected at least 1, got 0".into(), "10 is a good number");
+        }
+        if t.spike_z.is_some_and(|z| !(z.is_finite() && z > 0.0)) {
+            return bad("train.spike_z", "expected a number above 0".into(), "5 to 8 catches spikes; leave it out for none");
+        }
+        if !self.data.weights.is_empty() && self.data.weights.len() != self.data.train.len() {
+            let problem = format!("{} weights for {} datasets", self.data.weights.len(), self.data.train.len());
+            return bad("data.weights", problem, "give one a dataset, or none");
+        }
+        crate::generate::Sampler::new(self.sample.sampler.clone())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! What a build of the pipeline is handed of tokenizers and token datasets.
+
+use std::path::Path;
+
+use crate::corpus::Document;
+use crate::corpus::tokens::{DatasetWriter, Pieces, Tokens, Windows};
+use crate::data::{DatasetIndex, Schedule, TokenizeConfig, Vocab, tokenize_documents};
+use crate::error::Result;
+use crate::tokenizer::Tokenizer;
+
+/// The tokenizers and datasets of this crate, for [`crate::corpus::pipeline::Build::new`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RecuaTokens;
+
+/// A tokenizer as CCNet's perplexity sees it.
+#[derive(Debug)]
+pub struct SentencePieces(pub Tokenizer);
+
+impl Pieces for SentencePieces {
+    fn encode(&self, text: &str) -> Vec<u32> {
+        self.0.encode(text)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    fn piece(&self, id: u32) -> Option<String> {
+        self.0.token_of(id)
+    }
+}
+
+struct Encoder(Tokenizer);
+
+impl DatasetWriter for Encoder {
+    fn hash(&self) -> u64 {
+        self.0.hash()
+    }
+
+    fn write(
+        &self,
+        out: &Path,
+        shard_tokens: u64,
+        label: &str,
+        documents: &mut (dyn Iterator<Item = Result<Document>> + Send),
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let vocab = Vocab { size: self.0.vocab_size() as u32, hash: self.0.hash() };
+        let config = TokenizeConfig { shard_tokens, force: true, ..TokenizeConfig::new(out, vocab) };
+        let encode = |text: &str| self.0.encode_document(text, true, true);
+        let texts = documents.map(|document| Ok(document?.text));
+        tokenize_documents(texts, vec![label.into()], &encode, &config, &mut |p| progress(p.documents, p.text_bytes))?;
+        self.0.save(out)
+    }
+}
+
+impl Tokens for RecuaTokens {
+    fn pieces(&self, model: &Path) -> Result<Box<dyn Pieces>> {
+        Ok(Box::new(SentencePieces(Tokenizer::open(model)?)))
+    }
+
+    fn tokenizer(&self, path: &Path) -> Result<Box<dyn DatasetWriter>> {
+        Ok(Box::new(Encoder(Tokenizer::open(path)?)))
+    }
+
+    fn count(&self, dataset: &Path) -> Result<u64> {
+        Ok(DatasetIndex::read(dataset)?.tokens)
+    }
+
+    fn windows(&self, weights: &[f64]) -> Result<Box<Windows>> {
+        let schedule = Schedule::new(&Schedule::integer_weights(weights)?, 0)?;
+        Ok(Box::new(move |windows| schedule.counts(windows)))
+    }
+}
