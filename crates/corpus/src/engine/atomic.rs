@@ -42,13 +42,18 @@ impl Drop for Names {
     }
 }
 
-impl AtomicFile {
-    pub(super) fn create(path: &Path) -> Result<Self> {
+impl Names {
+    fn of(path: &Path) -> Self {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let file = File::create(&temporary).map_err(Error::io("create", path))?;
-        let names = Names { path: path.to_path_buf(), temporary, published: false };
+        Self { path: path.to_path_buf(), temporary: path.with_file_name(name), published: false }
+    }
+}
+
+impl AtomicFile {
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let names = Names::of(path);
+        let file = File::create(&names.temporary).map_err(Error::io("create", path))?;
         Ok(Self { file: BufWriter::with_capacity(1 << 18, file), names, hash: Box::default(), bytes: 0 })
     }
 
@@ -84,6 +89,18 @@ impl Pending {
 }
 
 impl Sealed {
+    /// A second name for a complete file, or a copy of it where the file system has no links. `entry` says what is in it.
+    pub(super) fn link(from: &Path, to: &Path, entry: FileEntry) -> Result<Self> {
+        let names = Names::of(to);
+        // Left by a process of the same number that was killed.
+        let _ = fs::remove_file(&names.temporary);
+        if fs::hard_link(from, &names.temporary).is_err() {
+            fs::copy(from, &names.temporary).map_err(Error::io("write", to))?;
+            File::open(&names.temporary).and_then(|f| f.sync_all()).map_err(Error::io("sync", to))?;
+        }
+        Ok(Self { names, entry })
+    }
+
     /// The folder that it is in.
     pub(super) fn dir(&self) -> &Path {
         self.names.path.parent().unwrap_or(Path::new(""))
