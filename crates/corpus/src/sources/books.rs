@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, each, settings};
+use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::each};
 use crate::{
     Cleaned, Record, Rejected, Removed, Sink,
     dedup::{Rule, overlap},

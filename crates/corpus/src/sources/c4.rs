@@ -10,7 +10,10 @@ use std::{
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Cleaner, Common, Inputs, Quality, ReadTools, Skipped, Source, as_it_is, commoncrawl, each, settings};
+use super::{
+    Cleaner, Common, Inputs, Quality, ReadTools, Skipped, Source, commoncrawl, settings,
+    source::{as_it_is, each},
+};
 use crate::{
     Cleaned, Record, Rejected, Sink,
     dedup::Rule,

@@ -17,7 +17,8 @@ use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Cleaner, Common, Inputs, PageQuality, Quality, ReadTools, Skipped, Source, each, html, settings,
+    Cleaner, Common, Inputs, PageQuality, Quality, ReadTools, Skipped, Source, html, settings,
+    source::each,
     warc::{Head, Limits, WarcReader, WarcRecord, head_len},
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! What the settings of all sources have in common.
 
-use super::SourceName;
+use super::name::SourceName;
 use crate::error::{Error, Result};
 
 /// What all sources have.

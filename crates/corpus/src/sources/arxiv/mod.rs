@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 pub use archive::read;
 pub use latex::clean;
 
-use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, each, settings};
+use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::each};
 use crate::error::Result;
 use crate::{Cleaned, Sink};
 

@@ -24,7 +24,7 @@ pub use filter::{Shape, count_pieces, is_source, is_source_redpajama};
 pub use header::{strip_header, strip_header_redpajama};
 pub use read::{ReadOptions, read};
 
-use super::{Cleaner, Common, Inputs, Quality, ReadTools, Skipped, Source, each, settings};
+use super::{Cleaner, Common, Inputs, Quality, ReadTools, Skipped, Source, settings, source::each};
 use crate::dedup::{CONTENT_KEY, Rule};
 use crate::error::Result;
 use crate::{Cleaned, Removed, Sink};

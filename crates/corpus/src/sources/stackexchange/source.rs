@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, as_it_is, settings};
+use super::super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::as_it_is};
 use super::{Options, Post, SortKey, Thread, Threads, largest_sites, posts, site_name, thread};
 use crate::engine::{SortRow, SortWriter, config_hash, descending};
 use crate::error::{Error, Result};

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 pub use names::LANGUAGES;
 
-use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, each, settings};
+use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::each};
 use crate::error::Result;
 use crate::{Cleaned, Record, Removed, Sink};
 
