@@ -15,6 +15,7 @@ pub mod commoncrawl;
 pub mod github;
 pub mod html;
 mod inflate;
+mod scripts;
 pub mod stackexchange;
 pub mod warc;
 pub mod wikipedia;

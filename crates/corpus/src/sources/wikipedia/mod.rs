@@ -11,6 +11,7 @@ mod input;
 mod lines;
 mod links;
 mod names;
+mod quantities;
 mod strip;
 mod tables;
 mod tags;
