@@ -9,6 +9,7 @@ mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
+mod files;
 mod golden;
 mod memory;
 mod metrics;
