@@ -5,6 +5,7 @@ mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
+mod context;
 mod corpus;
 mod data;
 #[cfg(feature = "data")]

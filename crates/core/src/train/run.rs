@@ -17,7 +17,8 @@ use super::report::ReportInfo;
 use super::spike::{SPIKE_WINDOW, is_spike};
 use super::step::{MicroBatch, StepOutput, batch_loss, check_device, train_step};
 use super::valid::{Valid, Validation, open_shards};
-use crate::backend::{BackendName, Job};
+use crate::backend::context::Scope;
+use crate::backend::{BackendName, Choices};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
 use crate::checkpoint::{Checkpoint, NativeCheckpoint};
@@ -27,7 +28,7 @@ use crate::files::write_atomic;
 use crate::generate::{Sampler, generate};
 use crate::model::llama::fuse;
 use crate::model::{Llama, unfuse};
-use crate::ops::{LlamaOps, set_attention_kernels, set_gemm};
+use crate::ops::{Job, LlamaOps};
 use crate::optim::{AdamW, LossScale};
 use crate::tokenizer::Tokenizer;
 
@@ -146,7 +147,8 @@ impl<B: LlamaOps> Trained for Trainer<B> {
 
     fn write(&self, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
         let eos = self.tokenizer.as_ref().and_then(Tokenizer::eos_id);
-        Ok(generate(self.model(), prompt, max_new, eos, sampler, &mut |_| ControlFlow::Continue(()))?.0)
+        let see = &mut |_| ControlFlow::Continue(());
+        Ok(self.scope.enter(|| generate(self.model(), prompt, max_new, eos.as_slice(), sampler, see))?.0)
     }
 
     fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo {
@@ -156,6 +158,8 @@ impl<B: LlamaOps> Trained for Trainer<B> {
 
 /// A training run on one device.
 pub struct Trainer<B: LlamaOps> {
+    /// Entered by whatever computes.
+    scope: Scope,
     config: RunConfig,
     dir: PathBuf,
     /// Taken out during a step, so that the update may work in place.
@@ -251,7 +255,7 @@ impl<B: LlamaOps> Trainer<B> {
             }
         };
         config.train.precision.check::<B>(device)?;
-        choose::<B>(&config, device)?;
+        let scope = choose::<B>(&config, device)?;
         let (model, mut optim, state, step) = match &resumed {
             Some(checkpoint) => Self::restore(&config, checkpoint, &loader, device)?,
             None => {
@@ -285,7 +289,7 @@ impl<B: LlamaOps> Trainer<B> {
         let saved = resumed.map(|c| c.dir().to_path_buf());
         let dir = dir.to_path_buf();
         let model = Some(model);
-        Ok(Self { config, dir, model, optim, loader, valid, tokenizer, bos, state, step, metrics, saved, _lock: lock })
+        Ok(Self { scope, config, dir, model, optim, loader, valid, tokenizer, bos, state, step, metrics, saved, _lock: lock })
     }
 
     /// The run's tokenizer, copied into the run so that the run can be used alone.
@@ -364,7 +368,12 @@ impl<B: LlamaOps> Trainer<B> {
     ///
     /// # Errors
     /// [`Error::Interrupted`], [`Error::Diverged`], and those of data and files.
-    pub fn run(mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<(Self, RunSummary)> {
+    pub fn run(self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<(Self, RunSummary)> {
+        let scope = self.scope.clone();
+        scope.enter(|| self.steps(stop, observer))
+    }
+
+    fn steps(mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<(Self, RunSummary)> {
         let (steps, batch) = (self.config.train.steps, self.config.train.batch);
         let tokens_per_step = (batch * self.config.seq_len()) as u64;
         observer.start(&RunInfo {
@@ -542,7 +551,8 @@ impl<B: LlamaOps> Trainer<B> {
     /// Those of the data.
     pub fn validate_on(&self, windows: Option<u64>) -> Result<Option<Validation>> {
         let loss = |batch| batch_loss(self.model(), &self.micro_batch(batch));
-        self.valid.as_ref().map(|valid| valid.measure(self.config.micro_batch(), windows, loss)).transpose()
+        let measure = |valid: &Valid| valid.measure(self.config.micro_batch(), windows, loss);
+        self.scope.enter(|| self.valid.as_ref().map(measure).transpose())
     }
 
     /// A text by the model as it stands; `None` without a tokenizer.
@@ -589,8 +599,8 @@ impl<B: LlamaOps> Trainer<B> {
     }
 }
 
-/// Sets the process's kernels. A routine that the device has not is known before anything runs.
-fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<()> {
+/// The job with the run's kernels. A routine that the device has not is known before anything runs.
+fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<Scope> {
     let (gemm, attention) = (config.train.gemm, config.train.attention);
     let all = B::gemms(device);
     if let Some((_, Some(missing))) = all.iter().find(|(g, _)| *g == gemm) {
@@ -598,9 +608,7 @@ fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<()> {
         let hint = format!("take one of {}", usable.join(", "));
         return Err(Error::bad_value("train.gemm", format!("`{gemm}` is not to be had: {missing}"), hint));
     }
-    set_gemm(gemm);
-    set_attention_kernels(attention);
-    Ok(())
+    Ok(Scope::of_thread().with_choices(Choices { gemm, attention }))
 }
 
 fn same_shape(found: &crate::model::ModelConfig, config: &RunConfig, path: &Path) -> Result<()> {
