@@ -282,7 +282,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
             {
                 let (q, k, v) = (q.primitive, k.primitive, v.primitive);
                 let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), None, scale);
-                (AttentionSaved { q, k, v, starts: None, out: out.clone(), lse, scale }, out)
+                (AttentionSaved { q, k, v, doc_starts: None, out: out.clone(), lse, scale }, out)
             },
             B::attention_forward(q.primitive, k.primitive, v.primitive, None, scale).0
         )
@@ -290,7 +290,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
 
     fn self_attention(qkv: FloatTensor<Self>, rotary: Rotary<Self>, s: SelfAttention<Self>) -> FloatTensor<Self> {
         let rotary = Rotary { cos: rotary.cos.primitive, sin: rotary.sin.primitive };
-        let s = SelfAttention { kv_heads: s.kv_heads, starts: s.starts, scale: s.scale };
+        let s = SelfAttention { kv_heads: s.kv_heads, doc_starts: s.doc_starts, scale: s.scale };
         node!(
             SelfAttentionNode,
             C,
