@@ -12,10 +12,10 @@ use cubecl::device::Device;
 use cubecl::prelude::*;
 
 use super::super::{count, empty};
-use super::raw::{RawCuda, Source, launch, source};
+use super::raw::{KernelText, RawCuda, launch, source};
 
-static FORWARD: Source = source!("machine.cuh", "attention.cuh", "attention_forward.cu");
-static BACKWARD: Source = source!("machine.cuh", "attention.cuh", "attention_backward.cu");
+static FORWARD: KernelText = source!("machine.cuh", "attention.cuh", "attention_forward.cu");
+static BACKWARD: KernelText = source!("machine.cuh", "attention.cuh", "attention_backward.cu");
 
 /// What the kernels do not take, or where they do not run.
 type Refused = &'static str;
@@ -82,7 +82,7 @@ impl<R: CubeRuntime> Packed<R> {
         Ok(packed)
     }
 
-    fn kernel(&self, source: &'static Source, entry: &'static str, threads: u32, shared: usize) -> RawCuda {
+    fn kernel(&self, source: &'static KernelText, entry: &'static str, threads: u32, shared: usize) -> RawCuda {
         RawCuda { source, entry, define: ("HEAD_DIM", self.dim), shared, threads }
     }
 
