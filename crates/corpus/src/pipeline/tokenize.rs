@@ -87,7 +87,7 @@ pub(super) fn run(build: &Build<'_>, source: &dyn Source, mix: &StageSpec) -> Re
         });
     });
     result?;
-    let bytes = serde_json::to_vec(&made).map_err(|e| Error::bad_value("made.json", e.to_string(), "this is a mistake"))?;
+    let bytes = serde_json::to_vec(&made).map_err(|e| Error::internal("made.json", e.to_string()))?;
     write_atomic(&marker, &bytes)?;
     build.observer.end(
         "tokenize",
