@@ -118,7 +118,7 @@ impl<'a> Output<'a> {
         let entry = made.outputs.iter().find(|o| o.name == name(&made.shard)).cloned();
         let (Some(entry), None, 0) = (entry, &self.passed, self.counts.docs_out) else {
             let problem = "a table that is none of the stage before, or beside others";
-            return Err(Error::bad_value(self.spec.name.clone(), problem, "this is a mistake in the program"));
+            return Err(Error::internal(self.spec.name.clone(), problem));
         };
         self.documents = None;
         let entry = FileEntry { name: name(self.shard), ..entry };

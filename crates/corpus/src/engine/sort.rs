@@ -101,7 +101,7 @@ pub(super) fn rows_of<const N: usize>(batch: &RecordBatch) -> Result<impl Iterat
     let types = batch.columns().iter().map(|c| c.data_type());
     if !types.eq(schema(N).fields().iter().map(|f| f.data_type())) || batch.columns().iter().any(|c| c.null_count() > 0) {
         let problem = format!("unexpected columns from a plan: {}", batch.schema());
-        return Err(Error::bad_value("shuffle", problem, "this is a mistake in the program"));
+        return Err(Error::internal("shuffle", problem));
     }
     let keys: [_; N] = std::array::from_fn(|i| batch.column(i).as_primitive::<UInt64Type>().clone());
     let text = batch.column(N).as_string::<i64>().clone();

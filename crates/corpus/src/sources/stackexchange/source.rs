@@ -124,7 +124,7 @@ impl Source for StackExchange {
 fn to_row(post: &Post) -> Result<SortRow<4>> {
     let key = SortKey::new(post);
     let text =
-        serde_json::to_string(post).map_err(|e| Error::bad_value("post", e.to_string(), "this is a mistake in the program"))?;
+        serde_json::to_string(post).map_err(|e| Error::internal("post", e.to_string()))?;
     Ok(SortRow { key: [key.thread, key.is_answer.into(), descending(post.score), key.id], text })
 }
 
