@@ -23,12 +23,15 @@ pub mod engine;
 pub mod fasttext;
 #[cfg(feature = "pipeline")]
 pub mod filters;
+mod json;
 #[cfg(feature = "pipeline")]
 pub mod lm;
 #[cfg(feature = "pipeline")]
 pub mod pipeline;
 #[cfg(feature = "pipeline")]
 pub mod record;
+#[cfg(feature = "pipeline")]
+mod rows;
 #[cfg(feature = "pipeline")]
 pub mod sources;
 #[cfg(feature = "crates")]

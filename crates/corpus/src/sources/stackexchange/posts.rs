@@ -15,7 +15,7 @@ use quick_xml::{XmlVersion, events::attributes::Attributes};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Rejected,
+    Rejected, charset,
     error::{Error, Result},
     unpack,
 };
@@ -84,7 +84,7 @@ pub(super) fn open(path: &Path, read: &mut dyn FnMut(&mut dyn Read) -> Result<()
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("7z")) {
         return seven_zip(path, File::open(path).map_err(Error::io("read", path))?, read);
     }
-    read(&mut unpack::open(path)?)
+    read(&mut charset::utf8(unpack::open(path)?).map_err(Error::io("read", path))?)
 }
 
 fn bad_archive(path: &Path, problem: &dyn std::fmt::Display) -> Error {
