@@ -104,7 +104,8 @@ fn seven_zip(path: &Path, file: File, read: &mut dyn FnMut(&mut dyn Read) -> Res
         if !name.eq_ignore_ascii_case("Posts.xml") {
             return Ok(EntryDecision::Continue);
         }
-        outcome = Some(read(reader));
+        let text = charset::utf8(Box::new(io::BufReader::new(reader))).map_err(Error::io("read", path));
+        outcome = Some(text.and_then(|mut text| read(&mut text)));
         Ok(EntryDecision::Stop)
     });
     match (outcome, walked) {
