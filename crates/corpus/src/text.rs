@@ -20,6 +20,8 @@ const PROBE: u64 = 1 << 13;
 /// How many skipped places are kept by name.
 const NAMED: usize = 20;
 const JSONL: &str = "JSON lines file";
+/// Some editors put it at the start of UTF-8 files.
+const BYTE_ORDER_MARK: char = '\u{FEFF}';
 
 /// A document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,10 @@ pub struct Skipped {
     pub not_text: u64,
     /// Documents with nothing but white space.
     pub empty: u64,
+    /// Files and folders whose names begin with a dot, with all that is in them.
+    pub hidden: u64,
+    /// In folders: links to folders or to nothing, pipes, devices.
+    pub special: u64,
     /// The first of the places in `not_text`.
     pub examples: Vec<String>,
 }
@@ -45,8 +51,8 @@ pub struct Skipped {
 ///
 /// Folders are walked in the order of their names' bytes, hidden files and folders (`.name`) left out. A file is one
 /// document, of whatever size, and read whole; `.jsonl` and `.ndjson` files have one a line and are streamed. A file
-/// that is not UTF-8, or has a zero byte near its start, is skipped and counted; nothing is ever converted. Ends after
-/// the first error.
+/// that is not UTF-8, or has a zero byte near its start, is skipped and counted; nothing is ever converted, and only a byte order
+/// mark at a file's start is taken off. What was left out is in the log at the end. Ends after the first error.
 pub struct Documents {
     files: vec::IntoIter<PathBuf>,
     lines: Option<Lines>,
@@ -54,7 +60,7 @@ pub struct Documents {
     skipped: Skipped,
     total_bytes: u64,
     read_bytes: Arc<AtomicU64>,
-    failed: bool,
+    ended: bool,
 }
 
 /// A `.jsonl` file being read.
@@ -71,11 +77,11 @@ impl Documents {
     /// # Errors
     /// [`Error::Io`] for an input that cannot be read, [`Error::Nothing`] if there is no file at all.
     pub fn open(inputs: &[PathBuf], text_key: &str) -> Result<Self> {
-        let (mut files, mut total_bytes) = (Vec::new(), 0);
+        let (mut files, mut total_bytes, mut skipped) = (Vec::new(), 0, Skipped::default());
         for input in inputs {
             let metadata = fs::metadata(input).map_err(Error::io("read", input))?;
             if metadata.is_dir() {
-                walk(input, &mut files, &mut total_bytes)?;
+                walk(input, &mut files, &mut total_bytes, &mut skipped)?;
             } else {
                 total_bytes += metadata.len();
                 files.push(input.clone());
@@ -88,10 +94,10 @@ impl Documents {
             files: files.into_iter(),
             lines: None,
             text_key: text_key.into(),
-            skipped: Skipped::default(),
+            skipped,
             total_bytes,
             read_bytes: Arc::default(),
-            failed: false,
+            ended: false,
         })
     }
 
@@ -142,11 +148,14 @@ impl Iterator for Documents {
     type Item = Result<Document>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
+        if self.ended {
             return None;
         }
         let next = self.advance();
-        self.failed = next.is_err();
+        self.ended = !matches!(next, Ok(Some(_)));
+        if matches!(next, Ok(None)) {
+            self.skipped.warn();
+        }
         next.transpose()
     }
 }
@@ -160,10 +169,18 @@ impl Skipped {
     }
 
     /// Says in the log what was left out.
-    pub fn warn(&self) {
+    fn warn(&self) {
         if self.not_text > 0 {
             let (more, names) = (if self.not_text as usize > NAMED { ", ..." } else { "" }, self.examples.join(", "));
-            log::warn!("skipped {} files or lines that are not UTF-8 text: {names}{more}", self.not_text);
+            log::warn!("skipped {} files or lines that are not UTF-8 text, or hold a zero byte: {names}{more}", self.not_text);
+        }
+        let others = [
+            (self.empty, "documents of nothing but white space"),
+            (self.hidden, "hidden files and folders"),
+            (self.special, "links to folders or to nothing, pipes and devices"),
+        ];
+        for (count, what) in others.into_iter().filter(|(count, _)| *count > 0) {
+            log::warn!("skipped {count} {what}");
         }
     }
 }
@@ -180,21 +197,24 @@ pub fn no_text(inputs: &[PathBuf], problem: &str) -> Error {
 }
 
 /// Adds the files of a folder and of those in it, sorted by name.
-fn walk(dir: &Path, files: &mut Vec<PathBuf>, bytes: &mut u64) -> Result<()> {
+fn walk(dir: &Path, files: &mut Vec<PathBuf>, bytes: &mut u64, skipped: &mut Skipped) -> Result<()> {
     let entries = fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
     let mut entries = entries.map_err(Error::io("read", dir))?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            skipped.hidden += 1;
             continue;
         }
         let path = entry.path();
         // A link to a folder is not followed: it may lead back up. Pipes and devices are no documents.
         if entry.file_type().map_err(Error::io("read", &path))?.is_dir() {
-            walk(&path, files, bytes)?;
+            walk(&path, files, bytes, skipped)?;
         } else if let Some(metadata) = fs::metadata(&path).ok().filter(fs::Metadata::is_file) {
             *bytes += metadata.len();
             files.push(path);
+        } else {
+            skipped.special += 1;
         }
     }
     Ok(())
@@ -214,7 +234,11 @@ fn read_text(file: &mut File) -> std::io::Result<Option<String>> {
         return Ok(None);
     }
     file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8(bytes).ok())
+    let mut text = String::from_utf8(bytes).ok();
+    if let Some(text) = text.as_mut().filter(|text| text.starts_with(BYTE_ORDER_MARK)) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(text)
 }
 
 impl Lines {
@@ -240,6 +264,7 @@ impl Lines {
                 skipped.not_text(place);
                 continue;
             };
+            let line = if self.number == 1 { line.trim_start_matches(BYTE_ORDER_MARK) } else { line };
             let text = text_field(line, key).map_err(|problem| {
                 let hint = "mend or remove the line, or name the field that holds the text (--text-key)";
                 Error::bad_file(JSONL, &self.path, format!("line {}: {problem}", self.number), hint)
