@@ -14,7 +14,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::backend::{BackendName, Job};
+use crate::backend::BackendName;
 use crate::bench::{self, BenchConfig, What};
 use crate::corpus::crates::{Corpus, CorpusOptions, Doc, Summary, cargo_home, locked};
 use crate::data::{TokenizeConfig, Vocab, tokenize_documents};
@@ -22,7 +22,6 @@ use crate::error::{Error, Result};
 use crate::eval::baselines::{NgramCounts, xz_bits_per_byte};
 use crate::generate::{SampleConfig, Sampler};
 use crate::model::ModelConfig;
-use crate::ops::LlamaOps;
 use crate::optim::OptimConfig;
 use crate::tokenizer::{Tokenizer, TrainConfig as TokenizerConfig};
 use crate::train::config::{DataConfig, SampleTexts, TrainConfig};
@@ -171,14 +170,7 @@ impl Quickstart {
                 return refuse("lies inside of --input, whose files are the text", "give a folder elsewhere");
             }
         }
-        struct Probe;
-        impl Job for Probe {
-            type Output = ();
-            fn run<B: LlamaOps>(self, _: B::Device) -> Result<()> {
-                Ok(())
-            }
-        }
-        backend.run(Probe)
+        backend.open().map(drop)
     }
 
     /// Checks every setting, looks at the text and writes nothing.
@@ -220,7 +212,7 @@ pub fn run(q: &Quickstart, backend: &BackendName, stop: &AtomicBool, observer: &
         let corpus = collect(q, observer)?;
         std::fs::create_dir_all(&q.run).map_err(Error::io("create", &q.run))?;
         let (prepared, config) = prepare(q, &corpus, backend, began, stop, observer)?;
-        let json = serde_json::to_vec_pretty(&prepared).map_err(|e| internal(&e.to_string()))?;
+        let json = serde_json::to_vec_pretty(&prepared).map_err(|e| Error::internal("quickstart", e.to_string()))?;
         write_atomic(&q.run.join(STATE), &json)?;
         (prepared, config, Start::Fresh)
     };
@@ -229,11 +221,7 @@ pub fn run(q: &Quickstart, backend: &BackendName, stop: &AtomicBool, observer: &
         outcome = Some(finish(q, trained, summary, &prepared, began, observer)?);
         Ok(())
     })?;
-    outcome.ok_or_else(|| internal("the training ended without its end"))
-}
-
-fn internal(problem: &str) -> Error {
-    Error::bad_value("quickstart", problem, "report this")
+    outcome.ok_or_else(|| Error::internal("quickstart", "the training ended without its end"))
 }
 
 /// A run that was stopped, with what it was asked for.
@@ -305,7 +293,7 @@ fn prepare(
     go_on()?;
     let (data, vocab_size) = tokens(q, corpus, observer)?;
     go_on()?;
-    let peak_tflops = bench::peak(backend)?;
+    let peak_tflops = bench::peak(&backend.open()?)?;
     let mut config = shape(vocab_size, data, peak_tflops);
     plan(&mut config, q, &held_out, backend, began, observer)?;
     let prompts = match &q.input {
@@ -419,7 +407,7 @@ fn plan(
         step: config.step(),
         full_square: false,
     };
-    let step_s = bench::run(backend, What::Train, &sizes)?.step_s;
+    let step_s = bench::run(&backend.open()?, What::Train, &sizes)?.step_s;
     // A forward pass is a third of a step; the held-out text is measured once in whole, and in part on the way. A token is at least
     // two bytes of text. Samples, checkpoints and the report take some 3 %.
     let windows = held_out.bytes / (2 * config.seq_len() as u64) + VALIDATIONS * VAL_WINDOWS;
@@ -482,7 +470,7 @@ fn finish(
     info.bits_per_byte =
         vec![("recua".into(), val_bpb), ("order-2 n-gram".into(), prepared.ngram_bpb), ("xz -9".into(), prepared.xz_bpb)];
     outcome.report = report::write(&q.run, &info)?;
-    let json = serde_json::to_vec_pretty(&outcome).map_err(|e| internal(&e.to_string()))?;
+    let json = serde_json::to_vec_pretty(&outcome).map_err(|e| Error::internal("quickstart", e.to_string()))?;
     write_atomic(&q.run.join("outcome.json"), &json)?;
     Ok(outcome)
 }
