@@ -7,6 +7,7 @@
 //! 4. `plan`: the number of steps, from a measured rate and the time that is left; then [`train_then`], the training itself.
 //! 5. `finish`: held-out loss, texts, `report.html`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -98,6 +99,12 @@ pub struct HeldOutText {
     pub sources: usize,
     /// A hash of the text: figures of two runs compare where it is the same.
     pub fingerprint: String,
+}
+
+impl fmt::Display for HeldOutText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} MB of {} sources, fingerprint {}", self.bytes as f64 / 1e6, self.sources, self.fingerprint)
+    }
 }
 
 /// What is known before training and needed after it; `quickstart.json` in the run directory, so that a killed run resumes.
@@ -465,6 +472,7 @@ fn finish(
     info.rows.extend([
         ("held-out loss".into(), format!("{val_loss:.4} nats a token")),
         ("peak (measured product)".into(), format!("{:.0} GFLOP/s", 1e3 * prepared.peak_tflops)),
+        ("held-out text".into(), prepared.held_out.to_string()),
         ("corpus".into(), prepared.corpus.clone()),
     ]);
     info.bits_per_byte =
