@@ -469,6 +469,8 @@ fn finish(
         report: PathBuf::new(),
     };
     let mut info = trainer.report_info(summary, "recua quickstart");
+    // What the validations on the way see is a part of this.
+    info.rows.retain(|(name, _)| name != "validation loss");
     info.rows.extend([
         ("held-out loss".into(), format!("{val_loss:.4} nats a token")),
         ("peak (measured product)".into(), format!("{:.0} GFLOP/s", 1e3 * prepared.peak_tflops)),
