@@ -46,7 +46,6 @@ pub fn tokenize_files(
     let texts = documents.by_ref().map(|document| Ok(document?.text));
     let made = tokenize_documents(texts, names, encode, config, &mut with_bytes);
     let skipped = documents.skipped().clone();
-    skipped.warn();
     match made {
         Err(Error::Nothing { .. }) => {
             let problem = format!("{} files or lines are not UTF-8, {} documents are empty", skipped.not_text, skipped.empty);

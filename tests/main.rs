@@ -16,6 +16,8 @@ mod memory;
 mod metrics;
 mod model;
 mod ops;
+#[cfg(feature = "quickstart")]
+mod quickstart;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
