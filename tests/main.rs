@@ -1,6 +1,7 @@
 //! One binary for all integration tests, so that dependencies are linked once.
 
 mod backward;
+mod bands;
 mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
