@@ -21,7 +21,7 @@ use crate::backend::{BackendName, Job};
 use crate::checkpoint::native::{self, MODEL, OPTIM};
 use crate::checkpoint::weights::{infos, read, to_bytes};
 use crate::checkpoint::{Checkpoint, NativeCheckpoint};
-use crate::data::{Loader, LoaderState, Plan, Prefetch, Shards, Source};
+use crate::data::{BatchPlan, Loader, LoaderState, Prefetch, Shards, WeightedShards};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::generate::{Sampler, generate};
@@ -201,7 +201,10 @@ impl<B: LlamaOps> Trainer<B> {
         }
         let mut sources = Vec::new();
         for (i, path) in config.data.train.iter().enumerate() {
-            sources.push(Source { shards: open_shards(path, config.data.verify)?, weight: config.data.weights.get(i).copied() });
+            sources.push(WeightedShards {
+                shards: open_shards(path, config.data.verify)?,
+                weight: config.data.weights.get(i).copied(),
+            });
         }
         let seq_len = config.seq_len();
         let loader = Arc::new(Loader::new(&sources, seq_len, config.train.seed)?);
@@ -376,7 +379,7 @@ impl<B: LlamaOps> Trainer<B> {
             batch,
             dir: self.dir.clone(),
         });
-        let plan = Plan::single(batch, self.config.micro_batch());
+        let plan = BatchPlan::single(batch, self.config.micro_batch());
         let per_step = plan.micro_batches();
         let batches = self.loader.batches(plan, self.state.loader.next_sample)?;
         let mut batches = Prefetch::new(batches, 2 * per_step, &self.config.data.train[0])?;
