@@ -6,6 +6,7 @@ mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
+mod common;
 mod corpus;
 mod data;
 #[cfg(feature = "data")]
