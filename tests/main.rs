@@ -12,6 +12,8 @@ mod data;
 #[cfg(feature = "data")]
 mod data_build;
 mod files;
+#[cfg(all(feature = "cli", feature = "flex"))]
+mod fixtures;
 mod golden;
 mod memory;
 mod metrics;
