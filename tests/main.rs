@@ -7,6 +7,7 @@ mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
 mod common;
+mod context;
 mod corpus;
 mod data;
 #[cfg(feature = "data")]

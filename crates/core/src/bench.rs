@@ -5,11 +5,11 @@ use std::time::Instant;
 use burn::tensor::{Distribution, Tensor};
 use serde::Serialize;
 
-use crate::backend::{BackendName, Job};
+use crate::backend::DeviceContext;
 use crate::error::Result;
 use crate::generate::Decoder;
 use crate::model::{InitConfig, Llama, ModelConfig};
-use crate::ops::{self, LlamaOps, primitive, tensor};
+use crate::ops::{self, Job, LlamaOps, primitive, tensor};
 use crate::optim::{AdamW, OptimConfig};
 use crate::train::step::{MicroBatch, StepConfig, check_device, device_failed, train_step};
 
@@ -62,11 +62,11 @@ pub struct BenchConfig {
     pub full_square: bool,
 }
 
-/// Measures on a backend chosen at run time.
+/// Measures on a device.
 ///
 /// # Errors
 /// Those of the backend, and of [`train`], [`attention`], [`decode`].
-pub fn run(backend: &BackendName, what: What, config: &BenchConfig) -> Result<Measured> {
+pub fn run(context: &DeviceContext, what: What, config: &BenchConfig) -> Result<Measured> {
     struct Measure<'a>(What, &'a BenchConfig);
     impl Job for Measure<'_> {
         type Output = Measured;
@@ -80,7 +80,7 @@ pub fn run(backend: &BackendName, what: What, config: &BenchConfig) -> Result<Me
         }
     }
     config.model.validate()?;
-    backend.run(Measure(what, config))
+    context.run(Measure(what, config))
 }
 
 /// Steps that are run first and not counted.
@@ -116,9 +116,9 @@ pub fn train<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Me
     let &BenchConfig { ref model, batch, seq_len, steps, step: how, .. } = config;
     how.precision.check::<B>(device)?;
     let before = memory::resident_mb();
-    let mut llama = Some(Llama::<B>::init(model, &InitConfig::default(), device)?);
-    let mut optim = AdamW::new(OptimConfig { lr: 1e-4, ..Default::default() }, llama.as_ref().expect("just made"));
-    optim.keep_copies(llama.as_ref().expect("just made"), how.precision.dtype());
+    let llama = Llama::<B>::init(model, &InitConfig::default(), device)?;
+    let mut optim = AdamW::new(OptimConfig { lr: 1e-4, ..Default::default() }, &llama);
+    let mut llama = Some(how.prepare(llama, &mut optim));
     let mut draw = 0x9e37_79b9_7f4a_7c15_u64;
     let mut loss = 0.0;
     let step_s = median_seconds::<B>(steps, device, &mut || {
@@ -165,7 +165,7 @@ pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Resul
     let pass = |q: Tensor<B, 4>| {
         let (q, k, v) = (primitive(q), primitive(k.clone()), primitive(v.clone()));
         let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), None, scale);
-        let saved = ops::AttentionSaved { q, k, v, starts: None, out: out.clone(), lse, scale };
+        let saved = ops::AttentionSaved { q, k, v, doc_starts: None, out: out.clone(), lse, scale };
         drop(B::attention_backward(saved, out));
     };
     let step_s = median_seconds::<B>(steps, device, &mut || {
@@ -177,7 +177,7 @@ pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Resul
             return Ok(());
         }
         // As a training step does it.
-        let (qkv, s) = (primitive(qkv.clone()), ops::SelfAttention { kv_heads, starts: None, scale });
+        let (qkv, s) = (primitive(qkv.clone()), ops::SelfAttention { kv_heads, doc_starts: None, scale });
         let (out, lse) = B::self_attention_forward(qkv.clone(), s.clone());
         drop(B::self_attention_backward(qkv, s, out.clone(), lse, out));
         Ok(())
@@ -243,11 +243,11 @@ fn gemm<B: LlamaOps>([m, n, k]: [usize; 3], config: &BenchConfig, device: &B::De
     })
 }
 
-/// [`peak_tflops`] of a backend chosen at run time.
+/// [`peak_tflops`] of a context's device.
 ///
 /// # Errors
 /// Those of the backend.
-pub fn peak(backend: &BackendName) -> Result<f64> {
+pub fn peak(context: &DeviceContext) -> Result<f64> {
     struct Peak;
     impl Job for Peak {
         type Output = f64;
@@ -255,7 +255,7 @@ pub fn peak(backend: &BackendName) -> Result<f64> {
             Ok(peak_tflops::<B>(&device))
         }
     }
-    backend.run(Peak)
+    context.run(Peak)
 }
 
 /// The machine's best float32 matrix product, in TFLOP/s: what the MFU is held against where no peak is stated.

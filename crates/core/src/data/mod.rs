@@ -22,7 +22,7 @@ mod tokenize;
 
 pub use dataset::{DatasetIndex, DatasetWriter, ShardEntry, Shards};
 pub use loader::{
-    Batch, BatchPlan, Batches, Loader, LoaderState, Prefetch, Sample, SequentialBatches, TokenWindows, WeightedShards,
+    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, SequentialBatches, TokenWindows,
 };
 pub use mixture::Schedule;
 pub use permute::{Permutation, mix_key};

@@ -184,8 +184,7 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 /// # Errors
 /// [`Error::BadValue`] if JSON cannot express the settings (a map with keys that are not strings).
 pub fn config_hash(settings: &impl Serialize) -> Result<String> {
-    let json = serde_json::to_vec(settings)
-        .map_err(|e| Error::bad_value("settings", e.to_string(), "this is a mistake in the program, not in your files"))?;
+    let json = serde_json::to_vec(settings).map_err(|e| Error::internal("settings", e.to_string()))?;
     Ok(hex(xxh3_128(&json)))
 }
 

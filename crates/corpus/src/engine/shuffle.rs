@@ -243,7 +243,11 @@ impl Shuffle {
             (DataFusionError::IoError(e), None) => {
                 Error::io("spill into", &self.options.spill)(std::io::Error::new(e.kind(), e.to_string()))
             }
-            (e, None) => Error::bad_value("shuffle", e.to_string(), "make its inputs again; if that does not help, report it"),
+            (e, None) => Error::Engine {
+                what: "shuffle",
+                problem: e.to_string(),
+                hint: "make its inputs again; if that does not help, report it".into(),
+            },
             (e, Some(scheduler)) => Error::Backend {
                 name: scheduler.clone(),
                 problem: e.to_string(),

@@ -31,10 +31,11 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::MemoryAllocationMode;
+use cubecl::device::Device as _;
 use cubecl::prelude::*;
 
-use super::{AdamWScalars, AdamWState, AttentionSaved, Gemm, LlamaOps, SelfAttention};
-use crate::fault;
+use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
+use crate::backend::{Gemm, context};
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
     fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -93,17 +94,17 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        starts: Option<IntTensor<Self>>,
+        doc_starts: Option<IntTensor<Self>>,
         scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::forward(q, k, v, starts, scale)
+        attention::forward(q, k, v, doc_starts, scale)
     }
     fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-        let AttentionSaved { q, k, v, starts, out, lse, scale } = saved;
-        attention::backward([q, k, v, out, dout], lse, starts, scale)
+        let AttentionSaved { q, k, v, doc_starts, out, lse, scale } = saved;
+        attention::backward([q, k, v, out, dout], lse, doc_starts, scale)
     }
     fn self_attention_forward(qkv: FloatTensor<Self>, s: SelfAttention<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::packed_forward(qkv, s.kv_heads, s.starts, s.scale)
+        attention::packed_forward(qkv, s.kv_heads, s.doc_starts, s.scale)
     }
     fn self_attention_backward(
         qkv: FloatTensor<Self>,
@@ -112,7 +113,7 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         lse: FloatTensor<Self>,
         dout: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        attention::packed_backward([qkv, out, dout], lse, s.kv_heads, s.starts, s.scale)
+        attention::packed_backward([qkv, out, dout], lse, s.kv_heads, s.doc_starts, s.scale)
     }
 
     fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {
@@ -156,16 +157,26 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
 
     fn resident<T>(device: &Self::Device, make: impl FnOnce() -> T) -> T {
-        fault::watch();
-        let client = R::client(device);
-        // SAFETY: the mode is that of this thread's stream, and is put back; "memory leaks" means that what is allocated in it is
-        // only given back by `memory_cleanup`.
-        unsafe { client.allocation_mode(MemoryAllocationMode::Persistent) };
-        let made = make();
-        // SAFETY: as above.
-        unsafe { client.allocation_mode(MemoryAllocationMode::Auto) };
-        client.memory_cleanup(); // what was made on the way
-        made
+        /// The mode of this thread's stream, until it is dropped.
+        struct Persistent<R: CubeRuntime>(ComputeClient<R>);
+        impl<R: CubeRuntime> Persistent<R> {
+            fn set(&self, mode: MemoryAllocationMode) {
+                // SAFETY: the mode is put back; "memory leaks" means that what is allocated in `Persistent` is only given back by
+                // `memory_cleanup`.
+                unsafe { self.0.allocation_mode(mode) };
+            }
+        }
+        impl<R: CubeRuntime> Drop for Persistent<R> {
+            fn drop(&mut self) {
+                self.set(MemoryAllocationMode::Auto);
+                self.0.memory_cleanup(); // what was made on the way
+            }
+        }
+        let id = device.to_id();
+        context::listen([id.type_id, id.index_id]);
+        let persistent = Persistent(R::client(device));
+        persistent.set(MemoryAllocationMode::Persistent);
+        make()
     }
 
     fn gemms(device: &Self::Device) -> Vec<(Gemm, Option<String>)> {
