@@ -80,11 +80,11 @@ pub use recua_core::{checkpoint, data, eval, generate, model, ops, optim, tokeni
 
 #[cfg(feature = "data")]
 pub mod build;
-mod files;
 #[cfg(feature = "quickstart")]
 pub mod quickstart;
+mod tokenize;
 
-pub use files::{FilesProgress, FilesSummary, tokenize_files};
+pub use tokenize::{FilesProgress, FilesSummary, tokenize_files};
 
 /// The README's program is compiled and run as a test.
 #[cfg(all(doctest, feature = "flex"))]

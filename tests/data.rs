@@ -20,6 +20,8 @@ use recua::{
 use tempfile::tempdir;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::common::outside;
+
 #[path = "data_loader.rs"]
 mod loader;
 
@@ -543,11 +545,7 @@ fn a_dataset_is_made_whole_or_not_at_all() {
 /// Real documents of the CCNet sample, through files, shards and back.
 #[test]
 fn real_documents_survive() {
-    let Some(data) = std::env::var_os("RECUA_DATA") else {
-        println!("skipped: no RECUA_DATA");
-        return;
-    };
-    let path = Path::new(&data).join("c4/cc_en_head-0174.jsonl");
+    let Some(path) = outside("RECUA_DATA", "c4/cc_en_head-0174.jsonl") else { return };
     let dir = tempdir().unwrap();
     let config = TokenizeConfig { shard_tokens: 20_000, ..TokenizeConfig::new(dir.path().join("set"), BYTES) };
     let made = tokenize_files(std::slice::from_ref(&path), "text", &bytes_between, &config, &mut |_| ()).unwrap();

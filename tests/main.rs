@@ -1,16 +1,20 @@
 //! One binary for all integration tests, so that dependencies are linked once.
 
 mod backward;
+mod bands;
 mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
+mod common;
 mod context;
 mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
 mod files;
+#[cfg(all(feature = "cli", feature = "flex"))]
+mod fixtures;
 mod golden;
 mod memory;
 mod metrics;

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use crate::corpus::{Documents, Skipped};
-use crate::data::{DatasetIndex, Progress, TokenizeConfig, tokenize_documents};
+use crate::data::{DatasetIndex, TokenizeConfig, TokenizeProgress, tokenize_documents};
 use crate::error::{Error, Result};
 
 /// How far [`tokenize_files`] is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FilesProgress {
     /// What is written.
-    pub written: Progress,
+    pub written: TokenizeProgress,
     /// Bytes of the input files read.
     pub input_bytes: u64,
     /// Bytes of all input files.
