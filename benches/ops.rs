@@ -170,7 +170,7 @@ fn attention<B: LlamaOps>(b: &mut Bench<B>) {
         let (out, lse) = forward();
         let saved = || {
             let (q, k, v) = (primitive(&q), primitive(&k), primitive(&v));
-            AttentionSaved { q, k, v, starts: None, out: out.clone(), lse: lse.clone(), scale }
+            AttentionSaved { q, k, v, doc_starts: None, out: out.clone(), lse: lse.clone(), scale }
         };
         b.time_on("attention_backward", &shape, flop(4 * half_square(seq)), saved, |s| {
             B::attention_backward(s, primitive(&dout))
@@ -184,7 +184,7 @@ fn self_attention<B: LlamaOps>(b: &mut Bench<B>) {
         let qkv = b.random([BATCH, seq, 3 * HEADS, HEAD_DIM]);
         let dout = b.random([BATCH, seq, HEADS, HEAD_DIM]);
         let (cos, sin) = (b.random([seq, HEAD_DIM / 2]), b.random([seq, HEAD_DIM / 2]));
-        let s = || SelfAttention { kv_heads: HEADS, starts: None, scale: 1.0 / (HEAD_DIM as f64).sqrt() };
+        let s = || SelfAttention { kv_heads: HEADS, doc_starts: None, scale: 1.0 / (HEAD_DIM as f64).sqrt() };
         let (shape, one) = (format!("{BATCH}x{HEADS}x{seq}x{HEAD_DIM}"), half_square(seq));
         b.time_on("self_attention", &shape, flop(2 * one), copy(&qkv), |qkv| {
             B::self_attention(qkv, Rotary { cos: primitive(&cos), sin: primitive(&sin) }, s())

@@ -5,8 +5,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
 use recua::Result;
 use recua::backend::{BackendName, Job, Kind};
-use recua::model::backward::{self, Keep, PassConfig};
-use recua::model::{InitConfig, Llama, ModelConfig, unfuse};
+use recua::model::backward::{self, ActivationCheckpointing, PassConfig};
+use recua::model::{InitConfig, LayerSlot, Llama, ModelConfig, Slot, unfuse};
 use recua::ops::LlamaOps;
 use recua::optim::{AdamW, LossScale, OptimConfig};
 use recua::train::step::{MicroBatch, Precision, StepConfig, StepOutput, train_step};
@@ -49,7 +49,7 @@ fn values<B: LlamaOps>(x: FloatTensor<B>) -> Vec<f32> {
     flat.into_data().convert::<f32>().to_vec().unwrap()
 }
 
-fn all_values<B: LlamaOps>(grads: Vec<FloatTensor<B>>) -> Vec<Vec<f32>> {
+fn all_values<B: LlamaOps>(grads: impl IntoIterator<Item = FloatTensor<B>>) -> Vec<Vec<f32>> {
     grads.into_iter().map(values::<B>).collect()
 }
 
@@ -73,8 +73,8 @@ fn run<J: Job<Output = ()>>(job: impl Fn() -> J) {
     }
 }
 
-fn pass(keep: Keep, targets: usize) -> PassConfig {
-    PassConfig { keep, compute: DType::F32, scale: 1.0 / targets as f64 }
+fn pass(checkpointing: ActivationCheckpointing, targets: usize) -> PassConfig {
+    PassConfig { checkpointing, compute: DType::F32, scale: 1.0 / targets as f64 }
 }
 
 struct AgainstAutodiff;
@@ -89,21 +89,21 @@ impl Job for AgainstAutodiff {
             let input = micro.to_device::<B>(&device);
             let n = micro.valid() as f32;
             let ad = model.autodiff();
-            let starts = input.starts.clone().map(Tensor::from_inner);
+            let starts = input.doc_starts.clone().map(Tensor::from_inner);
             let loss =
                 ad.loss_sum_in(Tensor::from_inner(input.tokens.clone()), Tensor::from_inner(input.targets.clone()), starts);
             let want_loss = values::<B>(loss.clone().inner().into_primitive().tensor())[0];
             let want = all_values::<B>(ad.take_gradients(&mut loss.div_scalar(n).backward()));
             let mut first: Option<Vec<Vec<f32>>> = None;
-            for keep in [Keep::All, Keep::Linear, Keep::Block] {
-                let (loss, grads) = backward::gradients(&model, &input, pass(keep, micro.valid() as usize));
+            for checkpointing in ActivationCheckpointing::ALL {
+                let (loss, grads) = backward::gradients(&model, &input, pass(checkpointing, micro.valid() as usize));
                 let loss = values::<B>(loss.into_primitive().tensor())[0];
-                assert!((loss - want_loss).abs() <= 3e-6 * want_loss, "{keep:?}: loss {loss}, autodiff {want_loss}");
+                assert!((loss - want_loss).abs() <= 3e-6 * want_loss, "{checkpointing:?}: loss {loss}, autodiff {want_loss}");
                 let grads = all_values::<B>(grads);
-                assert_close(&format!("{keep:?}, documents {bos:?}"), &grads, &want, 1.2e-5);
+                assert_close(&format!("{checkpointing:?}, documents {bos:?}"), &grads, &want, 1.2e-5);
                 // What is computed again comes out the same.
                 let first = first.get_or_insert_with(|| grads.clone());
-                assert!(*first == grads, "{keep:?} gives other bits than {:?}", Keep::All);
+                assert!(*first == grads, "{checkpointing:?} gives other bits than {:?}", ActivationCheckpointing::None);
             }
         }
         Ok(())
@@ -137,11 +137,12 @@ impl Job for Documents {
             assert_eq!(input.tokens.clone().into_data().convert::<i32>().to_vec::<i32>().unwrap()[15], 0);
             if mask {
                 let starts: Vec<i32> = (0..SEQ as i32).map(|i| if i < 15 { 0 } else { 15 }).collect();
-                input.starts = Some(Tensor::from_data(burn::tensor::TensorData::new(starts, [1, SEQ]), &device));
+                input.doc_starts = Some(Tensor::from_data(burn::tensor::TensorData::new(starts, [1, SEQ]), &device));
             } else {
-                input.starts = None;
+                input.doc_starts = None;
             }
-            let (loss, grads) = backward::gradients(&model, &input, pass(Keep::Linear, micro.valid() as usize));
+            let (loss, grads) =
+                backward::gradients(&model, &input, pass(ActivationCheckpointing::Selective, micro.valid() as usize));
             (values::<B>(loss.into_primitive().tensor())[0], all_values::<B>(grads))
         };
         let apart = {
@@ -152,8 +153,11 @@ impl Job for Documents {
                 tokens.extend(row);
             }
             let micro = MicroBatch { tokens, batch: 2, seq_len: SEQ, bos: None };
-            let (loss, grads) =
-                backward::gradients(&model, &micro.to_device::<B>(&device), pass(Keep::Linear, micro.valid() as usize));
+            let (loss, grads) = backward::gradients(
+                &model,
+                &micro.to_device::<B>(&device),
+                pass(ActivationCheckpointing::Selective, micro.valid() as usize),
+            );
             (values::<B>(loss.into_primitive().tensor())[0], all_values::<B>(grads))
         };
         let (loss, grads) = with(true);
@@ -175,7 +179,7 @@ fn documents_do_not_see_each_other() {
 fn starts_are_those_of_the_documents() {
     let micro = MicroBatch { tokens: vec![5, 6, 0, 7, 0, 0, 8, 9], batch: 2, seq_len: 3, bos: Some(0) };
     let input = micro.to_device::<recua::backend::Flex>(&Default::default());
-    let starts = input.starts.unwrap().into_data().convert::<i32>().to_vec::<i32>().unwrap();
+    let starts = input.doc_starts.unwrap().into_data().convert::<i32>().to_vec::<i32>().unwrap();
     assert_eq!(starts, [0, 0, 2, 0, 1, 1]);
     let order = input.order.into_data().convert::<i32>().to_vec::<i32>().unwrap();
     assert_eq!(order, [2, 3, 4, 0, 1, 5], "inputs 5 6 0 | 0 0 8, sorted, equal ones in their order");
@@ -233,16 +237,17 @@ fn step<B: LlamaOps>(model: Llama<B>, optim: &mut AdamW<B>, precision: Precision
     train_step(model, optim, vec![Ok(rows(7, 4, None))], 3e-3, how, &mut |_, _| false).unwrap()
 }
 
-fn optim_for<B: LlamaOps>(model: &Llama<B>, precision: Precision) -> AdamW<B> {
-    let mut optim = AdamW::new(OptimConfig { lr: 3e-3, ..Default::default() }, model);
-    optim.keep_copies(model, precision.dtype());
-    optim
+/// With an optimizer, ready for steps in `precision`.
+fn prepared<B: LlamaOps>(model: Llama<B>, precision: Precision) -> (Llama<B>, AdamW<B>) {
+    let mut optim = AdamW::new(OptimConfig { lr: 3e-3, ..Default::default() }, &model);
+    let model = StepConfig { precision, ..StepConfig::default() }.prepare(model, &mut optim);
+    (model, optim)
 }
 
 /// Losses of so many steps, which fall far.
 fn losses<B: LlamaOps>(precision: Precision, steps: usize, device: &B::Device) -> Vec<f64> {
-    let mut model = Some(model::<B>(device));
-    let mut optim = optim_for(model.as_ref().unwrap(), precision);
+    let (model, mut optim) = prepared(model::<B>(device), precision);
+    let mut model = Some(model);
     let one = |_| {
         let (next, out) = step(model.take().unwrap(), &mut optim, precision);
         model = Some(next);
@@ -297,7 +302,15 @@ fn float16_needs_a_scaled_loss() {
     // Error of all gradients together, in parts of their norm.
     let error = |factor: f64| {
         let with = |compute, scale| {
-            all_values::<B>(backward::gradients(&model, &input, PassConfig { keep: Keep::Linear, compute, scale }).1).concat()
+            all_values::<B>(
+                backward::gradients(
+                    &model,
+                    &input,
+                    PassConfig { checkpointing: ActivationCheckpointing::Selective, compute, scale },
+                )
+                .1,
+            )
+            .concat()
         };
         let (want, got) = (with(DType::F32, 1e-7 * factor), with(DType::F16, 1e-7 * factor));
         let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
@@ -311,8 +324,7 @@ fn float16_needs_a_scaled_loss() {
 #[test]
 fn float16_finds_its_loss_scale() {
     type B = recua::backend::Flex;
-    let mut model = model::<B>(&Default::default());
-    let mut optim = optim_for(&model, Precision::F16);
+    let (mut model, mut optim) = prepared(model::<B>(&Default::default()), Precision::F16);
     assert_eq!(optim.loss_scale, Some(LossScale::default()));
     let before = all_values::<B>(model.stored());
     optim.loss_scale = Some(LossScale { factor: 2f64.powi(40), steady: 7 });
@@ -333,12 +345,11 @@ fn float16_finds_its_loss_scale() {
     };
     assert!(left_out > 10 && optim.steps == 1, "{left_out} steps left out, {} taken", optim.steps);
     // The norm and the update are those of the loss itself.
-    let fresh = self::model::<B>(&Default::default());
-    let mut full = optim_for(&fresh, Precision::F32);
+    let (fresh, mut full) = prepared(self::model::<B>(&Default::default()), Precision::F32);
     assert_eq!(full.loss_scale, None);
     let (fresh, out) = step(fresh, &mut full, Precision::F32);
     assert!((norm / out.grad_norm - 1.0).abs() < 5e-3, "{norm}, float32 {}", out.grad_norm);
-    let moments = |optim: &AdamW<B>| all_values::<B>(optim.moments.iter().map(|m| m[0].clone()).collect());
+    let moments = |optim: &AdamW<B>| all_values::<B>(optim.moments(0));
     assert_close("first moments", &moments(&optim), &moments(&full), 2e-2);
     drop(fresh);
     // It grows where nothing overflows.
@@ -352,8 +363,7 @@ fn float16_finds_its_loss_scale() {
 #[test]
 fn float16_does_not_update_in_backward() {
     type B = recua::backend::Flex;
-    let model = model::<B>(&Default::default());
-    let mut optim = optim_for(&model, Precision::F16);
+    let (model, mut optim) = prepared(model::<B>(&Default::default()), Precision::F16);
     let how = StepConfig { update_in_backward: true, precision: Precision::F16, ..StepConfig::default() };
     let error = train_step(model, &mut optim, vec![Ok(rows(0, 1, None))], 1e-3, how, &mut |_, _| false).unwrap_err().to_string();
     assert!(error.contains("train.update_in_backward") && error.contains("float16"), "{error}");
@@ -365,15 +375,32 @@ fn stored_and_named_parameters() {
     let device = Default::default();
     let model = model::<recua::backend::Flex>(&device);
     let (c, stored) = (config(), model.stored());
-    let names: Vec<String> = c.stored().into_iter().map(|s| s.name).collect();
-    assert_eq!(names[2], "layers.0.attention.wqkv.weight");
-    assert_eq!(c.stored()[2].shape, [96 + 2 * 48, 96]);
-    assert_eq!(c.stored()[5].shape, [200, 96]);
+    let [wqkv, w13] = [Slot::Layer(0, LayerSlot::Wqkv), Slot::Layer(2, LayerSlot::W13)];
+    assert_eq!(wqkv.name(), "layers.0.attention.wqkv.weight");
+    assert_eq!(c.stored_shapes()[wqkv], [96 + 2 * 48, 96]);
+    assert_eq!(c.stored_shapes()[w13], [200, 96]);
     let named = all_values::<recua::backend::Flex>(unfuse::<recua::backend::Flex>(&c, stored.clone()));
-    let stored = all_values::<recua::backend::Flex>(stored);
+    let stored = stored.map(|_, x| values::<recua::backend::Flex>(x));
     let at = |name: &str| c.parameters().iter().position(|p| p.0 == name).unwrap();
     let [wq, wk, wv] = ["wq", "wk", "wv"].map(|n| &named[at(&format!("layers.0.attention.{n}.weight"))]);
-    assert_eq!(stored[2], [wq.clone(), wk.clone(), wv.clone()].concat());
+    assert_eq!(stored[wqkv], [wq.clone(), wk.clone(), wv.clone()].concat());
     let [w1, w3] = ["w1", "w3"].map(|n| &named[at(&format!("layers.2.feed_forward.{n}.weight"))]);
-    assert_eq!(stored[1 + 2 * 6 + 4], [w1.clone(), w3.clone()].concat());
+    assert_eq!(stored[w13], [w1.clone(), w3.clone()].concat());
+    // Each parameter lies in one slot; a slot of one part has its name, and only what products read has the compute type.
+    let parts: Vec<usize> = stored.slots().flat_map(|slot| slot.parts(c.n_layers)).collect();
+    assert_eq!(
+        {
+            let mut sorted = parts.clone();
+            sorted.sort();
+            sorted
+        },
+        (0..c.parameters().len()).collect::<Vec<_>>()
+    );
+    for slot in stored.slots() {
+        if let [part] = slot.parts(c.n_layers)[..] {
+            assert_eq!(slot.name(), c.parameters()[part].0);
+        }
+        let reads = slot.read_as(DType::BF16) == DType::BF16;
+        assert_eq!(reads, c.stored_shapes()[slot].len() == 2 && slot != Slot::TokEmbeddings, "{}", slot.name());
+    }
 }

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use recua::{
     corpus::{Document, Documents},
     data::{
-        DatasetIndex, DatasetWriter, Loader, Shard, ShardWriter, Shards, Source, TokenWindows, TokenizeConfig, Verify, Vocab,
-        tokenize_documents,
+        DatasetIndex, DatasetWriter, Loader, MixturePart, Shard, ShardWriter, Shards, TokenWindows, TokenizeConfig, Verify,
+        Vocab, tokenize_documents,
     },
     error::{Error, Result},
     tokenize_files,
@@ -319,7 +319,7 @@ fn other_vocabularies_are_refused() {
     writer.push(&[1; 100], 1).unwrap();
     writer.finish(vec![]).unwrap();
     let other = Arc::new(Shards::open(&dir.path().join("b"), Verify::Full).unwrap());
-    let sources = [set, other].map(|shards| Source { shards, weight: None });
+    let sources = [set, other].map(|shards| MixturePart { shards, weight: None });
     assert!(Loader::new(&sources, 10, 0).is_err());
 
     let mut writer = ShardWriter::create(&dir.path().join("c.tok"), VOCAB).unwrap();

@@ -11,8 +11,8 @@ use std::{
 
 use recua::{
     data::{
-        Batch, Loader, LoaderState, Permutation, Plan, Prefetch, Schedule, SequentialBatches, Shards, Source, TokenWindows,
-        mix_key,
+        Batch, BatchSplit, Loader, LoaderState, MixturePart, Permutation, Prefetch, Schedule, SequentialBatches, Shards,
+        TokenWindows, mix_key,
     },
     error::{Error, Result},
 };
@@ -21,7 +21,7 @@ use tempfile::tempdir;
 use super::{Random, counting};
 
 fn loader(sources: &[(&Arc<Shards>, Option<f64>)], seq_len: usize, seed: u64) -> Arc<Loader> {
-    let sources: Vec<_> = sources.iter().map(|(s, weight)| Source { shards: (*s).clone(), weight: *weight }).collect();
+    let sources: Vec<_> = sources.iter().map(|(s, weight)| MixturePart { shards: (*s).clone(), weight: *weight }).collect();
     Arc::new(Loader::new(&sources, seq_len, seed).unwrap())
 }
 
@@ -185,13 +185,13 @@ fn weights_are_kept() {
     (0..2000).map(|i| mix.sample(i)).for_each(|s| *epochs.entry(s).or_insert(0) += 1);
     assert!(epochs.values().all(|n| *n == 1), "within an epoch of its source no window comes twice");
 
-    let sources = [(&a, Some(1.0)), (&b, None)].map(|(s, weight)| Source { shards: s.clone(), weight });
+    let sources = [(&a, Some(1.0)), (&b, None)].map(|(s, weight)| MixturePart { shards: s.clone(), weight });
     assert!(matches!(Loader::new(&sources, 10, 1), Err(Error::BadValue { .. })));
     for seq_len in [0, 500, usize::MAX] {
         let error = Loader::new(&sources[..1], seq_len, 1).unwrap_err();
         assert!(matches!(error, Error::BadValue { .. } | Error::Nothing { .. }), "{error}");
     }
-    assert!(Loader::new(&[Source { weight: None, ..sources[0].clone() }], 499, 1).is_ok());
+    assert!(Loader::new(&[MixturePart { weight: None, ..sources[0].clone() }], 499, 1).is_ok());
     assert!(matches!(Loader::new(&[], 10, 1), Err(Error::Nothing { .. })));
 }
 
@@ -205,7 +205,7 @@ fn order_is_a_function_of_the_index() {
     let a = counting(dir.path(), "a", 0, 500, 90);
     let b = counting(dir.path(), "b", 100_000, 300, 90);
     let mix = loader(&[(&a, Some(0.7)), (&b, Some(0.3))], 10, 1);
-    let plan = Plan::single(12, 4);
+    let plan = BatchSplit::single(12, 4);
     let sequential = take(mix.batches(plan, 0).unwrap(), 60);
     assert_eq!(take(mix.batches(plan, 0).unwrap(), 60), sequential);
     for (k, batch) in sequential.iter().enumerate().rev() {
@@ -225,7 +225,7 @@ fn order_is_a_function_of_the_index() {
     for (world_size, micro_batch) in [(1, 1), (1, 12), (2, 3), (3, 2), (4, 3), (12, 1)] {
         let mut steps = vec![Vec::new(); 20];
         for rank in 0..world_size {
-            let plan = Plan { batch: 12, micro_batch, rank, world_size };
+            let plan = BatchSplit { batch: 12, micro_batch, rank, world_size };
             let n = plan.micro_batches();
             let mine = take(mix.batches(plan, 0).unwrap(), 20 * n);
             mine.chunks(n).zip(&mut steps).for_each(|(batches, step)| step.extend(step_tokens(batches)));
@@ -235,7 +235,7 @@ fn order_is_a_function_of_the_index() {
     for (batch, micro_batch, rank, world_size) in
         [(12, 5, 0, 1), (12, 4, 1, 1), (12, 4, 0, 2), (0, 1, 0, 1), (12, 0, 0, 1), (12, 4, 0, 0), (8, usize::MAX, 0, 2)]
     {
-        assert!(mix.batches(Plan { batch, micro_batch, rank, world_size }, 0).is_err());
+        assert!(mix.batches(BatchSplit { batch, micro_batch, rank, world_size }, 0).is_err());
     }
     assert!(mix.batch(u64::MAX, 2).is_err() && mix.batch(0, usize::MAX).is_err() && mix.batch(0, usize::MAX / 64).is_err());
     assert!(mix.batches(plan, u64::MAX - 20).unwrap().take(20).any(|batch| batch.is_err()));

@@ -7,8 +7,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use recua::backend::{BackendName, Job};
 use recua::checkpoint::{Checkpoint, TensorSource, hf};
-use recua::model::backward::{self, Keep, PassConfig};
-use recua::model::{Llama, unfuse};
+use recua::model::backward::{self, ActivationCheckpointing, PassConfig};
+use recua::model::{Llama, PerSlot, unfuse};
 use recua::ops::LlamaOps;
 use recua::optim::{AdamW, OptimConfig};
 use recua::train::step::{MicroBatch, StepConfig, train_step};
@@ -84,8 +84,8 @@ impl Job for Case {
         let model = Checkpoint::open(dir)?.load::<B>(&device)?;
         forward_and_gradients(dir, &model, t);
         training(dir, model.clone(), t, StepConfig { autodiff: true, ..StepConfig::default() });
-        for keep in KEEP {
-            training(dir, model.clone(), t, StepConfig { keep, ..StepConfig::default() });
+        for checkpointing in ActivationCheckpointing::ALL {
+            training(dir, model.clone(), t, StepConfig { checkpointing, ..StepConfig::default() });
         }
         Ok(())
     }
@@ -139,18 +139,16 @@ fn forward_and_gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, t: &Toleranc
         [x, &y[seq - 1..]].concat()
     });
     let micro = MicroBatch { tokens: tokens.collect(), batch, seq_len: seq, bos: None };
-    for keep in KEEP {
-        let pass = PassConfig { keep, compute: DType::F32, scale: 1.0 / (batch * seq) as f64 };
+    for checkpointing in ActivationCheckpointing::ALL {
+        let pass = PassConfig { checkpointing, compute: DType::F32, scale: 1.0 / (batch * seq) as f64 };
         let (loss, grads) = backward::gradients(model, &micro.to_device::<B>(&device), pass);
         assert_close("loss of the backward by hand", &mean(values(loss)), &expected_loss, t.loss);
-        gradients(dir, model, &format!("by hand, {keep:?}"), grads, t);
+        gradients(dir, model, &format!("by hand, {checkpointing:?}"), grads, t);
     }
 }
 
-const KEEP: [Keep; 3] = [Keep::All, Keep::Linear, Keep::Block];
-
 /// Gradients in the model's own order against the fixture's.
-fn gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, how: &str, grads: Vec<FloatTensor<B>>, t: &Tolerance) {
+fn gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, how: &str, grads: PerSlot<FloatTensor<B>>, t: &Tolerance) {
     // The gradients have the checkpoint's names and layout: read them as one.
     let expected = gradients_in_meta_layout(dir, "grads.safetensors");
     let names = model.config().parameters();

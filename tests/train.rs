@@ -136,7 +136,7 @@ impl Job for Decay {
     fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
         let model = Llama::<B>::init(&small(), &InitConfig::default(), &device)?;
         let before = values(&model);
-        let zeros = model.stored().iter().map(|p| B::float_mul_scalar(p.clone(), 0.0.into())).collect();
+        let zeros = model.stored().map(|_, p| B::float_mul_scalar(p, 0.0.into()));
         let mut optim = AdamW::new(OptimConfig { weight_decay: 0.1, ..Default::default() }, &model);
         let model = optim.step(model, zeros, 0.0, 0.5);
         for ((before, after), (name, shape)) in before.iter().zip(values(&model)).zip(small().parameters()) {

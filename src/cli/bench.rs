@@ -170,7 +170,7 @@ impl Bench {
         };
         let model = ModelConfig { max_seq_len: shape.seq, ..model };
         let step = StepConfig {
-            keep: setting("--keep", &shape.keep)?,
+            checkpointing: setting("--keep", &shape.keep)?,
             precision: setting("--precision", &shape.precision)?,
             autodiff: shape.autodiff,
             update_in_backward: shape.update_in_backward,

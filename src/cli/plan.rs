@@ -37,7 +37,7 @@ pub(crate) struct Plan {
     /// Type of the products' operands
     #[arg(long, value_name = "f32|bf16|f16")]
     precision: Option<String>,
-    /// Activations kept for backward
+    /// Activation checkpointing, by what is kept for backward
     #[arg(long, value_name = "all|linear|block")]
     keep: Option<String>,
     /// Update each parameter as soon as its gradient is there
@@ -109,7 +109,8 @@ impl Plan {
             }));
         }
         let gib = |bytes: u64| format!("{:>9.3} GiB", bytes as f64 / (1u64 << 30) as f64);
-        let keep = toml::Value::try_from(config.train.keep).map_or(String::new(), |v| v.as_str().unwrap_or_default().into());
+        let keep =
+            toml::Value::try_from(config.train.checkpointing).map_or(String::new(), |v| v.as_str().unwrap_or_default().into());
         super::print(&format!(
             "{} parameters, {} x {} tokens a pass, {} passes a step, keep {keep}",
             super::human(config.model.num_params() as f64),

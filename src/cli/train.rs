@@ -58,7 +58,7 @@ pub(crate) struct Train {
     /// Type of the products' operands; master weights, sums and optimizer stay float32
     #[arg(long, value_name = "f32|bf16|f16")]
     precision: Option<String>,
-    /// Activations kept for backward: the more, the faster and the larger
+    /// Activation checkpointing, by what is kept for backward: the more, the faster and the larger
     #[arg(long, value_name = "all|linear|block")]
     keep: Option<String>,
     /// Burn's autodiff instead of the backward written by hand (somewhat larger; to check it)

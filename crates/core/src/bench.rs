@@ -116,9 +116,9 @@ pub fn train<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Me
     let &BenchConfig { ref model, batch, seq_len, steps, step: how, .. } = config;
     how.precision.check::<B>(device)?;
     let before = memory::resident_mb();
-    let mut llama = Some(Llama::<B>::init(model, &InitConfig::default(), device)?);
-    let mut optim = AdamW::new(OptimConfig { lr: 1e-4, ..Default::default() }, llama.as_ref().expect("just made"));
-    optim.keep_copies(llama.as_ref().expect("just made"), how.precision.dtype());
+    let llama = Llama::<B>::init(model, &InitConfig::default(), device)?;
+    let mut optim = AdamW::new(OptimConfig { lr: 1e-4, ..Default::default() }, &llama);
+    let mut llama = Some(how.prepare(llama, &mut optim));
     let mut draw = 0x9e37_79b9_7f4a_7c15_u64;
     let mut loss = 0.0;
     let step_s = median_seconds::<B>(steps, device, &mut || {
@@ -165,7 +165,7 @@ pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Resul
     let pass = |q: Tensor<B, 4>| {
         let (q, k, v) = (primitive(q), primitive(k.clone()), primitive(v.clone()));
         let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), None, scale);
-        let saved = ops::AttentionSaved { q, k, v, starts: None, out: out.clone(), lse, scale };
+        let saved = ops::AttentionSaved { q, k, v, doc_starts: None, out: out.clone(), lse, scale };
         drop(B::attention_backward(saved, out));
     };
     let step_s = median_seconds::<B>(steps, device, &mut || {
@@ -177,7 +177,7 @@ pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Resul
             return Ok(());
         }
         // As a training step does it.
-        let (qkv, s) = (primitive(qkv.clone()), ops::SelfAttention { kv_heads, starts: None, scale });
+        let (qkv, s) = (primitive(qkv.clone()), ops::SelfAttention { kv_heads, doc_starts: None, scale });
         let (out, lse) = B::self_attention_forward(qkv.clone(), s.clone());
         drop(B::self_attention_backward(qkv, s, out.clone(), lse, out));
         Ok(())

@@ -5,10 +5,8 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorMetadata};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::Llama;
-#[cfg(doc)]
-use crate::model::ModelConfig;
-use crate::ops::{AdamWScalars, AdamWState, LlamaOps, cast, tensor};
+use crate::model::{Llama, Parameter, PerSlot, Slot};
+use crate::ops::{AdamWScalars, AdamWState, LlamaOps, tensor};
 
 /// Settings of the optimizer; the defaults are the paper's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -116,22 +114,20 @@ impl LossScale {
     }
 }
 
-/// The moments of every parameter, float32, in the order of [`ModelConfig::stored`].
+/// AdamW over all parameters of a model.
 #[derive(Clone, Debug)]
 pub struct AdamW<B: LlamaOps> {
     /// Settings.
     pub config: OptimConfig,
     /// Steps taken (skipped ones do not count): the exponent of the bias correction is this plus one.
     pub steps: u64,
-    /// First and second moment of each parameter.
-    pub moments: Vec<[FloatTensor<B>; 2]>,
     /// Global norm of the last step's gradient: what clips an update that is made before the step's own norm is known. 0 before the
     /// first step, which is then not clipped.
     pub last_norm: f64,
     /// In float16: the factor on the loss.
     pub loss_scale: Option<LossScale>,
-    /// The matrices in the compute type where that is not float32, refreshed by every step; see [`AdamW::keep_copies`].
-    copies: Vec<Option<FloatTensor<B>>>,
+    /// First and second moment of each parameter, float32; away only while the parameter is updated.
+    moments: PerSlot<Option<[FloatTensor<B>; 2]>>,
 }
 
 impl<B: LlamaOps> AdamW<B> {
@@ -139,28 +135,23 @@ impl<B: LlamaOps> AdamW<B> {
     pub fn new(config: OptimConfig, model: &Llama<B>) -> Self {
         let device = model.device();
         let zeros = |p: &FloatTensor<B>| B::float_zeros(p.shape(), &device, FloatDType::F32);
-        let moments = B::resident(&device, || model.stored().iter().map(|p| [zeros(p), zeros(p)]).collect());
+        let moments = B::resident(&device, || model.stored().map(|_, p| [zeros(&p), zeros(&p)]));
         Self::with_moments(config, 0, moments)
     }
 
-    /// After `steps` steps, with moments in the order of [`ModelConfig::stored`].
-    pub fn with_moments(config: OptimConfig, steps: u64, moments: Vec<[FloatTensor<B>; 2]>) -> Self {
-        let copies = moments.iter().map(|_| None).collect();
-        Self { config, steps, moments, last_norm: 0.0, loss_scale: None, copies }
+    /// After `steps` steps, with the first and second moment of each parameter.
+    pub fn with_moments(config: OptimConfig, steps: u64, moments: PerSlot<[FloatTensor<B>; 2]>) -> Self {
+        Self { config, steps, moments: moments.map(|_, both| Some(both)), last_norm: 0.0, loss_scale: None }
     }
 
-    /// From now on keeps a copy of each matrix in `compute`, which the products read; the float32 parameters stay the master.
-    /// Not of the embedding, of which few rows are read, nor of the gains of the norms. With float16 goes a [`LossScale`].
-    pub fn keep_copies(&mut self, model: &Llama<B>, compute: DType) {
-        let copied = |i: usize, w: &FloatTensor<B>| compute != DType::F32 && i > 0 && w.shape().num_dims() == 2;
-        let copy = |(i, w): (usize, FloatTensor<B>)| copied(i, &w).then(|| cast::<B>(w, compute));
+    /// The first (0) or the second (1) moments.
+    pub fn moments(&self, which: usize) -> PerSlot<FloatTensor<B>> {
+        self.moments.clone().map(|_, both| both.expect("moments are away only while a parameter is updated")[which].clone())
+    }
+
+    /// With float16 goes a [`LossScale`], with other types none; see [`StepConfig::prepare`](crate::train::step::StepConfig::prepare).
+    pub fn scale_loss_for(&mut self, compute: DType) {
         self.loss_scale = (compute == DType::F16).then(|| self.loss_scale.unwrap_or_default());
-        self.copies = B::resident(&model.device(), || model.stored().into_iter().enumerate().map(copy).collect());
-    }
-
-    /// The copy of parameter `i`.
-    pub fn copy(&self, i: usize) -> Option<FloatTensor<B>> {
-        self.copies[i].clone()
     }
 
     /// Counts a step and gives its numbers; `norm` is the gradient's global norm, by which it is clipped.
@@ -180,34 +171,33 @@ impl<B: LlamaOps> AdamW<B> {
         }
     }
 
-    /// The parameter `i` after the step that [`AdamW::begin_step`] began.
-    pub fn update(&mut self, i: usize, w: FloatTensor<B>, grad: FloatTensor<B>, mut s: AdamWScalars) -> FloatTensor<B> {
-        if w.shape().num_dims() < 2 {
-            s.weight_decay = 0.0; // gains of norms are vectors and are not decayed
+    /// The parameter of `slot` after the step that [`AdamW::begin_step`] began.
+    pub fn update(&mut self, slot: Slot, p: Parameter<B>, grad: FloatTensor<B>, mut s: AdamWScalars) -> Parameter<B> {
+        if !slot.decays() {
+            s.weight_decay = 0.0;
         }
         // The handles are given up, so that the step may work in place.
-        let empty = || B::float_zeros([0].into(), &B::float_device(&w), FloatDType::F32);
-        let [m, v] = std::mem::replace(&mut self.moments[i], [empty(), empty()]);
-        let copy = self.copies[i].take();
-        let AdamWState { w, m, v, copy } = B::adamw_step(AdamWState { w, m, v, copy }, grad, s);
-        self.moments[i] = [m, v];
-        self.copies[i] = copy;
-        w
+        let [m, v] = self.moments[slot].take().expect("moments are away only while a parameter is updated");
+        let AdamWState { w, m, v, copy } = B::adamw_step(AdamWState { w: p.value, m, v, copy: p.copy }, grad, s);
+        self.moments[slot] = Some([m, v]);
+        Parameter { value: w, copy }
     }
 
-    /// One step with gradients already averaged over the step's tokens, in the order of [`ModelConfig::stored`]; `norm` is their
-    /// global norm.
-    pub fn step(&mut self, model: Llama<B>, grads: Vec<FloatTensor<B>>, norm: f64, lr: f64) -> Llama<B> {
+    /// One step with gradients already averaged over the step's tokens; `norm` is their global norm.
+    pub fn step(&mut self, model: Llama<B>, grads: PerSlot<FloatTensor<B>>, norm: f64, lr: f64) -> Llama<B> {
         let s = self.begin_step(norm, lr);
         let (config, rope) = (model.config().clone(), model.rope().clone());
-        let all = model.into_stored().into_iter().zip(grads).enumerate();
-        let all = all.map(|(i, (w, grad))| self.update(i, w, grad, s)).collect();
-        Llama::from_stored(&config, rope, all)
+        let mut grads = grads.into_iter();
+        let updated = model.into_stored().map(|slot, p| match grads.next() {
+            Some(grad) => self.update(slot, p, grad, s),
+            None => p,
+        });
+        Llama::from_stored(&config, rope, updated)
     }
 }
 
 /// Global L2 norm over all gradients. One read from the device.
-pub fn global_norm<B: LlamaOps>(grads: &[FloatTensor<B>]) -> f64 {
+pub fn global_norm<B: LlamaOps>(grads: &PerSlot<FloatTensor<B>>) -> f64 {
     let squares = grads.iter().map(|g| tensor::<B, 1>(B::square_sum(g.clone()))).collect();
     norm_of(&Tensor::cat(squares, 0).into_data().convert::<f32>().iter::<f32>().collect::<Vec<_>>())
 }

@@ -12,7 +12,7 @@ use recua::tokenizer::{Tokenizer, UnigramConfig, UnigramTrainer, save_unigram};
 use recua::{Error, Result};
 use serde_json::json;
 
-use super::super::{print, print_json};
+use super::super::{print, print_json, say};
 
 /// Train CCNet's perplexity model of a language
 ///
@@ -99,7 +99,7 @@ impl TrainLm {
                     pieces.add(&normalize_for_lm(&document));
                 }
             }
-            eprintln!("{}: training the pieces", self.out.display());
+            say(&format!("{}: training the pieces", self.out.display()));
             save_unigram(&pieces.finish()?, &file("sp.model"))?;
             let tokenizer = SentencePieces(Tokenizer::open(file("sp.model"))?);
             for (i, document) in self.documents(&self.input)?.enumerate() {
@@ -109,7 +109,7 @@ impl TrainLm {
                 }
             }
         }
-        eprintln!("{}: smoothing", self.out.display());
+        say(&format!("{}: smoothing", self.out.display()));
         let stats = trainer.finish(&file("lm.arpa"))?;
         let model = Model::open(file("lm.arpa"))?;
         model.save_binary(file("lm.bin"))?;

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::check::{check_layers, check_tensors};
 use super::disk;
 use super::tensors::{Dtype, SafetensorsFile, Tensor, TensorInfo, TensorSource, no_such_tensor, write_safetensors};
-use super::{check_layers, check_tensors, with_ffn_dim, without_ntk};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, RopeScaling};
 
@@ -248,7 +248,7 @@ impl Keys<'_> {
         let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let ids = |v: &Value| v.as_array().map_or_else(|| id(v).map(|i| vec![i]), |list| list.iter().map(id).collect());
         Ok(HfConfig {
-            model: with_ffn_dim(model),
+            model: model.with_implied_ffn_dim(),
             tie_word_embeddings: self.flag("tie_word_embeddings")?,
             bos_id: self.get("bos_token_id", "a token id", id)?,
             eos_ids: self.get("eos_token_id", "a token id or a list of them", ids)?.unwrap_or_default(),
@@ -430,7 +430,7 @@ pub const HF_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Fills the existing folder `dir` as a Hugging Face folder; `source` has Meta's names and layout.
 pub(crate) fn write_into(dir: &Path, config: &HfConfig, source: &dyn TensorSource, shard_bytes: u64) -> Result<()> {
-    let config = HfConfig { model: without_ntk(&config.model), tie_word_embeddings: false, ..config.clone() };
+    let config = HfConfig { model: config.model.without_ntk(), tie_word_embeddings: false, ..config.clone() };
     config.model.validate()?;
     check_layers(dir, &config.model, source.list().len())?;
     check_tensors(dir, &config.model.parameters(), source.list())?;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::check::{check_layers, check_tensors};
 use super::disk;
 use super::meta_pickle::PthFile;
 pub use super::meta_pickle::write_pth;
-use super::tensors::{Tensor, TensorInfo, TensorSource, no_such_tensor};
-use super::{check_layers, check_tensors, with_ffn_dim, without_ntk};
+use super::tensors::{Dtype, Tensor, TensorInfo, TensorSource, no_such_tensor};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, RopeScaling};
 
@@ -104,7 +104,7 @@ impl MetaFolder {
         let mut listed = merged.clone();
         for (name, shape, dtype) in shards.iter().flat_map(PthFile::list) {
             if !known.contains(name) && name != "rope.freqs" {
-                let dtype = dtype.unwrap_or(super::Dtype::F32);
+                let dtype = dtype.unwrap_or(Dtype::F32);
                 listed.push(TensorInfo { name: name.into(), shape: shape.to_vec(), dtype });
             }
         }
@@ -238,7 +238,7 @@ fn parse_params(path: &Path, map: &Map<String, Value>, extra: &Map<String, Value
         config.ffn_dim = Some((hidden as usize).div_ceil(multiple_of) * multiple_of);
         config.validate().map_err(|e| bad("ffn_dim_multiplier", e.to_string()))?;
     }
-    Ok(with_ffn_dim(config))
+    Ok(config.with_implied_ffn_dim())
 }
 
 /// Hyper-parameters -> `params.json`.
@@ -282,7 +282,7 @@ fn write_params(config: &ModelConfig) -> Result<Value> {
 
 /// Fills the existing folder `dir` as a Meta folder of one rank.
 pub(crate) fn write_into(dir: &Path, config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
-    let config = without_ntk(config);
+    let config = config.without_ntk();
     config.validate()?;
     check_layers(dir, &config, source.list().len())?;
     check_tensors(dir, &config.parameters(), source.list())?;

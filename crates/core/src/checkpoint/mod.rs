@@ -4,6 +4,7 @@
 //! [`Checkpoint::open`] takes any of them; [`convert`] turns one into another, exactly. Nothing here knows a backend: bytes
 //! only.
 
+mod check;
 mod disk;
 pub mod hf;
 pub mod meta;
@@ -12,19 +13,19 @@ pub mod native;
 mod tensors;
 pub mod weights;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use check::{check_layers, check_tensors};
 pub use hf::{HfConfig, HfFolder};
 pub use meta::MetaFolder;
 pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Skipped};
 pub use tensors::{Dtype, FileSummary, SafetensorsFile, Tensor, TensorInfo, TensorSource, write_safetensors};
 
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, RopeScaling};
+use crate::model::ModelConfig;
 
 /// Whose files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,63 +256,4 @@ pub fn convert(input: impl AsRef<Path>, output: impl AsRef<Path>, format: Format
         options.eos_ids = eos_ids.to_vec();
     }
     save(output, format, checkpoint.config(), checkpoint.source(), &options)
-}
-
-/// Refuses a number of layers for which the files cannot have the tensors, before anything is made for each layer.
-fn check_layers(path: &Path, config: &ModelConfig, tensors: usize) -> Result<()> {
-    if config.n_layers <= tensors {
-        return Ok(());
-    }
-    let problem = format!("{} layers, but the files hold {tensors} tensors in all", config.n_layers);
-    let hint = "the configuration is of another model, or files are missing";
-    Err(Error::bad_value(format!("{}: n_layers", path.display()), problem, hint))
-}
-
-/// Checks that `listed` has each of `wanted` in its shape, and nothing else.
-fn check_tensors(path: &Path, wanted: &[(String, Vec<usize>)], listed: &[TensorInfo]) -> Result<()> {
-    let bad = |name: &str, expected: String, got: String, hint: &str| {
-        Err(Error::BadTensor { path: path.into(), name: name.into(), expected, got, hint: hint.into() })
-    };
-    let have: BTreeMap<&str, &TensorInfo> = listed.iter().map(|i| (i.name.as_str(), i)).collect();
-    let missing: Vec<&(String, Vec<usize>)> = wanted.iter().filter(|(name, _)| !have.contains_key(name.as_str())).collect();
-    if let [(name, shape), others @ ..] = missing.as_slice() {
-        let mut got = "nothing".to_string();
-        if !others.is_empty() {
-            let names: Vec<&str> = others.iter().take(8).map(|(name, _)| name.as_str()).collect();
-            got += &format!(
-                " ({} more are missing: {}{})",
-                others.len(),
-                names.join(", "),
-                if others.len() > 8 { " ..." } else { "" }
-            );
-        }
-        return bad(name, format!("{shape:?}"), got, "the configuration is of another model, or files are missing");
-    }
-    for (name, shape) in wanted {
-        if let Some(info) = have.get(name.as_str()).filter(|i| i.shape != *shape) {
-            return bad(name, format!("{shape:?}"), info.describe(), "the configuration does not belong to these weights");
-        }
-    }
-    let known: BTreeSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
-    match have.iter().find(|(name, _)| !known.contains(*name)) {
-        None => Ok(()),
-        Some((name, info)) if name.ends_with(".bias") => {
-            bad(name, "nothing: LLaMA has no biases".into(), info.describe(), "this model cannot be read")
-        }
-        Some((name, info)) => bad(name, "nothing of this name".into(), info.describe(), "this is no plain LLaMA of these layers"),
-    }
-}
-
-/// The same model with `ffn_dim` only where it does not follow from `dim` and `multiple_of`.
-fn with_ffn_dim(config: ModelConfig) -> ModelConfig {
-    let usual = ModelConfig { ffn_dim: None, ..config.clone() };
-    if usual.hidden_dim() == config.hidden_dim() { usual } else { config }
-}
-
-/// The same model with fixed NTK scaling as what it is, a larger `rope_theta`.
-fn without_ntk(config: &ModelConfig) -> ModelConfig {
-    let RopeScaling::Ntk { factor } = config.rope_scaling else { return config.clone() };
-    let d = config.head_dim() as f64;
-    let rope_theta = config.rope_theta * factor.powf(d / (d - 2.0));
-    ModelConfig { rope_theta, rope_scaling: RopeScaling::None, ..config.clone() }
 }

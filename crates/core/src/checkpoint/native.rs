@@ -173,7 +173,7 @@ pub fn save(root: &Path, step: u64, fill: &mut dyn FnMut(&mut CheckpointWriter) 
 
 /// What a name in `checkpoints/` means.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum NameKind {
     /// `step-N`.
     Whole,
     /// `step-N.old-PID`: replaced by a newer one of the same step, if that is there.
@@ -182,12 +182,12 @@ enum Kind {
     Temporary,
 }
 
-fn parse_name(name: &str) -> Option<(u64, Kind)> {
+fn parse_name(name: &str) -> Option<(u64, NameKind)> {
     let rest = name.strip_prefix("step-")?;
     let (number, kind) = match rest.split_once('.') {
-        None => (rest, Kind::Whole),
-        Some((number, suffix)) if suffix.starts_with("tmp-") => (number, Kind::Temporary),
-        Some((number, suffix)) if suffix.starts_with("old-") => (number, Kind::Old),
+        None => (rest, NameKind::Whole),
+        Some((number, suffix)) if suffix.starts_with("tmp-") => (number, NameKind::Temporary),
+        Some((number, suffix)) if suffix.starts_with("old-") => (number, NameKind::Old),
         Some(_) => return None,
     };
     let step = number.parse().ok()?;
@@ -195,7 +195,7 @@ fn parse_name(name: &str) -> Option<(u64, Kind)> {
     (format!("{step}") == number).then_some((step, kind))
 }
 
-fn scan(root: &Path) -> Result<Vec<(u64, Kind, PathBuf)>> {
+fn scan(root: &Path) -> Result<Vec<(u64, NameKind, PathBuf)>> {
     let entries = match fs::read_dir(root) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::io("read", root))?,
@@ -207,7 +207,7 @@ fn scan(root: &Path) -> Result<Vec<(u64, Kind, PathBuf)>> {
             found.push((step, kind, entry.path()));
         }
     }
-    found.sort_by_key(|(step, kind, _)| (*step, *kind != Kind::Whole));
+    found.sort_by_key(|(step, kind, _)| (*step, *kind != NameKind::Whole));
     Ok(found)
 }
 
@@ -216,12 +216,12 @@ fn clean(root: &Path) -> Result<()> {
     let found = scan(root)?;
     for (step, kind, path) in &found {
         match kind {
-            Kind::Whole => {}
-            Kind::Old if !found.iter().any(|(s, k, _)| s == step && *k == Kind::Whole) => {
+            NameKind::Whole => {}
+            NameKind::Old if !found.iter().any(|(s, k, _)| s == step && *k == NameKind::Whole) => {
                 let dir = root.join(format!("step-{step}"));
                 fs::rename(path, &dir).map_err(Error::io("rename", path))?;
             }
-            Kind::Old | Kind::Temporary => {
+            NameKind::Old | NameKind::Temporary => {
                 log::warn!("{}: removing what an interrupted save left", path.display());
                 disk::remove_dir(path)?;
             }
@@ -236,7 +236,7 @@ fn clean(root: &Path) -> Result<()> {
 /// [`Error::Io`].
 pub fn list(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found: Vec<(u64, PathBuf)> =
-        scan(root)?.into_iter().filter(|(_, kind, _)| *kind != Kind::Temporary).map(|(step, _, path)| (step, path)).collect();
+        scan(root)?.into_iter().filter(|(_, kind, _)| *kind != NameKind::Temporary).map(|(step, _, path)| (step, path)).collect();
     found.dedup_by_key(|(step, _)| *step);
     Ok(found)
 }
@@ -272,9 +272,9 @@ pub fn latest_valid(root: &Path) -> Result<Latest> {
     };
     let mut found = scan(root)?;
     // Newest first, and of one step the plain name first.
-    found.sort_by_key(|(step, kind, _)| (std::cmp::Reverse(*step), *kind != Kind::Whole));
+    found.sort_by_key(|(step, kind, _)| (std::cmp::Reverse(*step), *kind != NameKind::Whole));
     for (_, kind, path) in found {
-        if kind == Kind::Temporary {
+        if kind == NameKind::Temporary {
             skip(path, "half-written: the save was interrupted".into(), &mut latest);
             continue;
         }

@@ -101,7 +101,7 @@ impl burn_dataset::Dataset<Vec<i32>> for TokenWindows {
 
 /// A dataset with its share of the mixture.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct MixturePart {
     /// The dataset.
     pub shards: Arc<Shards>,
     /// Its share of the samples, in any unit; `None` (for all sources or none): its share of the windows, so that all
@@ -182,7 +182,7 @@ impl Loader {
     /// # Errors
     /// [`Error::Nothing`] without sources or for one shorter than a window, [`Error::BadValue`] for bad weights,
     /// [`Error::Vocabulary`] or [`Error::BadFile`] if the vocabularies differ.
-    pub fn new(sources: &[Source], seq_len: usize, seed: u64) -> Result<Self> {
+    pub fn new(sources: &[MixturePart], seq_len: usize, seed: u64) -> Result<Self> {
         let Some(first) = sources.first() else {
             let hint = "pass dataset folders with --data DIR...".into();
             return Err(Error::Nothing { what: "training data".into(), path: "--data".into(), hint });
@@ -251,9 +251,9 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::BadValue`] if the step's batch cannot be divided so.
-    pub fn batches(self: &Arc<Self>, plan: Plan, next_sample: u64) -> Result<Batches> {
-        plan.check()?;
-        Ok(Batches { loader: self.clone(), plan, step_start: next_sample, micro: 0 })
+    pub fn batches(self: &Arc<Self>, split: BatchSplit, next_sample: u64) -> Result<Batches> {
+        split.check()?;
+        Ok(Batches { loader: self.clone(), split, step_start: next_sample, micro: 0 })
     }
 
     /// What a checkpoint keeps, when `next_sample` is the first sample that no step has used.
@@ -288,7 +288,7 @@ impl Loader {
 /// How the samples of a step are divided. Step `s` uses the global samples `s * batch .. (s + 1) * batch`; each rank
 /// takes a contiguous part of them, in micro-batches. So the samples of a step do not depend on the number of ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct BatchSplit {
     /// Samples of an optimizer step, over all ranks.
     pub batch: usize,
     /// Samples of a forward and backward pass on one rank.
@@ -299,7 +299,7 @@ pub struct Plan {
     pub world_size: usize,
 }
 
-impl Plan {
+impl BatchSplit {
     /// One rank.
     pub fn single(batch: usize, micro_batch: usize) -> Self {
         Self { batch, micro_batch, rank: 0, world_size: 1 }
@@ -328,7 +328,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Batches {
     loader: Arc<Loader>,
-    plan: Plan,
+    split: BatchSplit,
     step_start: u64,
     micro: usize,
 }
@@ -337,12 +337,12 @@ impl Iterator for Batches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Plan { batch, micro_batch, rank, world_size } = self.plan;
+        let BatchSplit { batch, micro_batch, rank, world_size } = self.split;
         let offset = batch / world_size * rank + self.micro * micro_batch;
         // Past 2^64 samples `Loader::batch` says so.
         let made = self.loader.batch(self.step_start.saturating_add(offset as u64), micro_batch);
         self.micro += 1;
-        if self.micro == self.plan.micro_batches() {
+        if self.micro == self.split.micro_batches() {
             self.micro = 0;
             self.step_start = self.step_start.saturating_add(batch as u64);
         }

@@ -25,7 +25,9 @@ mod shards;
 mod tokenize;
 
 pub use dataset::{DatasetIndex, DatasetWriter, ShardEntry, Shards};
-pub use loader::{Batch, Batches, Loader, LoaderState, Plan, Prefetch, Sample, SequentialBatches, Source, TokenWindows};
+pub use loader::{
+    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, SequentialBatches, TokenWindows,
+};
 pub use mixture::Schedule;
 pub use permute::{Permutation, mix_key};
 pub use shards::{Shard, ShardInfo, ShardWriter, Verify, Vocab};

@@ -10,28 +10,36 @@ use burn::tensor::{DType, Int, Tensor, TensorMetadata};
 use serde::{Deserialize, Serialize};
 
 use super::Llama;
-use super::block::Rope;
+use super::block::{Parameter, Rope};
 use super::config::ModelConfig;
+use super::slots::{LayerSlot, PerSlot, Slot};
 use crate::ops::{LlamaOps, Rotary, SelfAttention, cast, loss, primitive, reshape, tensor};
 
-/// Which activations a block keeps for its backward. In elements a token, with `d = dim`, `q` and `kv` the widths of queries and of
-/// keys, `f = hidden_dim`:
+/// Activation checkpointing: which activations a block keeps for its backward. In elements a token, with `d = dim`, `q` and `kv` the
+/// widths of queries and of keys, `f = hidden_dim`; settings (`train.keep`) know the three by what is kept:
 ///
-/// | | kept | computed again |
-/// |---|---|---|
-/// | `all` | 2 `d` residual, 2 `d` norms, `q + 2 kv`, `q`, 3 `f` | nothing |
-/// | `linear` | `d` residual, `q + 2 kv`, `q`, 2 `f` | norms, SwiGLU, the product of `wo`: 3 % of a block's work |
-/// | `block` | `d` residual | the block's forward, but for its last product |
+/// | | setting | kept | computed again |
+/// |---|---|---|---|
+/// | none | `all` | 2 `d` residual, 2 `d` norms, `q + 2 kv`, `q`, 3 `f` | nothing |
+/// | selective | `linear` | `d` residual, `q + 2 kv`, `q`, 2 `f` | norms, SwiGLU, the product of `wo`: 3 % of a block's work |
+/// | full | `block` | `d` residual | the block's forward, but for its last product |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Keep {
-    /// Everything that backward reads.
-    All,
-    /// What linear layers and attention give (the paper's choice).
+pub enum ActivationCheckpointing {
+    /// Everything that backward reads is kept.
+    #[serde(rename = "all", alias = "none")]
+    None,
+    /// What linear layers and attention give is kept (the paper's choice).
     #[default]
-    Linear,
-    /// Each block's input.
-    Block,
+    #[serde(rename = "linear", alias = "selective")]
+    Selective,
+    /// Each block's input is kept.
+    #[serde(rename = "block", alias = "full")]
+    Full,
+}
+
+impl ActivationCheckpointing {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::None, Self::Selective, Self::Full];
 }
 
 /// What surrounds attention and feed-forward where a model is split over devices (Megatron's f and g; Korthikanti et al. 2022),
@@ -68,14 +76,14 @@ pub trait Regions<B: LlamaOps> {
 pub struct Single;
 impl<B: LlamaOps> Regions<B> for Single {}
 
-/// The parameters of a training pass, by their index in [`ModelConfig::stored`], and where their gradients go.
-pub trait Params<B: LlamaOps> {
-    /// The parameter as the products read it: matrices in the compute type, vectors and the embedding in float32.
-    fn weight(&self, i: usize) -> FloatTensor<B>;
+/// The parameters of a training pass, and where their gradients go.
+pub trait PassParameters<B: LlamaOps> {
+    /// The parameter in the type in which a pass reads it: [`Slot::read_as`].
+    fn weight(&self, slot: Slot) -> FloatTensor<B>;
     /// The gradient so far, to be added to; `None` if there is none.
-    fn take_grad(&mut self, i: usize) -> Option<FloatTensor<B>>;
+    fn take_grad(&mut self, slot: Slot) -> Option<FloatTensor<B>>;
     /// The gradient, float32. No handle of the parameter is held any more.
-    fn put_grad(&mut self, i: usize, grad: FloatTensor<B>);
+    fn put_grad(&mut self, slot: Slot, grad: FloatTensor<B>);
 }
 
 /// What a pass runs on.
@@ -88,14 +96,14 @@ pub struct PassInput<B: LlamaOps> {
     /// A permutation of `0..batch * seq` that sorts the tokens: `[batch * seq]`.
     pub order: Tensor<B, 1, Int>,
     /// The first position of each position's document, `[batch, seq]`; `None`: attention sees the whole sequence.
-    pub starts: Option<Tensor<B, 2, Int>>,
+    pub doc_starts: Option<Tensor<B, 2, Int>>,
 }
 
 /// How a pass computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PassConfig {
     /// What is kept for backward.
-    pub keep: Keep,
+    pub checkpointing: ActivationCheckpointing,
     /// Type of the products' operands: that of the matrices. The residual stream and its gradient are float32 always: they are
     /// sums over all layers, read and written once a sub-layer, which is little beside the products.
     pub compute: DType,
@@ -103,22 +111,19 @@ pub struct PassConfig {
     pub scale: f64,
 }
 
-/// Indices of a layer's parameters in [`ModelConfig::stored`], in its order.
-const PER_LAYER: usize = 6;
-
-/// What a block's operations share.
-struct Block<'a, B: LlamaOps> {
+/// What the operations of all blocks of a pass share.
+struct BlockPass<'a, B: LlamaOps> {
     config: PassConfig,
     eps: f64,
     head_dim: usize,
     batch: usize,
     rotary: Rotary<B>,
-    starts: Option<IntTensor<B>>,
+    doc_starts: Option<IntTensor<B>>,
     regions: &'a dyn Regions<B>,
 }
 
 /// A block's parameters.
-struct Weights<B: LlamaOps> {
+struct BlockWeights<B: LlamaOps> {
     attention_norm: FloatTensor<B>,
     wqkv: FloatTensor<B>,
     wo: FloatTensor<B>,
@@ -127,15 +132,22 @@ struct Weights<B: LlamaOps> {
     w2: FloatTensor<B>,
 }
 
-impl<B: LlamaOps> Weights<B> {
-    fn of(params: &dyn Params<B>, layer: usize) -> Self {
-        let at = |i| params.weight(1 + PER_LAYER * layer + i);
-        Self { attention_norm: at(0), wqkv: at(1), wo: at(2), ffn_norm: at(3), w13: at(4), w2: at(5) }
+impl<B: LlamaOps> BlockWeights<B> {
+    fn of(params: &dyn PassParameters<B>, layer: usize) -> Self {
+        let at = |slot| params.weight(Slot::Layer(layer, slot));
+        Self {
+            attention_norm: at(LayerSlot::AttentionNorm),
+            wqkv: at(LayerSlot::Wqkv),
+            wo: at(LayerSlot::Wo),
+            ffn_norm: at(LayerSlot::FfnNorm),
+            w13: at(LayerSlot::W13),
+            w2: at(LayerSlot::W2),
+        }
     }
 }
 
 /// A block's activations, `n` rows.
-struct Inner<B: LlamaOps> {
+struct Activations<B: LlamaOps> {
     /// The normed input, `[n, d]`.
     a: Option<FloatTensor<B>>,
     /// Packed queries, keys and values, rotated, `[batch, s, h + 2 kv, head_dim]`.
@@ -157,15 +169,15 @@ struct Inner<B: LlamaOps> {
 struct Kept<B: LlamaOps> {
     /// The block's input `[n, d]`, float32.
     x: FloatTensor<B>,
-    inner: Option<Inner<B>>,
+    inner: Option<Activations<B>>,
 }
 
-impl<B: LlamaOps> Block<'_, B> {
+impl<B: LlamaOps> BlockPass<'_, B> {
     fn attention(&self, wqkv: &FloatTensor<B>, wo: &FloatTensor<B>) -> (SelfAttention<B>, usize) {
         let all = wqkv.shape()[0] / self.head_dim;
         let heads = wo.shape()[1] / self.head_dim;
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        (SelfAttention { kv_heads: (all - heads) / 2, starts: self.starts.clone(), scale }, all)
+        (SelfAttention { kv_heads: (all - heads) / 2, doc_starts: self.doc_starts.clone(), scale }, all)
     }
 
     fn rotate(&self, qkv: FloatTensor<B>, kv_heads: usize, inverse: bool) -> FloatTensor<B> {
@@ -176,7 +188,7 @@ impl<B: LlamaOps> Block<'_, B> {
 
     /// Everything but the block's last product, and its operands: the residual stream after attention and the SwiGLU. `all`: they
     /// and the normed inputs are kept.
-    fn inner(&self, x: &FloatTensor<B>, w: &Weights<B>, all: bool) -> (Inner<B>, FloatTensor<B>, FloatTensor<B>) {
+    fn inner(&self, x: &FloatTensor<B>, w: &BlockWeights<B>, all: bool) -> (Activations<B>, FloatTensor<B>, FloatTensor<B>) {
         let n = x.shape()[0];
         let compute = self.config.compute;
         let kept = |x: &FloatTensor<B>| all.then(|| x.clone());
@@ -192,7 +204,7 @@ impl<B: LlamaOps> Block<'_, B> {
         let kept_b = kept(&b);
         let gate_up = B::project(b, w.w13.clone(), compute);
         let swiglu = B::swiglu(gate_up.clone());
-        let inner = Inner { a: kept_a, qkv, out, lse, h: kept(&h), b: kept_b, gate_up, swiglu: kept(&swiglu) };
+        let inner = Activations { a: kept_a, qkv, out, lse, h: kept(&h), b: kept_b, gate_up, swiglu: kept(&swiglu) };
         (inner, h, swiglu)
     }
 
@@ -201,67 +213,70 @@ impl<B: LlamaOps> Block<'_, B> {
         self.regions.exit(x.clone(), flat, wo)
     }
 
-    fn forward(&self, x: FloatTensor<B>, w: &Weights<B>) -> (FloatTensor<B>, Kept<B>) {
-        let (inner, h, swiglu) = self.inner(&x, w, self.config.keep == Keep::All);
-        let inner = (self.config.keep != Keep::Block).then_some(inner); // else freed before the last product
+    fn forward(&self, x: FloatTensor<B>, w: &BlockWeights<B>) -> (FloatTensor<B>, Kept<B>) {
+        let (inner, h, swiglu) = self.inner(&x, w, self.config.checkpointing == ActivationCheckpointing::None);
+        let inner = (self.config.checkpointing != ActivationCheckpointing::Full).then_some(inner); // else freed before the last product
         (self.regions.exit(h, swiglu, w.w2.clone()), Kept { x, inner })
     }
 
     /// The gradient of the block's input for that of its output, both `[n, d]`, float32. Parameters' gradients are put as they are
     /// ready.
-    fn backward(&self, kept: Kept<B>, dy: FloatTensor<B>, params: &mut dyn Params<B>, layer: usize) -> FloatTensor<B> {
+    fn backward(&self, kept: Kept<B>, dy: FloatTensor<B>, params: &mut dyn PassParameters<B>, layer: usize) -> FloatTensor<B> {
         let Kept { x, inner } = kept;
         let compute = self.config.compute;
-        let at = |i: usize| 1 + PER_LAYER * layer + i;
-        let weight = |params: &dyn Params<B>, i: usize| params.weight(at(i));
-        let inner = inner.unwrap_or_else(|| self.inner(&x, &Weights::of(params, layer), true).0);
+        let at = |slot| Slot::Layer(layer, slot);
+        let weight = |params: &dyn PassParameters<B>, slot| params.weight(at(slot));
+        use LayerSlot::{AttentionNorm, FfnNorm, W2, W13, Wo, Wqkv};
+        let inner = inner.unwrap_or_else(|| self.inner(&x, &BlockWeights::of(params, layer), true).0);
         let n = x.shape()[0];
 
         // Feed-forward. What is computed again lives no longer than its product; the gradient is put (and the parameter perhaps
         // updated) after the last use of the parameter.
         let dp = cast::<B>(self.regions.exit_backward(dy.clone()), compute);
         let swiglu = inner.swiglu.unwrap_or_else(|| B::swiglu(inner.gate_up.clone()));
-        let dw = B::project_backward_weight(dp.clone(), swiglu, params.take_grad(at(5)));
-        let dswiglu = B::project_backward_input(dp, weight(params, 5), compute);
-        params.put_grad(at(5), dw);
+        let dw = B::project_backward_weight(dp.clone(), swiglu, params.take_grad(at(W2)));
+        let dswiglu = B::project_backward_input(dp, weight(params, W2), compute);
+        params.put_grad(at(W2), dw);
         let dgate_up = B::swiglu_backward(inner.gate_up, dswiglu);
-        let h = inner.h.unwrap_or_else(|| self.after_attention(&x, &inner.out, weight(params, 2)));
-        let b = inner.b.unwrap_or_else(|| self.regions.enter(B::rms_norm(h.clone(), weight(params, 3), self.eps, compute)));
-        let dw = B::project_backward_weight(dgate_up.clone(), b, params.take_grad(at(4)));
-        let db = self.regions.enter_backward(B::project_backward_input(dgate_up, weight(params, 4), compute));
-        params.put_grad(at(4), dw);
-        let (dh, dnorm) = B::rms_norm_backward(h, weight(params, 3), db, self.eps, Some(dy));
-        add_grad(params, at(3), dnorm);
+        let h = inner.h.unwrap_or_else(|| self.after_attention(&x, &inner.out, weight(params, Wo)));
+        let b = inner.b.unwrap_or_else(|| self.regions.enter(B::rms_norm(h.clone(), weight(params, FfnNorm), self.eps, compute)));
+        let dw = B::project_backward_weight(dgate_up.clone(), b, params.take_grad(at(W13)));
+        let db = self.regions.enter_backward(B::project_backward_input(dgate_up, weight(params, W13), compute));
+        params.put_grad(at(W13), dw);
+        let (dh, dnorm) = B::rms_norm_backward(h, weight(params, FfnNorm), db, self.eps, Some(dy));
+        add_grad(params, at(FfnNorm), dnorm);
 
         // Attention.
         let dp = cast::<B>(self.regions.exit_backward(dh.clone()), compute);
-        let (s, heads) = self.attention(&weight(params, 1), &weight(params, 2));
+        let (s, heads) = self.attention(&weight(params, Wqkv), &weight(params, Wo));
         let out_shape = inner.out.shape().to_vec();
         let width = out_shape[2] * out_shape[3];
-        let dw = B::project_backward_weight(dp.clone(), reshape::<B>(inner.out.clone(), &[n, width]), params.take_grad(at(2)));
-        let dout = B::project_backward_input(dp, weight(params, 2), compute);
-        params.put_grad(at(2), dw);
+        let dw = B::project_backward_weight(dp.clone(), reshape::<B>(inner.out.clone(), &[n, width]), params.take_grad(at(Wo)));
+        let dout = B::project_backward_input(dp, weight(params, Wo), compute);
+        params.put_grad(at(Wo), dw);
         let dout = reshape::<B>(dout, &out_shape);
         let kv_heads = s.kv_heads;
         let dqkv = B::self_attention_backward(inner.qkv, s, inner.out, inner.lse, dout);
         let dqkv = reshape::<B>(self.rotate(dqkv, kv_heads, true), &[n, heads * self.head_dim]);
-        let a = inner.a.unwrap_or_else(|| self.regions.enter(B::rms_norm(x.clone(), weight(params, 0), self.eps, compute)));
-        let dw = B::project_backward_weight(dqkv.clone(), a, params.take_grad(at(1)));
-        let da = self.regions.enter_backward(B::project_backward_input(dqkv, weight(params, 1), compute));
-        params.put_grad(at(1), dw);
-        let (dx, dnorm) = B::rms_norm_backward(x, weight(params, 0), da, self.eps, Some(dh));
-        add_grad(params, at(0), dnorm);
+        let a = inner
+            .a
+            .unwrap_or_else(|| self.regions.enter(B::rms_norm(x.clone(), weight(params, AttentionNorm), self.eps, compute)));
+        let dw = B::project_backward_weight(dqkv.clone(), a, params.take_grad(at(Wqkv)));
+        let da = self.regions.enter_backward(B::project_backward_input(dqkv, weight(params, Wqkv), compute));
+        params.put_grad(at(Wqkv), dw);
+        let (dx, dnorm) = B::rms_norm_backward(x, weight(params, AttentionNorm), da, self.eps, Some(dh));
+        add_grad(params, at(AttentionNorm), dnorm);
         dx
     }
 }
 
 /// Puts the gradient of a vector.
-fn add_grad<B: LlamaOps>(params: &mut dyn Params<B>, i: usize, grad: FloatTensor<B>) {
-    let grad = match params.take_grad(i) {
+fn add_grad<B: LlamaOps>(params: &mut dyn PassParameters<B>, slot: Slot, grad: FloatTensor<B>) {
+    let grad = match params.take_grad(slot) {
         Some(sum) => B::float_add(sum, grad),
         None => grad,
     };
-    params.put_grad(i, grad);
+    params.put_grad(slot, grad);
 }
 
 /// One forward and backward pass: the sum of the losses of all targets that count, `[1]`, float32; the gradients of
@@ -269,82 +284,84 @@ fn add_grad<B: LlamaOps>(params: &mut dyn Params<B>, i: usize, grad: FloatTensor
 pub fn forward_backward<B: LlamaOps>(
     config: &ModelConfig,
     rope: &Rope<B>,
-    params: &mut dyn Params<B>,
+    params: &mut dyn PassParameters<B>,
     input: &PassInput<B>,
     pass: PassConfig,
     regions: &dyn Regions<B>,
 ) -> FloatTensor<B> {
     let [batch, seq] = input.tokens.dims();
     let (cos, sin) = rope.at(0, seq);
-    let block = Block {
+    let block = BlockPass {
         config: pass,
         eps: config.norm_eps,
         head_dim: config.head_dim(),
         batch,
         rotary: Rotary { cos: primitive(cos), sin: primitive(sin) },
-        starts: input.starts.clone().map(Tensor::into_primitive),
+        doc_starts: input.doc_starts.clone().map(Tensor::into_primitive),
         regions,
     };
     let ids = input.tokens.clone().reshape([batch * seq]).into_primitive();
     let targets = input.targets.clone().reshape([batch * seq]).into_primitive();
-    let (norm, output) = (1 + PER_LAYER * config.n_layers, 2 + PER_LAYER * config.n_layers);
 
-    let mut x = B::embed(ids.clone(), params.weight(0), DType::F32);
+    let mut x = B::embed(ids.clone(), params.weight(Slot::TokEmbeddings), DType::F32);
     let mut kept = Vec::with_capacity(config.n_layers);
     for layer in 0..config.n_layers {
-        let (y, k) = block.forward(x, &Weights::of(params, layer));
+        let (y, k) = block.forward(x, &BlockWeights::of(params, layer));
         kept.push(k);
         x = y;
     }
 
-    let normed = regions.enter(B::rms_norm(x.clone(), params.weight(norm), config.norm_eps, pass.compute));
-    let sum = params.take_grad(output);
+    let normed = regions.enter(B::rms_norm(x.clone(), params.weight(Slot::Norm), config.norm_eps, pass.compute));
+    let sum = params.take_grad(Slot::Output);
     let first = regions.vocab_start();
     let join = |stats| regions.join_stats(stats);
-    let result = loss::forward_backward::<B>(normed, params.weight(output), targets, pass.scale, sum, first, &join);
-    params.put_grad(output, result.dw);
+    let result = loss::forward_backward::<B>(normed, params.weight(Slot::Output), targets, pass.scale, sum, first, &join);
+    params.put_grad(Slot::Output, result.dw);
     let dnormed = regions.enter_backward(result.dx);
-    let (mut dx, dnorm) = B::rms_norm_backward(x, params.weight(norm), dnormed, config.norm_eps, None);
-    add_grad(params, norm, dnorm);
+    let (mut dx, dnorm) = B::rms_norm_backward(x, params.weight(Slot::Norm), dnormed, config.norm_eps, None);
+    add_grad(params, Slot::Norm, dnorm);
 
     while let Some(k) = kept.pop() {
         dx = block.backward(k, dx, params, kept.len());
     }
-    let sum = params.take_grad(0);
-    let table = params.weight(0);
+    let sum = params.take_grad(Slot::TokEmbeddings);
+    let table = params.weight(Slot::TokEmbeddings);
     let sum = sum.unwrap_or_else(|| B::float_zeros(table.shape(), &B::float_device(&table), burn::tensor::FloatDType::F32));
     drop(table);
-    params.put_grad(0, B::embed_backward(ids, input.order.clone().into_primitive(), dx, sum));
+    params.put_grad(Slot::TokEmbeddings, B::embed_backward(ids, input.order.clone().into_primitive(), dx, sum));
     result.loss
 }
 
 /// A model's parameters, and gradients that are kept.
 struct Collected<B: LlamaOps> {
-    stored: Vec<FloatTensor<B>>,
-    grads: Vec<Option<FloatTensor<B>>>,
+    stored: PerSlot<Parameter<B>>,
+    grads: PerSlot<Option<FloatTensor<B>>>,
     compute: DType,
 }
 
-impl<B: LlamaOps> Params<B> for Collected<B> {
-    fn weight(&self, i: usize) -> FloatTensor<B> {
-        let w = self.stored[i].clone();
-        if i > 0 && w.shape().num_dims() == 2 { cast::<B>(w, self.compute) } else { w }
+impl<B: LlamaOps> PassParameters<B> for Collected<B> {
+    fn weight(&self, slot: Slot) -> FloatTensor<B> {
+        self.stored[slot].read(slot.read_as(self.compute))
     }
 
-    fn take_grad(&mut self, i: usize) -> Option<FloatTensor<B>> {
-        self.grads[i].take()
+    fn take_grad(&mut self, slot: Slot) -> Option<FloatTensor<B>> {
+        self.grads[slot].take()
     }
 
-    fn put_grad(&mut self, i: usize, grad: FloatTensor<B>) {
-        self.grads[i] = Some(grad);
+    fn put_grad(&mut self, slot: Slot, grad: FloatTensor<B>) {
+        self.grads[slot] = Some(grad);
     }
 }
 
-/// The sum of the losses, `[1]`, and the gradients of `pass.scale` times it, float32, in the order of [`ModelConfig::stored`], of a
-/// model on one device.
-pub fn gradients<B: LlamaOps>(model: &Llama<B>, input: &PassInput<B>, pass: PassConfig) -> (Tensor<B, 1>, Vec<FloatTensor<B>>) {
-    let stored = model.stored();
-    let mut params = Collected { grads: stored.iter().map(|_| None).collect(), stored, compute: pass.compute };
+/// The sum of the losses, `[1]`, and the gradients of `pass.scale` times it, float32, of a model on one device.
+pub fn gradients<B: LlamaOps>(
+    model: &Llama<B>,
+    input: &PassInput<B>,
+    pass: PassConfig,
+) -> (Tensor<B, 1>, PerSlot<FloatTensor<B>>) {
+    let stored = model.clone().into_stored();
+    let grads = PerSlot::from_fn(model.config().n_layers, |_| None);
+    let mut params = Collected { stored, grads, compute: pass.compute };
     let loss = forward_backward(model.config(), model.rope(), &mut params, input, pass, &Single);
-    (tensor(loss), params.grads.into_iter().flatten().collect())
+    (tensor(loss), params.grads.map(|_, grad| grad.expect("a pass gives every gradient")))
 }

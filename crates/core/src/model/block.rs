@@ -3,19 +3,55 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata};
 
 use super::config::{ModelConfig, RopeScaling};
-use crate::ops::{self, LlamaOps, primitive, tensor};
+use crate::ops::{self, LlamaOps, cast, primitive, tensor};
+
+/// A parameter as a model stores it.
+#[derive(Clone, Debug)]
+pub struct Parameter<B: Backend> {
+    /// Its values, float32.
+    pub value: FloatTensor<B>,
+    /// The same in the type in which a training pass reads it, where that is another.
+    pub copy: Option<FloatTensor<B>>,
+}
+
+impl<B: LlamaOps> Parameter<B> {
+    /// Without a copy.
+    pub fn new(value: FloatTensor<B>) -> Self {
+        Self { value, copy: None }
+    }
+
+    /// As a pass reads it: the copy where it has that type.
+    pub fn read(&self, dtype: DType) -> FloatTensor<B> {
+        let copy = self.copy.as_ref().filter(|copy| copy.dtype() == dtype);
+        copy.cloned().unwrap_or_else(|| cast::<B>(self.value.clone(), dtype))
+    }
+}
 
 /// A matrix without bias, `y = x W^T`.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
     /// `[d_out, d_in]`
     pub weight: Param<Tensor<B, 2>>,
+    /// The same in the type in which training passes read it, where that is another; see
+    /// [`Llama::keep_copies`](super::Llama::keep_copies).
+    copy: Option<Tensor<B, 2>>,
 }
 
 impl<B: LlamaOps> Linear<B> {
+    /// From what a model stores.
+    pub(super) fn new(stored: Parameter<B>) -> Self {
+        Self { weight: Param::from_tensor(tensor(stored.value)), copy: stored.copy.map(tensor) }
+    }
+
+    /// What a model stores of it.
+    pub(super) fn into_stored(self) -> Parameter<B> {
+        Parameter { value: primitive(self.weight.into_value()), copy: self.copy.map(primitive) }
+    }
+
     /// # Shapes
     /// - `x`: `[batch, seq, d_in]`; returns `[batch, seq, d_out]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -41,6 +77,16 @@ pub struct RmsNorm<B: Backend> {
 }
 
 impl<B: LlamaOps> RmsNorm<B> {
+    /// From what a model stores.
+    pub(super) fn new(stored: Parameter<B>, eps: f64) -> Self {
+        Self { weight: Param::from_tensor(tensor(stored.value)), eps }
+    }
+
+    /// What a model stores of it.
+    pub(super) fn into_stored(self) -> Parameter<B> {
+        Parameter::new(primitive(self.weight.into_value()))
+    }
+
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -84,13 +130,13 @@ impl<B: Backend> Rope<B> {
 
 /// Radians per position of each pair, `head_dim / 2` of them, after the extension to longer sequences.
 pub fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
+    let config = config.without_ntk();
     let head_dim = config.head_dim() as f64;
-    let base = |theta: f64| (0..config.head_dim() / 2).map(move |i| theta.powf(-2.0 * i as f64 / head_dim));
+    let base = (0..config.head_dim() / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / head_dim));
     match config.rope_scaling {
-        RopeScaling::None => base(config.rope_theta).collect(),
-        RopeScaling::Linear { factor } => base(config.rope_theta).map(|f| f / factor).collect(),
-        RopeScaling::Ntk { factor } => base(config.rope_theta * factor.powf(head_dim / (head_dim - 2.0).max(1.0))).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => base(config.rope_theta)
+        RopeScaling::None | RopeScaling::Ntk { .. } => base.collect(),
+        RopeScaling::Linear { factor } => base.map(|f| f / factor).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => base
             .map(|f| {
                 let turns = original_max_seq_len as f64 * f / std::f64::consts::TAU;
                 // 0 below low_freq_factor turns over the original length, 1 above high_freq_factor.
@@ -165,7 +211,7 @@ impl<B: LlamaOps> Attention<B> {
         (queries / self.head_dim, (all - queries) / (2 * self.head_dim))
     }
 
-    /// Attention of `norm(x)`. `starts [batch, seq]`: the first position of each position's document, which is as far back as it
+    /// Attention of `norm(x)`. `doc_starts [batch, seq]`: the first position of each position's document, which is as far back as it
     /// sees; `None`: all.
     ///
     /// # Shapes
@@ -175,7 +221,7 @@ impl<B: LlamaOps> Attention<B> {
         norm: &RmsNorm<B>,
         x: Tensor<B, 3>,
         rope: &Rope<B>,
-        starts: Option<&Tensor<B, 2, Int>>,
+        doc_starts: Option<&Tensor<B, 2, Int>>,
         cache: Option<&mut KvCache<B>>,
     ) -> Tensor<B, 3> {
         let [batch, seq, _] = x.dims();
@@ -183,7 +229,7 @@ impl<B: LlamaOps> Attention<B> {
         let qkv = self.wqkv.forward_normed(norm, x).reshape([batch, seq, n_heads + 2 * n_kv_heads, self.head_dim]);
         let (cos, sin) = rope.at(cache.as_ref().map_or(0, |c| c.len()), seq);
         let y = match cache {
-            None => ops::self_attention(qkv, cos, sin, n_kv_heads, starts.cloned()),
+            None => ops::self_attention(qkv, cos, sin, n_kv_heads, doc_starts.cloned()),
             Some(cache) => {
                 let rotated = n_heads + n_kv_heads;
                 let qkv = tensor::<B, 4>(B::rope(primitive(qkv), primitive(cos), primitive(sin), rotated, false));
@@ -227,7 +273,7 @@ pub struct Block<B: Backend> {
 }
 
 impl<B: LlamaOps> Block<B> {
-    /// `starts`: see [`Attention::forward`].
+    /// `doc_starts`: see [`Attention::forward`].
     ///
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
@@ -235,10 +281,10 @@ impl<B: LlamaOps> Block<B> {
         &self,
         x: Tensor<B, 3>,
         rope: &Rope<B>,
-        starts: Option<&Tensor<B, 2, Int>>,
+        doc_starts: Option<&Tensor<B, 2, Int>>,
         cache: Option<&mut KvCache<B>>,
     ) -> Tensor<B, 3> {
-        let h = x.clone() + self.attention.forward(&self.attention_norm, x, rope, starts, cache);
+        let h = x.clone() + self.attention.forward(&self.attention_norm, x, rope, doc_starts, cache);
         h.clone() + self.feed_forward.forward(&self.ffn_norm, h)
     }
 }

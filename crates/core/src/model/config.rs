@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::slots::{self, PerSlot};
 use crate::error::{Error, Result};
 
 /// Hyper-parameters of the architecture (Touvron et al. 2023, section 2.2), by Meta's names.
@@ -60,17 +61,6 @@ pub enum RopeScaling {
         /// Sequence length of the original training.
         original_max_seq_len: usize,
     },
-}
-
-/// A tensor as a model stores it; see [`ModelConfig::stored`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// The parameter's name; of a fused matrix a name of its own (`layers.0.attention.wqkv.weight`).
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// The parameters in it: index in [`ModelConfig::parameters`], and rows.
-    pub parts: Vec<(usize, usize)>,
 }
 
 impl Default for ModelConfig {
@@ -155,56 +145,36 @@ impl ModelConfig {
         6.0 * n + 12.0 * (self.n_layers * self.dim * seq_len) as f64
     }
 
-    /// Every parameter's name (Meta's, as in `consolidated.00.pth`) and shape (`[out, in]` for matrices), in the order of
-    /// the forward pass. The one list that checkpoints, optimizer and tests share.
+    /// Every parameter's name (Meta's, as in `consolidated.00.pth`) and shape (`[out, in]` for matrices), in the order of Meta's
+    /// files. The one list that checkpoints, optimizer and tests share.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, kv, f) = (self.dim, self.kv_heads() * self.head_dim(), self.hidden_dim());
-        let mut list = vec![("tok_embeddings.weight".to_string(), vec![self.vocab_size, d])];
-        for i in 0..self.n_layers {
-            for (name, shape) in [
-                ("attention_norm", vec![d]),
-                ("attention.wq", vec![d, d]),
-                ("attention.wk", vec![kv, d]),
-                ("attention.wv", vec![kv, d]),
-                ("attention.wo", vec![d, d]),
-                ("ffn_norm", vec![d]),
-                ("feed_forward.w1", vec![f, d]),
-                ("feed_forward.w2", vec![d, f]),
-                ("feed_forward.w3", vec![f, d]),
-            ] {
-                list.push((format!("layers.{i}.{name}.weight"), shape));
-            }
-        }
-        list.push(("norm.weight".to_string(), vec![d]));
-        list.push(("output.weight".to_string(), vec![self.vocab_size, d]));
-        list
+        slots::parameters(self)
     }
 
-    /// The parameters as a model stores them, in the order of the forward pass: `wq`, `wk`, `wv` and `w1`, `w3` are one matrix
-    /// each, one below the other, since they are multiplied with the same input.
-    pub fn stored(&self) -> Vec<Stored> {
+    /// The shape of every slot: what lies in it, one below the other.
+    pub fn stored_shapes(&self) -> PerSlot<Vec<usize>> {
         let named = self.parameters();
-        let fused = |name: &str, parts: &[usize]| {
-            let shape = |i: usize| &named[i].1;
-            let mut all = shape(parts[0]).clone();
-            all[0] = parts.iter().map(|&i| shape(i)[0]).sum();
-            Stored { name: name.into(), shape: all, parts: parts.iter().map(|&i| (i, shape(i)[0])).collect() }
-        };
-        let single = |i: usize| fused(&named[i].0, &[i]);
-        let mut list = vec![single(0)];
-        for layer in 0..self.n_layers {
-            let at = 1 + 9 * layer; // attention_norm wq wk wv wo ffn_norm w1 w2 w3
-            list.extend([
-                single(at),
-                fused(&format!("layers.{layer}.attention.wqkv.weight"), &[at + 1, at + 2, at + 3]),
-                single(at + 4),
-                single(at + 5),
-                fused(&format!("layers.{layer}.feed_forward.w13.weight"), &[at + 6, at + 8]),
-                single(at + 7),
-            ]);
-        }
-        list.extend([single(named.len() - 2), single(named.len() - 1)]);
-        list
+        PerSlot::from_fn(self.n_layers, |slot| {
+            let parts = slot.parts(self.n_layers);
+            let mut shape = named[parts[0]].1.clone();
+            shape[0] = parts.iter().map(|&part| named[part].1[0]).sum();
+            shape
+        })
+    }
+
+    /// The same model with `ffn_dim` only where it does not follow from `dim` and `multiple_of`.
+    pub(crate) fn with_implied_ffn_dim(self) -> Self {
+        let implied = Self { ffn_dim: None, ..self.clone() };
+        if implied.hidden_dim() == self.hidden_dim() { implied } else { self }
+    }
+
+    /// The same model with fixed NTK scaling as what it is, a larger `rope_theta`: the lowest frequency stretches by the factor.
+    pub fn without_ntk(&self) -> Self {
+        let RopeScaling::Ntk { factor } = self.rope_scaling else { return self.clone() };
+        let d = self.head_dim() as f64;
+        // A head of one pair has one frequency, 1, whatever the base.
+        let rope_theta = self.rope_theta * factor.powf(d / (d - 2.0).max(1.0));
+        Self { rope_theta, rope_scaling: RopeScaling::None, ..self.clone() }
     }
 
     /// Checks every field against the others, so that nothing later can panic on them.

@@ -1,21 +1,22 @@
 //! The whole model: embedding, blocks, norm, output projection.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, Tensor, TensorMetadata};
+use burn::tensor::{DType, Int, Tensor, TensorMetadata};
 use burn_autodiff::Autodiff;
 use burn_autodiff::grads::Gradients;
 
-use super::block::{Attention, Block, FeedForward, KvCache, Linear, RmsNorm, Rope};
+use super::block::{Attention, Block, FeedForward, KvCache, Linear, Parameter, RmsNorm, Rope};
 use super::config::ModelConfig;
+use super::slots::{LayerSlot, PerSlot, Slot};
 use crate::error::Result;
-use crate::ops::{self, LlamaOps, primitive, tensor};
+use crate::ops::{self, LlamaOps, cast, primitive, tensor};
 
 /// LLaMA (Touvron et al. 2023, arXiv:2302.13971).
 ///
 /// Runs on any backend; under `Autodiff<B>` it is differentiable, for losses of one's own, and keeps for backward what
-/// [`Keep::Linear`](super::backward::Keep) does and the residual stream after attention.
+/// [`ActivationCheckpointing::Selective`](super::backward::ActivationCheckpointing) does and the residual stream after attention.
 #[derive(Module, Debug)]
 pub struct Llama<B: Backend> {
     /// `[vocab_size, dim]`
@@ -32,52 +33,59 @@ pub struct Llama<B: Backend> {
 }
 
 /// Gives a parameter by name and shape; see [`Llama::build`].
-pub type Weights<'a, B> = dyn FnMut(&str, &[usize]) -> Result<FloatTensor<B>> + 'a;
+pub type ParameterFn<'a, B> = dyn FnMut(&str, &[usize]) -> Result<FloatTensor<B>> + 'a;
 
 impl<B: LlamaOps> Llama<B> {
     /// Builds the model from a function that gives each parameter by name and shape, in the order of
     /// [`ModelConfig::parameters`]. Initialisation, checkpoints and gradients all go through here.
     ///
     /// # Errors
-    /// Those of `weights`, and of [`ModelConfig::validate`].
-    pub fn build(config: &ModelConfig, device: &B::Device, weights: &mut Weights<'_, B>) -> Result<Self> {
+    /// Those of `parameter`, and of [`ModelConfig::validate`].
+    pub fn build(config: &ModelConfig, device: &B::Device, parameter: &mut ParameterFn<'_, B>) -> Result<Self> {
         config.validate()?;
         let stored = B::resident(device, || {
-            let named: Result<_> = config.parameters().iter().map(|(name, shape)| weights(name, shape)).collect();
+            let named: Result<_> = config.parameters().iter().map(|(name, shape)| parameter(name, shape)).collect();
             Ok::<_, crate::Error>(fuse::<B>(config, named?))
         })?;
-        Ok(Self::from_stored(config, Rope::new(config, device), stored))
+        Ok(Self::from_stored(config, Rope::new(config, device), stored.map(|_, value| Parameter::new(value))))
     }
 
-    /// `all`: in the order of [`ModelConfig::stored`].
-    pub(crate) fn from_stored(config: &ModelConfig, rope: Rope<B>, all: Vec<FloatTensor<B>>) -> Self {
-        fn take<T>(all: &mut impl Iterator<Item = T>) -> T {
-            all.next().expect("one tensor per entry of ModelConfig::stored")
-        }
-        let all = &mut all.into_iter();
-        let linear = |p| Linear { weight: Param::from_tensor(tensor::<B, 2>(p)) };
-        let norm = |p| RmsNorm { weight: Param::from_tensor(tensor::<B, 1>(p)), eps: config.norm_eps };
-        let head_dim = config.head_dim();
-        // Struct fields are evaluated as written: the order of the list.
-        let model = Self {
-            tok_embeddings: linear(take(all)),
-            layers: (0..config.n_layers)
-                .map(|_| {
-                    let attention_norm = norm(take(all));
-                    let [wqkv, wo] = std::array::from_fn(|_| linear(take(all)));
-                    let ffn_norm = norm(take(all));
-                    let [w13, w2] = std::array::from_fn(|_| linear(take(all)));
-                    let attention = Attention { wqkv, wo, head_dim };
-                    Block { attention_norm, attention, ffn_norm, feed_forward: FeedForward { w13, w2 } }
-                })
-                .collect(),
-            norm: norm(take(all)),
-            output: linear(take(all)),
+    /// The model of what it stores.
+    pub(crate) fn from_stored(config: &ModelConfig, rope: Rope<B>, stored: PerSlot<Parameter<B>>) -> Self {
+        let mut stored = stored.map(|_, parameter| Some(parameter));
+        let mut take = |slot: Slot| stored[slot].take().expect("each slot is taken once");
+        let (eps, head_dim) = (config.norm_eps, config.head_dim());
+        let layers = (0..config.n_layers).map(|i| {
+            let mut take = |slot| take(Slot::Layer(i, slot));
+            Block {
+                attention_norm: RmsNorm::new(take(LayerSlot::AttentionNorm), eps),
+                attention: Attention { wqkv: Linear::new(take(LayerSlot::Wqkv)), wo: Linear::new(take(LayerSlot::Wo)), head_dim },
+                ffn_norm: RmsNorm::new(take(LayerSlot::FfnNorm), eps),
+                feed_forward: FeedForward { w13: Linear::new(take(LayerSlot::W13)), w2: Linear::new(take(LayerSlot::W2)) },
+            }
+        });
+        Self {
+            layers: layers.collect(),
+            tok_embeddings: Linear::new(take(Slot::TokEmbeddings)),
+            norm: RmsNorm::new(take(Slot::Norm), eps),
+            output: Linear::new(take(Slot::Output)),
             rope,
             config: config.clone(),
-        };
-        assert!(all.next().is_none(), "more tensors than ModelConfig::stored has entries");
-        model
+        }
+    }
+
+    /// From now on keeps a copy of each matrix in the type in which training passes read it, where that is not float32; the float32
+    /// parameters stay the master, and each update refreshes the copies.
+    pub fn keep_copies(self, compute: DType) -> Self {
+        let (config, rope, device) = (self.config.clone(), self.rope.clone(), self.device());
+        let stored = B::resident(&device, || {
+            self.into_stored().map(|slot, parameter| {
+                let dtype = slot.read_as(compute);
+                let copy = (dtype != parameter.value.dtype()).then(|| cast::<B>(parameter.value.clone(), dtype));
+                Parameter { copy, ..parameter }
+            })
+        });
+        Self::from_stored(&config, rope, stored)
     }
 
     /// The model's shape.
@@ -103,10 +111,10 @@ impl<B: LlamaOps> Llama<B> {
         self.norm.forward(self.run(tokens, None, None, &mut |_, _| {}))
     }
 
-    /// [`Llama::hidden`] of several documents in one sequence, none of which sees another: `starts [batch, seq]` holds the first
+    /// [`Llama::hidden`] of several documents in one sequence, none of which sees another: `doc_starts [batch, seq]` holds the first
     /// position of each position's document.
-    pub fn hidden_in_documents(&self, tokens: Tensor<B, 2, Int>, starts: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.norm.forward(self.run(tokens, Some(&starts), None, &mut |_, _| {}))
+    pub fn hidden_in_documents(&self, tokens: Tensor<B, 2, Int>, doc_starts: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.norm.forward(self.run(tokens, Some(&doc_starts), None, &mut |_, _| {}))
     }
 
     /// [`Llama::hidden`] with a cache of earlier positions (one entry a layer), showing each block's output to `see`.
@@ -123,7 +131,7 @@ impl<B: LlamaOps> Llama<B> {
     fn run(
         &self,
         tokens: Tensor<B, 2, Int>,
-        starts: Option<&Tensor<B, 2, Int>>,
+        doc_starts: Option<&Tensor<B, 2, Int>>,
         mut cache: Option<&mut [KvCache<B>]>,
         see: &mut dyn FnMut(usize, &Tensor<B, 3>),
     ) -> Tensor<B, 3> {
@@ -134,7 +142,7 @@ impl<B: LlamaOps> Llama<B> {
         assert!(start + seq <= max, "{} positions are more than max_seq_len {max}", start + seq);
         let mut x = self.tok_embeddings.weight.val().select(0, tokens.reshape([batch * seq])).reshape([batch, seq, dim]);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &self.rope, starts, cache.as_mut().map(|c| &mut c[i]));
+            x = layer.forward(x, &self.rope, doc_starts, cache.as_mut().map(|c| &mut c[i]));
             see(i, &x);
         }
         x
@@ -156,14 +164,14 @@ impl<B: LlamaOps> Llama<B> {
         self.loss_sum_in(tokens, targets, None)
     }
 
-    /// [`Llama::loss_sum`], inside documents where `starts` is given; see [`Llama::hidden_in_documents`].
+    /// [`Llama::loss_sum`], inside documents where `doc_starts` is given; see [`Llama::hidden_in_documents`].
     pub fn loss_sum_in(
         &self,
         tokens: Tensor<B, 2, Int>,
         targets: Tensor<B, 2, Int>,
-        starts: Option<Tensor<B, 2, Int>>,
+        doc_starts: Option<Tensor<B, 2, Int>>,
     ) -> Tensor<B, 1> {
-        let hidden = self.norm.forward(self.run(tokens, starts.as_ref(), None, &mut |_, _| {}));
+        let hidden = self.norm.forward(self.run(tokens, doc_starts.as_ref(), None, &mut |_, _| {}));
         ops::linear_cross_entropy(hidden, self.output.weight.val(), targets)
     }
 
@@ -178,75 +186,70 @@ impl<B: LlamaOps> Llama<B> {
         unfuse::<B>(&self.config, self.stored())
     }
 
-    /// The parameters as they are stored, in the order of [`ModelConfig::stored`].
-    pub fn stored(&self) -> Vec<FloatTensor<B>> {
-        self.clone().into_stored()
+    /// The values of the parameters as they are stored.
+    pub fn stored(&self) -> PerSlot<FloatTensor<B>> {
+        self.clone().into_stored().map(|_, parameter| parameter.value)
     }
 
-    /// [`Llama::stored`], giving up the model, so that an update may work in place.
-    pub fn into_stored(self) -> Vec<FloatTensor<B>> {
-        let matrix = |l: Linear<B>| primitive(l.weight.into_value());
-        let vector = |n: RmsNorm<B>| primitive(n.weight.into_value());
-        let mut all = vec![matrix(self.tok_embeddings)];
+    /// What the model stores, giving it up, so that an update may work in place.
+    pub fn into_stored(self) -> PerSlot<Parameter<B>> {
+        let n_layers = self.layers.len();
+        let mut all = vec![self.tok_embeddings.into_stored()];
         for Block { attention_norm, attention, ffn_norm, feed_forward } in self.layers {
-            all.push(vector(attention_norm));
-            all.extend([attention.wqkv, attention.wo].map(matrix));
-            all.push(vector(ffn_norm));
-            all.extend([feed_forward.w13, feed_forward.w2].map(matrix));
+            let (Attention { wqkv, wo, .. }, FeedForward { w13, w2 }) = (attention, feed_forward);
+            all.push(attention_norm.into_stored());
+            all.extend([wqkv, wo].map(Linear::into_stored));
+            all.push(ffn_norm.into_stored());
+            all.extend([w13, w2].map(Linear::into_stored));
         }
-        all.push(vector(self.norm));
-        all.push(matrix(self.output));
-        all
+        all.extend([self.norm.into_stored(), self.output.into_stored()]);
+        let mut all = all.into_iter();
+        PerSlot::from_fn(n_layers, |_| all.next().expect("as many as there are slots"))
     }
 
     /// The same weights (shared, not copied) under `Autodiff<B>`, ready to differentiate.
     pub fn autodiff(&self) -> Llama<Autodiff<B>> {
         let rope = Rope::from_tables(self.rope.tables().map(Tensor::from_inner));
-        let all = self.stored().into_iter().map(<Autodiff<B> as AutodiffBackend>::from_inner).collect();
-        Llama::from_stored(&self.config, rope, all)
+        let under = |_, value| Parameter::new(<Autodiff<B> as AutodiffBackend>::from_inner(value));
+        Llama::from_stored(&self.config, rope, self.stored().map(under))
     }
 }
 
-/// Stored tensors from named ones, those of a fused matrix one below the other.
-pub(crate) fn fuse<B: LlamaOps>(config: &ModelConfig, named: Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
+/// Stored tensors from named ones, in the order of [`ModelConfig::parameters`]: those of a fused matrix one below the other.
+pub(crate) fn fuse<B: LlamaOps>(config: &ModelConfig, named: Vec<FloatTensor<B>>) -> PerSlot<FloatTensor<B>> {
     let mut named: Vec<Option<FloatTensor<B>>> = named.into_iter().map(Some).collect();
     let mut take = |i: usize| named[i].take().expect("a parameter is part of one stored tensor");
-    config
-        .stored()
-        .into_iter()
-        .map(|s| match s.parts[..] {
-            [(part, _)] => take(part),
-            _ => primitive(Tensor::cat(s.parts.iter().map(|&(part, _)| tensor::<B, 2>(take(part))).collect(), 0)),
-        })
-        .collect()
+    PerSlot::from_fn(config.n_layers, |slot| match slot.parts(config.n_layers)[..] {
+        [part] => take(part),
+        ref parts => primitive(Tensor::cat(parts.iter().map(|&part| tensor::<B, 2>(take(part))).collect(), 0)),
+    })
 }
 
-/// Named tensors (views) from stored ones: parameters, gradients or moments.
-pub fn unfuse<B: LlamaOps>(config: &ModelConfig, stored: Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
-    let mut named: Vec<Option<FloatTensor<B>>> = (0..config.parameters().len()).map(|_| None).collect();
-    for (s, x) in config.stored().into_iter().zip(stored) {
-        if let [(part, _)] = s.parts[..] {
+/// Named tensors (views), in the order of [`ModelConfig::parameters`], from stored ones: parameters, gradients or moments.
+pub fn unfuse<B: LlamaOps>(config: &ModelConfig, stored: PerSlot<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
+    let rows: Vec<usize> = config.parameters().into_iter().map(|(_, shape)| shape[0]).collect();
+    let mut named: Vec<Option<FloatTensor<B>>> = rows.iter().map(|_| None).collect();
+    for (slot, x) in stored.slots().zip(stored) {
+        let parts = slot.parts(config.n_layers);
+        if let [part] = parts[..] {
             named[part] = Some(x);
             continue;
         }
         let mut at = 0;
-        for (part, rows) in s.parts {
-            named[part] = Some(primitive(tensor::<B, 2>(x.clone()).narrow(0, at, rows)));
-            at += rows;
+        for part in parts {
+            named[part] = Some(primitive(tensor::<B, 2>(x.clone()).narrow(0, at, rows[part])));
+            at += rows[part];
         }
     }
     named.into_iter().flatten().collect()
 }
 
 impl<B: LlamaOps> Llama<Autodiff<B>> {
-    /// Every parameter's gradient, in the order of [`ModelConfig::stored`]; zeros where the loss did not reach.
-    pub fn take_gradients(&self, grads: &mut Gradients) -> Vec<FloatTensor<B>> {
-        let all = self.stored();
-        all.iter()
-            .map(|p| {
-                <Autodiff<B> as AutodiffBackend>::grad_remove(p, grads)
-                    .unwrap_or_else(|| B::float_zeros(p.shape(), &B::float_device(&p.primitive), p.dtype().into()))
-            })
-            .collect()
+    /// Every parameter's gradient; zeros where the loss did not reach.
+    pub fn take_gradients(&self, grads: &mut Gradients) -> PerSlot<FloatTensor<B>> {
+        self.stored().map(|_, p| {
+            <Autodiff<B> as AutodiffBackend>::grad_remove(&p, grads)
+                .unwrap_or_else(|| B::float_zeros(p.shape(), &B::float_device(&p.primitive), p.dtype().into()))
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! LLaMA: its shape ([`config`]), one layer ([`block`]), the whole ([`llama`]), its first weights ([`init`]) and
+//! LLaMA: its shape ([`config`]), every parameter by name ([`slots`]), one layer ([`block`]), the whole ([`llama`]), its first weights ([`init`]) and
 //! the training pass whose backward is written by hand ([`backward`]).
 //!
 //! Dimensions: `batch`, `seq`, `dim`, `n_heads`, `n_kv_heads`, `head_dim = dim / n_heads`, `hidden_dim`, `vocab_size`.
@@ -9,8 +9,10 @@ pub mod block;
 pub mod config;
 pub mod init;
 pub mod llama;
+pub mod slots;
 
-pub use block::{Attention, Block, FeedForward, KvCache, Linear, RmsNorm, Rope};
-pub use config::{ModelConfig, RopeScaling, Stored};
+pub use block::{Attention, Block, FeedForward, KvCache, Linear, Parameter, RmsNorm, Rope};
+pub use config::{ModelConfig, RopeScaling};
 pub use init::{InitConfig, initial_weights};
-pub use llama::{Llama, Weights, unfuse};
+pub use llama::{Llama, ParameterFn, unfuse};
+pub use slots::{LayerSlot, PerSlot, Slot};

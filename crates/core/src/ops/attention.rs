@@ -18,13 +18,13 @@ fn product<B: LlamaOps>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 4> {
 struct Inputs<B: LlamaOps> {
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
-    starts: Option<Tensor<B, 2, Int>>,
+    doc_starts: Option<Tensor<B, 2, Int>>,
     scale: f64,
 }
 
 impl<B: LlamaOps> Inputs<B> {
-    fn new(q: &Tensor<B, 4>, k: &Tensor<B, 4>, starts: Option<IntTensor<B>>, scale: f64) -> Self {
-        Self { q: q.clone(), k: k.clone(), starts: starts.map(Tensor::from_primitive), scale }
+    fn new(q: &Tensor<B, 4>, k: &Tensor<B, 4>, doc_starts: Option<IntTensor<B>>, scale: f64) -> Self {
+        Self { q: q.clone(), k: k.clone(), doc_starts: doc_starts.map(Tensor::from_primitive), scale }
     }
 
     /// Scaled, masked scores of the queries `start..start + rows`, float32, `[batch, h, rows, end]` with `end` the number of
@@ -40,8 +40,8 @@ impl<B: LlamaOps> Inputs<B> {
         let device = s.device();
         // Burn's masks: true = may not attend.
         let mut mask = Tensor::<B, 2, Bool>::tril_mask([rows, end], first_key as i64, &device).reshape([1, 1, rows, end]);
-        if let Some(starts) = &self.starts {
-            let first = starts.clone().narrow(1, start, rows).reshape([batch, 1, rows, 1]).expand([batch, 1, rows, end]);
+        if let Some(doc_starts) = &self.doc_starts {
+            let first = doc_starts.clone().narrow(1, start, rows).reshape([batch, 1, rows, 1]).expand([batch, 1, rows, end]);
             let key = Tensor::<B, 1, Int>::arange(0..end as i64, &device).reshape([1, 1, 1, end]).expand([batch, 1, rows, end]);
             mask = mask.expand([batch, 1, rows, end]).bool_or(key.lower(first));
         } else if rows == 1 {
@@ -55,14 +55,14 @@ pub(super) fn forward<B: LlamaOps>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
-    starts: Option<IntTensor<B>>,
+    doc_starts: Option<IntTensor<B>>,
     scale: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let (q, k, v) = (tensor::<B, 4>(q), tensor::<B, 4>(k), tensor::<B, 4>(v));
     let [batch, heads, seq_q, head_dim] = q.dims();
     let kv = k.dims()[1];
     let dtype = q.dtype();
-    let inputs = Inputs::new(&q, &k, starts, scale);
+    let inputs = Inputs::new(&q, &k, doc_starts, scale);
     let (mut outs, mut lses) = (Vec::new(), Vec::new());
     for start in (0..seq_q).step_by(BLOCK) {
         let rows = BLOCK.min(seq_q - start);
@@ -80,13 +80,13 @@ pub(super) fn forward<B: LlamaOps>(
 }
 
 pub(super) fn backward<B: LlamaOps>(saved: AttentionSaved<B>, dout: FloatTensor<B>) -> [FloatTensor<B>; 3] {
-    let AttentionSaved { q, k, v, starts, out, lse, scale } = saved;
+    let AttentionSaved { q, k, v, doc_starts, out, lse, scale } = saved;
     let (q, k, v) = (tensor::<B, 4>(q), tensor::<B, 4>(k), tensor::<B, 4>(v));
     let (out, lse, dout) = (tensor::<B, 4>(out), tensor::<B, 4>(lse), tensor::<B, 4>(dout));
     let [batch, heads, seq_q, head_dim] = q.dims();
     let [_, kv, seq_k, _] = k.dims();
     let dtype = q.dtype();
-    let inputs = Inputs::new(&q, &k, starts, scale);
+    let inputs = Inputs::new(&q, &k, doc_starts, scale);
     let mut dqs = Vec::new();
     // Sums over the blocks of queries, in float32.
     let mut dk = Tensor::<B, 4>::zeros([batch, kv, seq_k, head_dim], (&q.device(), DType::F32));
@@ -144,7 +144,7 @@ pub(super) fn unpack<B: LlamaOps>(qkv: FloatTensor<B>, kv_heads: usize) -> [Floa
 
 pub(super) fn packed_forward<B: LlamaOps>(qkv: FloatTensor<B>, s: SelfAttention<B>) -> (FloatTensor<B>, FloatTensor<B>) {
     let [q, k, v] = unpack::<B>(qkv, s.kv_heads);
-    let (out, lse) = B::attention_forward(q, k, v, s.starts, s.scale);
+    let (out, lse) = B::attention_forward(q, k, v, s.doc_starts, s.scale);
     (B::float_swap_dims(out, 1, 2), lse)
 }
 
@@ -157,7 +157,7 @@ pub(super) fn packed_backward<B: LlamaOps>(
 ) -> FloatTensor<B> {
     let [q, k, v] = unpack::<B>(qkv, s.kv_heads);
     let swap = |x| B::float_swap_dims(x, 1, 2);
-    let saved = AttentionSaved { q, k, v, starts: s.starts, out: swap(out), lse, scale: s.scale };
+    let saved = AttentionSaved { q, k, v, doc_starts: s.doc_starts, out: swap(out), lse, scale: s.scale };
     let parts = B::attention_backward(saved, swap(dout)).map(|x| tensor::<B, 4>(swap(x)));
     primitive(Tensor::cat(parts.to_vec(), 2))
 }

@@ -24,8 +24,8 @@ macro_rules! node {
 }
 
 #[derive(Debug)]
-struct Linear;
-impl<B: LlamaOps> Backward<B, 2> for Linear {
+struct LinearNode;
+impl<B: LlamaOps> Backward<B, 2> for LinearNode {
     type State = (FloatTensor<B>, FloatTensor<B>);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -42,8 +42,8 @@ impl<B: LlamaOps> Backward<B, 2> for Linear {
 }
 
 #[derive(Debug)]
-struct RmsNorm;
-impl<B: LlamaOps> Backward<B, 2> for RmsNorm {
+struct RmsNormNode;
+impl<B: LlamaOps> Backward<B, 2> for RmsNormNode {
     type State = (FloatTensor<B>, FloatTensor<B>, f64);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -63,8 +63,8 @@ impl<B: LlamaOps> Backward<B, 2> for RmsNorm {
 
 /// What leads from the residual stream to the product is computed again, as the paper does it (Touvron et al. 2023, section 2.4).
 #[derive(Debug)]
-struct NormLinear;
-impl<B: LlamaOps> Backward<B, 3> for NormLinear {
+struct NormLinearNode;
+impl<B: LlamaOps> Backward<B, 3> for NormLinearNode {
     type State = ([FloatTensor<B>; 3], f64);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -91,8 +91,8 @@ impl<B: LlamaOps> Backward<B, 3> for NormLinear {
 }
 
 #[derive(Debug)]
-struct Rope;
-impl<B: LlamaOps> Backward<B, 1> for Rope {
+struct RopeNode;
+impl<B: LlamaOps> Backward<B, 1> for RopeNode {
     type State = (Rotary<B>, usize, bool);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -106,8 +106,8 @@ impl<B: LlamaOps> Backward<B, 1> for Rope {
 }
 
 #[derive(Debug)]
-struct SwiGlu;
-impl<B: LlamaOps> Backward<B, 1> for SwiGlu {
+struct SwiGluNode;
+impl<B: LlamaOps> Backward<B, 1> for SwiGluNode {
     type State = FloatTensor<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -121,8 +121,8 @@ impl<B: LlamaOps> Backward<B, 1> for SwiGlu {
 
 /// The SwiGLU is computed again.
 #[derive(Debug)]
-struct SwiGluLinear;
-impl<B: LlamaOps> Backward<B, 2> for SwiGluLinear {
+struct SwiGluLinearNode;
+impl<B: LlamaOps> Backward<B, 2> for SwiGluLinearNode {
     type State = [FloatTensor<B>; 2];
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -142,8 +142,8 @@ impl<B: LlamaOps> Backward<B, 2> for SwiGluLinear {
 }
 
 #[derive(Debug)]
-struct Attention;
-impl<B: LlamaOps> Backward<B, 3> for Attention {
+struct AttentionNode;
+impl<B: LlamaOps> Backward<B, 3> for AttentionNode {
     type State = AttentionSaved<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -185,8 +185,8 @@ impl<B: LlamaOps> Backward<B, 1> for SelfAttentionNode {
 
 /// Its gradients are made in the forward pass, for a loss gradient of 1.
 #[derive(Debug)]
-struct CrossEntropy;
-impl<B: LlamaOps> Backward<B, 2> for CrossEntropy {
+struct CrossEntropyNode;
+impl<B: LlamaOps> Backward<B, 2> for CrossEntropyNode {
     type State = [FloatTensor<B>; 2];
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -204,7 +204,7 @@ impl<B: LlamaOps> Backward<B, 2> for CrossEntropy {
 impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
     fn project(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
         node!(
-            Linear,
+            LinearNode,
             C,
             [x, w],
             ((x.primitive.clone(), w.primitive.clone()), B::project(x.primitive, w.primitive, out)),
@@ -214,7 +214,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
 
     fn rms_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, eps: f64, out: DType) -> FloatTensor<Self> {
         node!(
-            RmsNorm,
+            RmsNormNode,
             C,
             [x, w],
             ((x.primitive.clone(), w.primitive.clone(), eps), B::rms_norm(x.primitive, w.primitive, eps, out)),
@@ -230,7 +230,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
         out: DType,
     ) -> FloatTensor<Self> {
         node!(
-            NormLinear,
+            NormLinearNode,
             C,
             [x, gain, w],
             {
@@ -252,7 +252,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
         let (cos, sin) = (cos.primitive, sin.primitive);
         let table = || Rotary { cos: cos.clone(), sin: sin.clone() };
         node!(
-            Rope,
+            RopeNode,
             C,
             [x],
             ((table(), rotated, inverse), B::rope(x.primitive, cos.clone(), sin.clone(), rotated, inverse)),
@@ -261,12 +261,12 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
     }
 
     fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
-        node!(SwiGlu, C, [gate_up], (gate_up.primitive.clone(), B::swiglu(gate_up.primitive)), B::swiglu(gate_up.primitive))
+        node!(SwiGluNode, C, [gate_up], (gate_up.primitive.clone(), B::swiglu(gate_up.primitive)), B::swiglu(gate_up.primitive))
     }
 
     fn swiglu_project(gate_up: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
         node!(
-            SwiGluLinear,
+            SwiGluLinearNode,
             C,
             [gate_up, w],
             ([gate_up.primitive.clone(), w.primitive.clone()], B::swiglu_project(gate_up.primitive, w.primitive, out)),
@@ -276,13 +276,13 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
 
     fn causal_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
         node!(
-            Attention,
+            AttentionNode,
             C,
             [q, k, v],
             {
                 let (q, k, v) = (q.primitive, k.primitive, v.primitive);
                 let (out, lse) = B::attention_forward(q.clone(), k.clone(), v.clone(), None, scale);
-                (AttentionSaved { q, k, v, starts: None, out: out.clone(), lse, scale }, out)
+                (AttentionSaved { q, k, v, doc_starts: None, out: out.clone(), lse, scale }, out)
             },
             B::attention_forward(q.primitive, k.primitive, v.primitive, None, scale).0
         )
@@ -290,7 +290,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
 
     fn self_attention(qkv: FloatTensor<Self>, rotary: Rotary<Self>, s: SelfAttention<Self>) -> FloatTensor<Self> {
         let rotary = Rotary { cos: rotary.cos.primitive, sin: rotary.sin.primitive };
-        let s = SelfAttention { kv_heads: s.kv_heads, starts: s.starts, scale: s.scale };
+        let s = SelfAttention { kv_heads: s.kv_heads, doc_starts: s.doc_starts, scale: s.scale };
         node!(
             SelfAttentionNode,
             C,
@@ -306,7 +306,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
 
     fn linear_cross_entropy(x: FloatTensor<Self>, w: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         node!(
-            CrossEntropy,
+            CrossEntropyNode,
             C,
             [x, w],
             {

@@ -175,34 +175,34 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        starts: Option<IntTensor<Self>>,
+        doc_starts: Option<IntTensor<Self>>,
         scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [batch, heads, seq, _] = q.shape.dims();
         let outs = [like(&q), (vec![batch, heads, seq, 1], DType::F32)];
-        let starts = starts.into_iter().collect();
-        let [out, lse] = step::<B, 2>("attention_forward", vec![q, k, v], starts, outs, move |x| {
+        let doc_starts = doc_starts.into_iter().collect();
+        let [out, lse] = step::<B, 2>("attention_forward", vec![q, k, v], doc_starts, outs, move |x| {
             B::attention_forward(x.float(), x.float(), x.float(), x.ints.next(), scale).into()
         });
         (out, lse)
     }
     fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-        let AttentionSaved { q, k, v, starts, out, lse, scale } = saved;
+        let AttentionSaved { q, k, v, doc_starts, out, lse, scale } = saved;
         let outs = [&q, &k, &v].map(like);
-        let (operands, starts) = (vec![q, k, v, out, lse, dout], starts.into_iter().collect());
-        step::<B, 3>("attention_backward", operands, starts, outs, move |x| {
+        let (operands, doc_starts) = (vec![q, k, v, out, lse, dout], doc_starts.into_iter().collect());
+        step::<B, 3>("attention_backward", operands, doc_starts, outs, move |x| {
             let [q, k, v, out, lse, dout] = std::array::from_fn(|_| x.float());
-            B::attention_backward(AttentionSaved { q, k, v, starts: x.ints.next(), out, lse, scale }, dout)
+            B::attention_backward(AttentionSaved { q, k, v, doc_starts: x.ints.next(), out, lse, scale }, dout)
         })
     }
     fn self_attention_forward(qkv: FloatTensor<Self>, s: SelfAttention<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let SelfAttention { kv_heads, starts, scale } = s;
+        let SelfAttention { kv_heads, doc_starts, scale } = s;
         let [batch, seq, all, head_dim] = qkv.shape.dims();
         let heads = all - 2 * kv_heads;
         let outs = [(vec![batch, seq, heads, head_dim], qkv.dtype), (vec![batch, heads, seq, 1], DType::F32)];
-        let starts = starts.into_iter().collect();
-        let [out, lse] = step::<B, 2>("self_attention_forward", vec![qkv], starts, outs, move |x| {
-            B::self_attention_forward(x.float(), SelfAttention { kv_heads, starts: x.ints.next(), scale }).into()
+        let doc_starts = doc_starts.into_iter().collect();
+        let [out, lse] = step::<B, 2>("self_attention_forward", vec![qkv], doc_starts, outs, move |x| {
+            B::self_attention_forward(x.float(), SelfAttention { kv_heads, doc_starts: x.ints.next(), scale }).into()
         });
         (out, lse)
     }
@@ -213,11 +213,11 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
         lse: FloatTensor<Self>,
         dout: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let SelfAttention { kv_heads, starts, scale } = s;
+        let SelfAttention { kv_heads, doc_starts, scale } = s;
         let dqkv = like(&qkv);
-        let (operands, starts) = (vec![qkv, out, lse, dout], starts.into_iter().collect());
-        one::<B>("self_attention_backward", operands, starts, dqkv, move |x| {
-            let s = SelfAttention { kv_heads, starts: x.ints.next(), scale };
+        let (operands, doc_starts) = (vec![qkv, out, lse, dout], doc_starts.into_iter().collect());
+        one::<B>("self_attention_backward", operands, doc_starts, dqkv, move |x| {
+            let s = SelfAttention { kv_heads, doc_starts: x.ints.next(), scale };
             B::self_attention_backward(x.float(), s, x.float(), x.float(), x.float())
         })
     }

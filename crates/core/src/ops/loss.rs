@@ -121,7 +121,7 @@ pub fn forward_backward<B: LlamaOps>(
     first: usize,
     join: &Join<'_, B>,
 ) -> LossGrads<B> {
-    let ([n, d], dtype) = (x.shape().dims(), x.dtype());
+    let ([n, _], dtype) = (x.shape().dims::<2>(), x.dtype());
     let device = B::float_device(&x);
     let step = rows_per_chunk(B::logit_rows(w.shape()[0]), n);
     let mut loss = Tensor::<B, 1>::zeros([1], (&device, DType::F32));
@@ -138,11 +138,14 @@ pub fn forward_backward<B: LlamaOps>(
         dw = Some(B::project_backward_weight(dlogits.clone(), xb, dw));
         used = Some(dlogits);
     }
-    drop((x, used)); // before the chunks are joined
+    drop(used); // before the chunks are joined
     let dx = match dxs.len() {
-        0 => Tensor::zeros([0, d], (&device, dtype)),
+        0 => tensor(x), // no rows
         1 => dxs.remove(0),
-        _ => Tensor::cat(dxs, 0),
+        _ => {
+            drop(x);
+            Tensor::cat(dxs, 0)
+        }
     };
     let dw = dw.unwrap_or_else(|| B::float_zeros(w.shape(), &device, burn::tensor::FloatDType::F32));
     LossGrads { loss: primitive(loss), dx: primitive(dx), dw }

@@ -130,15 +130,15 @@ pub trait LlamaOps: Backend {
         Self::attention_forward(q, k, v, None, scale).0
     }
     /// [`LlamaOps::causal_attention`] and the log-sum-exp of each row's scores, `[batch, h, s_q, 1]`, float32: all that backward
-    /// needs. `starts [batch, s]` (`s_q = s_k = s`) holds for each query the first key that it sees, the start of its document.
+    /// needs. `doc_starts [batch, s]` (`s_q = s_k = s`) holds for each query the first key that it sees, the start of its document.
     fn attention_forward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        starts: Option<IntTensor<Self>>,
+        doc_starts: Option<IntTensor<Self>>,
         scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::forward::<Self>(q, k, v, starts, scale)
+        attention::forward::<Self>(q, k, v, doc_starts, scale)
     }
     /// Gradients of [`LlamaOps::causal_attention`], `(dq, dk, dv)`: recomputes the weights block by block.
     fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
@@ -260,7 +260,7 @@ pub struct AttentionSaved<B: Backend> {
     /// Values `[batch, kv, s_k, head_dim]`.
     pub v: FloatTensor<B>,
     /// First key that each query sees, `[batch, s]`; `None`: the first of all.
-    pub starts: Option<IntTensor<B>>,
+    pub doc_starts: Option<IntTensor<B>>,
     /// The output `[batch, h, s_q, head_dim]`.
     pub out: FloatTensor<B>,
     /// Log-sum-exp of the scaled scores `[batch, h, s_q, 1]`.
@@ -275,7 +275,7 @@ pub struct SelfAttention<B: Backend> {
     /// Key/value heads: of `H` heads in all, `H - 2 kv_heads` are query heads.
     pub kv_heads: usize,
     /// First key that each query sees, `[batch, s]`; `None`: the first of all.
-    pub starts: Option<IntTensor<B>>,
+    pub doc_starts: Option<IntTensor<B>>,
     /// Factor on the scores.
     pub scale: f64,
 }
@@ -417,29 +417,32 @@ pub fn attention<B: LlamaOps>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>)
 }
 
 /// Rotary embedding and causal attention of a packed projection, with 1 / sqrt(head_dim) on the scores; see
-/// [`LlamaOps::self_attention`]. `starts` keeps attention inside documents: the first position of each position's document.
+/// [`LlamaOps::self_attention`]. `doc_starts` keeps attention inside documents: the first position of each position's document.
 ///
 /// # Shapes
-/// - `qkv`: `[batch, seq, n_heads + 2 n_kv_heads, head_dim]`, `cos`, `sin`: `[seq, head_dim / 2]`, `starts`: `[batch, seq]`
+/// - `qkv`: `[batch, seq, n_heads + 2 n_kv_heads, head_dim]`, `cos`, `sin`: `[seq, head_dim / 2]`, `doc_starts`: `[batch, seq]`
 /// - returns `[batch, seq, n_heads, head_dim]`
 pub fn self_attention<B: LlamaOps>(
     qkv: Tensor<B, 4>,
     cos: Tensor<B, 2>,
     sin: Tensor<B, 2>,
     n_kv_heads: usize,
-    starts: Option<Tensor<B, 2, Int>>,
+    doc_starts: Option<Tensor<B, 2, Int>>,
 ) -> Tensor<B, 4> {
     let [batch, seq, heads, head_dim] = qkv.dims();
     assert_eq!(cos.dims(), [seq, head_dim / 2], "self_attention: the tables do not fit the input");
     assert!(heads > 2 * n_kv_heads, "self_attention: {heads} heads in all cannot hold {n_kv_heads} key and value heads");
     let n_heads = heads - 2 * n_kv_heads;
     assert!(n_heads.is_multiple_of(n_kv_heads), "attention: {n_heads} heads cannot share {n_kv_heads} key/value heads");
-    if let Some(starts) = &starts {
-        assert_eq!(starts.dims(), [batch, seq], "self_attention: one document start a position");
+    if let Some(doc_starts) = &doc_starts {
+        assert_eq!(doc_starts.dims(), [batch, seq], "self_attention: one document start a position");
     }
     let rotary = Rotary { cos: primitive(cos), sin: primitive(sin) };
-    let s =
-        SelfAttention { kv_heads: n_kv_heads, starts: starts.map(Tensor::into_primitive), scale: 1.0 / (head_dim as f64).sqrt() };
+    let s = SelfAttention {
+        kv_heads: n_kv_heads,
+        doc_starts: doc_starts.map(Tensor::into_primitive),
+        scale: 1.0 / (head_dim as f64).sqrt(),
+    };
     tensor(B::self_attention(primitive(qkv), rotary, s))
 }
 

@@ -38,7 +38,7 @@ pub(super) fn attention<B: LlamaOps>(s: AttentionShape, device: &B::Device, chec
             let values = x.iter().map(|&x| x as f32).collect();
             from_f32::<B>(values, &[batch, heads, seq_q, width], device)
         };
-        let saved = AttentionSaved { q, k, v, starts: None, out: saved(&out, head_dim), lse: saved(&lse, 1), scale };
+        let saved = AttentionSaved { q, k, v, doc_starts: None, out: saved(&out, head_dim), lse: saved(&lse, 1), scale };
         let [gq, gk, gv] = B::attention_backward(saved, dout.heads::<B>(device));
         vec![Output::new::<B>(gq, &dq).scale(floor), Output::new::<B>(gk, &dk).scale(floor), Output::new::<B>(gv, &dv)]
     });
@@ -127,7 +127,7 @@ pub(super) fn self_attention<B: LlamaOps>(s: AttentionShape, device: &B::Device,
         let tolerance = checks.tolerance.softmax(dim + seq, magnitude(&lse).max(magnitude(&q) * magnitude(&k) * scale));
         let floor = magnitude(&dv) / 4.0;
         let ints = || starts.map(|x| Tensor::<B, 2, Int>::from_data(TensorData::new(x.to_vec(), [batch, seq]), device));
-        let settings = || SelfAttention { kv_heads, starts: ints().map(Tensor::into_primitive), scale };
+        let settings = || SelfAttention { kv_heads, doc_starts: ints().map(Tensor::into_primitive), scale };
         let rotary = || Rotary { cos: cos.at::<B>(device), sin: sin.at::<B>(device) };
         let at = |x: &[f64], shape: &[usize]| from_f32::<B>(x.iter().map(|&x| x as f32).collect(), shape, device);
         checks.row("self_attention", &text, tolerance, || {

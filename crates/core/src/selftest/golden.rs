@@ -5,7 +5,7 @@ use safetensors::SafeTensors;
 
 use super::{Checks, Output, draw};
 use crate::model::init::from_f32;
-use crate::model::{Llama, ModelConfig, unfuse};
+use crate::model::{Llama, ModelConfig, PerSlot, unfuse};
 use crate::ops::{LlamaOps, primitive};
 use crate::optim::{AdamW, OptimConfig, global_norm};
 
@@ -66,12 +66,12 @@ fn gradients<B: LlamaOps>(
     model: &Llama<B>,
     step: usize,
     device: &B::Device,
-) -> (Tensor<B, 1>, Vec<burn::tensor::ops::FloatTensor<B>>) {
+) -> (Tensor<B, 1>, PerSlot<burn::tensor::ops::FloatTensor<B>>) {
     let [inputs, targets] = batch::<B>(step, device);
     let ad = model.autodiff();
     let loss = ad.loss_sum(Tensor::from_inner(inputs), Tensor::from_inner(targets)).div_scalar(COUNTED);
     let grads = ad.take_gradients(&mut loss.backward());
-    (loss.inner(), grads) // in the order of ModelConfig::stored
+    (loss.inner(), grads)
 }
 
 pub(super) fn check<B: LlamaOps>(device: &B::Device, checks: &mut Checks<'_>) {

@@ -119,7 +119,7 @@ fn of_type<B: LlamaOps>([seq, dim]: [usize; 2], dtype: DType, name: &str, device
         let settings = || {
             let of = |starts: &Vec<i32>| TensorData::new(starts.clone(), [batch, seq]);
             let starts = starts.map(|s| Tensor::<B, 2, Int>::from_data(of(s), device).into_primitive());
-            SelfAttention { kv_heads, starts, scale }
+            SelfAttention { kv_heads, doc_starts: starts, scale }
         };
         // Weights and their gradients may be rounded before the second product, as tensor cores want them; independent roundings of
         // the terms of a sum stay below one rounding of the sum's largest possible size.

@@ -1,17 +1,17 @@
 //! A run's settings: defaults, then a preset, then a TOML file, then `--set a.b=c`. The resolved whole is `config.toml`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::step::{Precision, StepConfig};
-use super::valid::HeldOut;
 use crate::backend::{AttentionKernel, Gemm};
 use crate::config::{self, Layers};
 use crate::error::{Error, Result};
 use crate::generate::SampleConfig;
-use crate::model::backward::Keep;
+use crate::model::backward::ActivationCheckpointing;
 use crate::model::{InitConfig, ModelConfig};
 use crate::optim::OptimConfig;
 
@@ -65,8 +65,10 @@ pub struct TrainConfig {
     pub peak_tflops: Option<f64>,
     /// Type of the products' operands: `f32`, or `bf16` or `f16` with float32 master weights; `f16` scales the loss.
     pub precision: Precision,
-    /// Activations kept for backward: `all`, `linear` (outputs of linear layers and attention) or `block` (block inputs).
-    pub keep: Keep,
+    /// Activation checkpointing, by what is kept for backward: `all` (none), `linear` (selective: outputs of linear layers and
+    /// attention) or `block` (full: block inputs).
+    #[serde(rename = "keep")]
+    pub checkpointing: ActivationCheckpointing,
     /// CUDA, wgpu: the routine for products in `bf16`; see [`Gemm`].
     pub gemm: Gemm,
     /// CUDA, wgpu: the kernels for attention in `bf16`; see [`AttentionKernel`].
@@ -97,7 +99,7 @@ impl Default for TrainConfig {
             spike_z: None,
             peak_tflops: None,
             precision: Precision::F32,
-            keep: Keep::Linear,
+            checkpointing: ActivationCheckpointing::Selective,
             gemm: Gemm::Auto,
             attention: AttentionKernel::Auto,
             autodiff: false,
@@ -121,6 +123,26 @@ pub struct DataConfig {
     pub tokenizer: Option<PathBuf>,
     /// Check every shard's checksum at the start (reads all data once).
     pub verify: bool,
+}
+
+/// `data.valid`: a dataset's folder, or folders by name (`[data.valid]`, a line `wikipedia = "DIR"` each).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum HeldOut {
+    /// One dataset.
+    One(PathBuf),
+    /// Several.
+    Named(BTreeMap<String, PathBuf>),
+}
+
+impl HeldOut {
+    /// The folders with their names; that of a single one is empty.
+    pub fn folders(&self) -> Vec<(&str, &Path)> {
+        match self {
+            Self::One(path) => vec![("", path)],
+            Self::Named(sets) => sets.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect(),
+        }
+    }
 }
 
 impl Default for DataConfig {
@@ -200,8 +222,8 @@ impl RunConfig {
 
     /// How a step computes.
     pub fn step(&self) -> StepConfig {
-        let TrainConfig { precision, keep, autodiff, update_in_backward, .. } = self.train;
-        StepConfig { keep, precision, autodiff, update_in_backward }
+        let TrainConfig { precision, checkpointing, autodiff, update_in_backward, .. } = self.train;
+        StepConfig { checkpointing, precision, autodiff, update_in_backward }
     }
 
     /// Checks every setting against the others.

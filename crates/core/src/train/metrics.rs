@@ -12,7 +12,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::valid::Validation;
 use crate::error::{Error, Result};
 
 /// The file's name in a run directory.
@@ -69,6 +68,17 @@ impl StepRecord {
         let (loss, bpb) = self.val_loss.zip(self.val_bpb)?;
         Some(Validation { loss, bpb, by_set: self.val_losses.clone() })
     }
+}
+
+/// What a validation found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Validation {
+    /// Mean over all tokens looked at, in nats a token.
+    pub loss: f64,
+    /// Bits per byte over all of them.
+    pub bpb: f64,
+    /// Nats a token by held-out set, where there are several.
+    pub by_set: BTreeMap<String, f64>,
 }
 
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {

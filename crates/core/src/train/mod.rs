@@ -1,5 +1,5 @@
-//! Loss to weights: settings ([`config`]), what memory they need ([`plan`]), one step ([`step`]), the loop ([`run`]), what it
-//! writes down ([`metrics`], [`report`]).
+//! Loss to weights: settings ([`config`]), what memory they need ([`plan`]), one step ([`step`]), a run of
+//! them ([`run`]), what it writes down ([`metrics`], [`report`]).
 
 pub mod config;
 pub mod metrics;
@@ -8,13 +8,15 @@ pub mod plan;
 mod pool;
 pub mod report;
 pub mod run;
+mod session;
 mod spike;
+mod state;
 pub mod step;
 mod valid;
 
-pub use config::RunConfig;
+pub use config::{HeldOut, RunConfig};
 
 pub use crate::config::Layers;
+pub use metrics::Validation;
 pub use observe::{Observer, RunInfo, RunSummary};
 pub use run::{Start, Then, Trained, Trainer, train, train_then};
-pub use valid::{HeldOut, Validation};

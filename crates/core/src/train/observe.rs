@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::metrics::StepRecord;
-use super::valid::Validation;
+use super::metrics::{StepRecord, Validation};
 
 /// What the loop tells while it runs. Every method has an empty default.
 pub trait Observer {

@@ -2,12 +2,13 @@
 //! [`forward_backward`](crate::model::backward::forward_backward) and of the update is followed, in the order in which they come and
 //! go, and the peak is told by what it consists of.
 
+use burn::tensor::DType;
 use serde::Serialize;
 
 use super::pool::Pool;
 use super::step::{Precision, StepConfig};
-use crate::model::ModelConfig;
-use crate::model::backward::Keep;
+use crate::model::backward::ActivationCheckpointing;
+use crate::model::{LayerSlot, ModelConfig, PerSlot, Slot};
 use crate::ops::loss;
 
 /// What is planned.
@@ -33,7 +34,7 @@ pub struct PlanConfig {
 
 /// Bytes at the moment of the peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// Parameters, float32.
     pub weights: u64,
     /// Their copies in the compute type.
@@ -50,7 +51,7 @@ pub struct Plan {
     pub pool: Option<u64>,
 }
 
-impl Plan {
+impl MemoryPlan {
     /// All tensors.
     pub fn total(&self) -> u64 {
         self.weights + self.copies + self.moments + self.gradients + self.activations + self.workspace
@@ -64,7 +65,7 @@ impl Plan {
 
 /// What a tensor is for.
 #[derive(Clone, Copy)]
-enum Kind {
+enum Use {
     Gradient,
     Activation,
     Workspace,
@@ -73,29 +74,29 @@ enum Kind {
 /// Live bytes, and those of the highest moment.
 #[derive(Default)]
 struct Ledger {
-    now: Plan,
-    peak: Plan,
+    now: MemoryPlan,
+    peak: MemoryPlan,
     pool: Option<Pool>,
 }
 
 impl Ledger {
-    fn of(&mut self, kind: Kind) -> &mut u64 {
+    fn of(&mut self, kind: Use) -> &mut u64 {
         match kind {
-            Kind::Gradient => &mut self.now.gradients,
-            Kind::Activation => &mut self.now.activations,
-            Kind::Workspace => &mut self.now.workspace,
+            Use::Gradient => &mut self.now.gradients,
+            Use::Activation => &mut self.now.activations,
+            Use::Workspace => &mut self.now.workspace,
         }
     }
 
     /// A new tensor.
-    fn take(&mut self, kind: Kind, bytes: u64) {
+    fn take(&mut self, kind: Use, bytes: u64) {
         if let Some(pool) = &mut self.pool {
             pool.take(bytes);
         }
         self.count(kind, bytes);
     }
 
-    fn count(&mut self, kind: Kind, bytes: u64) {
+    fn count(&mut self, kind: Use, bytes: u64) {
         *self.of(kind) += bytes;
         if self.now.total() > self.peak.total() {
             self.peak = self.now;
@@ -103,19 +104,19 @@ impl Ledger {
     }
 
     /// A tensor of one operation becomes another kind's.
-    fn keep(&mut self, kind: Kind, bytes: u64) {
-        self.uncount(Kind::Workspace, bytes);
+    fn keep(&mut self, kind: Use, bytes: u64) {
+        self.uncount(Use::Workspace, bytes);
         self.count(kind, bytes);
     }
 
-    fn free(&mut self, kind: Kind, bytes: u64) {
+    fn free(&mut self, kind: Use, bytes: u64) {
         if let Some(pool) = &mut self.pool {
             pool.free(bytes);
         }
         self.uncount(kind, bytes);
     }
 
-    fn uncount(&mut self, kind: Kind, bytes: u64) {
+    fn uncount(&mut self, kind: Use, bytes: u64) {
         let left = self.of(kind).checked_sub(bytes);
         debug_assert!(left.is_some(), "more is freed than was taken");
         *self.of(kind) = left.unwrap_or(0);
@@ -123,17 +124,17 @@ impl Ledger {
 
     /// A tensor of one operation.
     fn work(&mut self, bytes: u64) -> u64 {
-        self.take(Kind::Workspace, bytes);
+        self.take(Use::Workspace, bytes);
         bytes
     }
 
     fn done(&mut self, bytes: u64) {
-        self.free(Kind::Workspace, bytes);
+        self.free(Use::Workspace, bytes);
     }
 }
 
-/// Sizes of a block's tensors in bytes.
-struct Sizes {
+/// BlockBytes of a block's tensors in bytes.
+struct BlockBytes {
     /// `[n, d]` in float32: the residual stream and its gradient.
     residual: u64,
     /// `[n, d]` in the compute type.
@@ -146,7 +147,7 @@ struct Sizes {
     full: bool,
 }
 
-impl Sizes {
+impl BlockBytes {
     fn new(c: &PlanConfig) -> Self {
         let (m, n) = (&c.model, (c.batch * c.seq_len) as u64);
         let compute = if c.step.precision == Precision::F32 { 4 } else { 2 };
@@ -165,7 +166,7 @@ impl Sizes {
 
     /// Everything of a block but its last product, kept as `kind`; the residual stream after attention and SwiGLU's output stay
     /// as workspace, and their bytes are returned.
-    fn inner(&self, l: &mut Ledger, all: bool, kind: Kind) -> [u64; 2] {
+    fn inner(&self, l: &mut Ledger, all: bool, kind: Use) -> [u64; 2] {
         let normed = |l: &mut Ledger, then: u64| {
             let a = l.work(self.narrow);
             l.take(kind, then);
@@ -179,23 +180,25 @@ impl Sizes {
         [h, l.work(self.gate_up / 2)]
     }
 
-    fn backward(&self, l: &mut Ledger, keep: Keep, block: &[u64; 6], grads: &Grads) {
+    fn backward(&self, l: &mut Ledger, kept: ActivationCheckpointing, layer: usize, stored: &PerSlot<u64>, grads: &Grads) {
         let swiglu = self.gate_up / 2;
-        if keep == Keep::Block {
+        if kept == ActivationCheckpointing::Full {
             // Computed again, and kept whole until it is used.
-            for again in self.inner(l, true, Kind::Activation) {
-                l.keep(Kind::Activation, again);
+            for again in self.inner(l, true, Use::Activation) {
+                l.keep(Use::Activation, again);
             }
         }
-        let all = keep != Keep::Linear;
-        let [norm, wqkv, wo, ffn_norm, w13, w2] = *block;
+        let all = kept != ActivationCheckpointing::Selective;
+        use LayerSlot::{AttentionNorm, FfnNorm, W2, W13, Wo, Wqkv};
+        let [norm, wqkv, wo, ffn_norm, w13, w2] =
+            [AttentionNorm, Wqkv, Wo, FfnNorm, W13, W2].map(|slot| stored[Slot::Layer(layer, slot)]);
         // What is recomputed lives here; what was kept is freed where it is used up.
         let recompute = |l: &mut Ledger, bytes: u64| {
             if !all {
                 l.work(bytes);
             }
         };
-        let used = |l: &mut Ledger, bytes: u64| if all { l.free(Kind::Activation, bytes) } else { l.done(bytes) };
+        let used = |l: &mut Ledger, bytes: u64| if all { l.free(Use::Activation, bytes) } else { l.done(bytes) };
         let cast = |l: &mut Ledger| if self.full { 0 } else { l.work(self.narrow) };
 
         let dp = cast(l);
@@ -211,7 +214,7 @@ impl Sizes {
         grads.take(l, w13);
         used(l, self.narrow);
         let db = l.work(self.narrow);
-        l.free(Kind::Activation, self.gate_up);
+        l.free(Use::Activation, self.gate_up);
         grads.put(l, w13);
         grads.all(l, ffn_norm);
         l.done(db);
@@ -224,7 +227,7 @@ impl Sizes {
         grads.put(l, wo);
         let dqkv = l.work(self.qkv);
         for used in [self.qkv, self.out, self.lse] {
-            l.free(Kind::Activation, used);
+            l.free(Use::Activation, used);
         }
         l.done(dout);
         recompute(l, self.narrow);
@@ -235,7 +238,7 @@ impl Sizes {
         grads.put(l, wqkv);
         grads.all(l, norm);
         l.done(da);
-        l.free(Kind::Activation, self.residual); // x
+        l.free(Use::Activation, self.residual); // x
     }
 }
 
@@ -250,13 +253,13 @@ struct Grads {
 impl Grads {
     fn take(&self, l: &mut Ledger, bytes: u64) {
         if self.new {
-            l.take(Kind::Gradient, bytes);
+            l.take(Use::Gradient, bytes);
         }
     }
 
     fn put(&self, l: &mut Ledger, bytes: u64) {
         if self.in_backward {
-            l.free(Kind::Gradient, bytes);
+            l.free(Use::Gradient, bytes);
         }
     }
 
@@ -267,45 +270,46 @@ impl Grads {
 }
 
 /// The peak of a training step.
-pub fn plan(c: &PlanConfig) -> Plan {
+pub fn plan(c: &PlanConfig) -> MemoryPlan {
     let m = &c.model;
     let bytes = |shape: &[usize]| 4 * shape.iter().product::<usize>() as u64;
-    let stored: Vec<u64> = m.stored().iter().map(|s| bytes(&s.shape)).collect();
+    let stored = m.stored_shapes().map(|_, shape| bytes(&shape));
+    // Of two bytes an element where the compute type is not float32.
+    let compute = c.step.precision.dtype();
+    let copy = |slot: Slot| if slot.read_as(compute) == DType::F32 { 0 } else { stored[slot] / 2 };
     let weights: u64 = stored.iter().sum();
-    let matrices: u64 = m.stored().iter().skip(1).filter(|s| s.shape.len() == 2).map(|s| bytes(&s.shape)).sum();
-    let copies = if c.step.precision == Precision::F32 { 0 } else { matrices / 2 };
-    let start = Plan { weights, copies, moments: 2 * weights, workspace: c.product_bytes, ..Plan::default() };
+    let copies = stored.slots().map(copy).sum();
+    let start = MemoryPlan { weights, copies, moments: 2 * weights, workspace: c.product_bytes, ..MemoryPlan::default() };
     let pool = c.largest_page.map(|largest| {
         let mut pool = Pool::new(largest);
-        let copied = |i: usize| i > 0 && copies > 0 && m.stored()[i].shape.len() == 2;
-        for (i, &bytes) in stored.iter().enumerate() {
-            (0..3).for_each(|_| pool.reside(bytes));
-            if copied(i) {
-                pool.reside(bytes / 2);
+        for slot in stored.slots() {
+            (0..3).for_each(|_| pool.reside(stored[slot]));
+            if copy(slot) > 0 {
+                pool.reside(copy(slot));
             }
         }
         pool
     });
     let mut l = Ledger { now: start, peak: start, pool };
-    let s = Sizes::new(c);
-    let keep = c.step.keep;
+    let s = BlockBytes::new(c);
+    let kept = c.step.checkpointing;
     let vocab = m.vocab_size as u64;
     for micro in 0..c.micro_batches.max(1) {
         let grads = Grads { new: micro == 0, in_backward: c.step.update_in_backward };
-        l.take(Kind::Activation, s.residual);
+        l.take(Use::Activation, s.residual);
         for _ in 0..m.n_layers {
-            let kind = if keep == Keep::Block { Kind::Workspace } else { Kind::Activation };
-            let [h, swiglu] = s.inner(&mut l, keep == Keep::All, kind);
-            match keep {
-                Keep::Block => [s.qkv, s.out, s.lse, s.gate_up].into_iter().for_each(|kept| l.done(kept)),
-                Keep::Linear => {}
+            let kind = if kept == ActivationCheckpointing::Full { Use::Workspace } else { Use::Activation };
+            let [h, swiglu] = s.inner(&mut l, kept == ActivationCheckpointing::None, kind);
+            match kept {
+                ActivationCheckpointing::Full => [s.qkv, s.out, s.lse, s.gate_up].into_iter().for_each(|used| l.done(used)),
+                ActivationCheckpointing::Selective => {}
                 // The product is written elsewhere than to h, which stays.
-                Keep::All => [h, swiglu].into_iter().for_each(|kept| l.keep(Kind::Activation, kept)),
+                ActivationCheckpointing::None => [h, swiglu].into_iter().for_each(|bytes| l.keep(Use::Activation, bytes)),
             }
-            if keep != Keep::All {
+            if kept != ActivationCheckpointing::None {
                 [h, swiglu].into_iter().for_each(|used| l.done(used)); // the block's output takes the place of h
             }
-            l.take(Kind::Activation, s.residual);
+            l.take(Use::Activation, s.residual);
         }
         // The loss: gradients of the hidden states by chunks, then as one.
         let normed = l.work(s.narrow);
@@ -316,8 +320,8 @@ pub fn plan(c: &PlanConfig) -> Plan {
         // All chunks of equal size but perhaps the last.
         let n = (c.batch * c.seq_len) as u64;
         let chunks: Vec<u64> = (0..n).step_by(rows as usize).map(|at| s.narrow / n * rows.min(n - at)).collect();
-        chunks.iter().for_each(|chunk| l.take(Kind::Workspace, *chunk));
-        grads.all(&mut l, *stored.last().unwrap_or(&0));
+        chunks.iter().for_each(|chunk| l.take(Use::Workspace, *chunk));
+        grads.all(&mut l, stored[Slot::Output]);
         l.done(if s.full { logits } else { narrow });
         l.done(normed);
         if chunks.len() > 1 {
@@ -325,17 +329,15 @@ pub fn plan(c: &PlanConfig) -> Plan {
             chunks.iter().for_each(|chunk| l.done(*chunk));
         }
         let dx = s.narrow;
-        l.take(Kind::Workspace, s.residual);
-        grads.all(&mut l, stored[stored.len() - 2]);
+        l.take(Use::Workspace, s.residual);
+        grads.all(&mut l, stored[Slot::Norm]);
         l.done(dx);
-        l.free(Kind::Activation, s.residual); // the last residual stream
+        l.free(Use::Activation, s.residual); // the last residual stream
         for layer in (0..m.n_layers).rev() {
-            let at = 1 + 6 * layer;
-            let block: [u64; 6] = std::array::from_fn(|i| stored[at + i]);
-            s.backward(&mut l, keep, &block, &grads);
+            s.backward(&mut l, kept, layer, &stored, &grads);
         }
-        grads.all(&mut l, stored[0]);
+        grads.all(&mut l, stored[Slot::TokEmbeddings]);
         l.done(s.residual);
     }
-    Plan { pool: l.pool.map(|pool| pool.held()), ..l.peak }
+    MemoryPlan { pool: l.pool.map(|pool| pool.held()), ..l.peak }
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::context;
 use crate::error::{Error, Result};
-use crate::model::Llama;
-use crate::model::backward::{Keep, Params, PassConfig, PassInput, Single, forward_backward};
+use crate::model::backward::{ActivationCheckpointing, PassConfig, PassInput, PassParameters, Single, forward_backward};
+use crate::model::{Llama, Parameter, PerSlot, Slot};
 use crate::ops::{AdamWScalars, LlamaOps, tensor};
 #[cfg(doc)]
 use crate::optim::LossScale;
@@ -56,7 +56,7 @@ impl Precision {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepConfig {
     /// What is kept from forward to backward.
-    pub keep: Keep,
+    pub checkpointing: ActivationCheckpointing,
     /// Type of the products' operands.
     pub precision: Precision,
     /// Burn's autodiff instead of the backward written by hand: somewhat larger, float32 only; the oracle.
@@ -65,6 +65,15 @@ pub struct StepConfig {
     /// then uses the norm of the step before, and a step cannot be left out. One micro-batch a step; not in float16, whose loss
     /// scale is found by leaving steps out.
     pub update_in_backward: bool,
+}
+
+impl StepConfig {
+    /// Makes model and optimizer ready for such steps: copies of the weights in the compute type, the factor on a float16 loss.
+    pub fn prepare<B: LlamaOps>(self, model: Llama<B>, optim: &mut AdamW<B>) -> Llama<B> {
+        let compute = self.precision.dtype();
+        optim.scale_loss_for(compute);
+        model.keep_copies(compute)
+    }
 }
 
 /// Token windows for one forward and backward pass.
@@ -93,7 +102,7 @@ impl MicroBatch {
         let targets: Vec<i32> = self.rows().flat_map(|row| row[1..].iter().copied()).collect();
         let mut order: Vec<i32> = (0..inputs.len() as i32).collect();
         order.sort_by_key(|&i| inputs[i as usize]); // stable: equal tokens stay in their order
-        let starts = self.bos.map(|bos| {
+        let doc_starts = self.bos.map(|bos| {
             let of_row = |row: &[i32]| {
                 let mut start = 0;
                 let position = |(i, &token): (usize, &i32)| {
@@ -110,7 +119,7 @@ impl MicroBatch {
             order: Tensor::from_data(TensorData::new(order, [inputs.len()]), device),
             tokens: Tensor::from_data(TensorData::new(inputs, shape), device),
             targets: Tensor::from_data(TensorData::new(targets, shape), device),
-            starts,
+            doc_starts,
         }
     }
 
@@ -134,32 +143,49 @@ pub struct StepOutput {
 }
 
 /// Parameters and gradients during a step.
-struct State<'a, B: LlamaOps> {
-    stored: Vec<Option<FloatTensor<B>>>,
-    grads: Vec<Option<FloatTensor<B>>>,
+struct StepParameters<'a, B: LlamaOps> {
+    stored: PerSlot<Option<Parameter<B>>>,
+    grads: PerSlot<Option<FloatTensor<B>>>,
     optim: &'a mut AdamW<B>,
+    compute: DType,
     /// The numbers of updates that are made in backward, and the squares of the gradients so far.
     now: Option<(AdamWScalars, Vec<Tensor<B, 1>>)>,
 }
 
-impl<B: LlamaOps> Params<B> for State<'_, B> {
-    fn weight(&self, i: usize) -> FloatTensor<B> {
-        let master = || self.stored[i].clone().expect("a parameter is away only while it is updated");
-        self.optim.copy(i).unwrap_or_else(master)
+impl<B: LlamaOps> PassParameters<B> for StepParameters<'_, B> {
+    fn weight(&self, slot: Slot) -> FloatTensor<B> {
+        let parameter = self.stored[slot].as_ref().expect("a parameter is away only while it is updated");
+        parameter.read(slot.read_as(self.compute))
     }
 
-    fn take_grad(&mut self, i: usize) -> Option<FloatTensor<B>> {
-        self.grads[i].take()
+    fn take_grad(&mut self, slot: Slot) -> Option<FloatTensor<B>> {
+        self.grads[slot].take()
     }
 
-    fn put_grad(&mut self, i: usize, grad: FloatTensor<B>) {
+    fn put_grad(&mut self, slot: Slot, grad: FloatTensor<B>) {
         let Some((scalars, squares)) = &mut self.now else {
-            self.grads[i] = Some(grad);
+            self.grads[slot] = Some(grad);
             return;
         };
         squares.push(tensor(B::square_sum(grad.clone())));
-        let w = self.stored[i].take().expect("each gradient comes once");
-        self.stored[i] = Some(self.optim.update(i, w, grad, *scalars));
+        let parameter = self.stored[slot].take().expect("each gradient comes once");
+        self.stored[slot] = Some(self.optim.update(slot, parameter, grad, *scalars));
+    }
+}
+
+impl<B: LlamaOps> StepParameters<'_, B> {
+    /// AdamW on every parameter whose gradient is still there; `factor` makes it that of the loss.
+    fn update(&mut self, lr: f64, norm: f64, factor: f64) {
+        if self.grads.iter().all(Option::is_none) {
+            return;
+        }
+        let mut s = self.optim.begin_step(norm, lr);
+        s.grad_scale *= factor;
+        for slot in self.grads.slots() {
+            if let (Some(grad), Some(parameter)) = (self.grads[slot].take(), self.stored[slot].take()) {
+                self.stored[slot] = Some(self.optim.update(slot, parameter, grad, s));
+            }
+        }
     }
 }
 
@@ -199,14 +225,16 @@ pub fn train_step<B: LlamaOps>(
     let scale = 1.0 / (valid * unscaled);
     let mut losses = Vec::new();
     let last_norm = optim.last_norm;
+    let compute = how.precision.dtype();
     let mut state = if how.autodiff {
         let grads = autodiff_gradients(&model, &micro_batches, scale, &mut losses);
-        State { stored: wrap(model.into_stored()), grads: wrap(grads), optim, now: None }
+        let grads = grads.map_or_else(|| PerSlot::from_fn(config.n_layers, |_| None), |grads| grads.map(|_, grad| Some(grad)));
+        StepParameters { stored: model.into_stored().map(|_, p| Some(p)), grads, optim, compute, now: None }
     } else {
-        let grads = config.stored().iter().map(|_| None).collect();
         let now = how.update_in_backward.then(|| (optim.begin_step(last_norm, lr), Vec::new()));
-        let mut state = State { stored: wrap(model.into_stored()), grads, optim, now };
-        let pass = PassConfig { keep: how.keep, compute: how.precision.dtype(), scale };
+        let grads = PerSlot::from_fn(config.n_layers, |_| None);
+        let mut state = StepParameters { stored: model.into_stored().map(|_, p| Some(p)), grads, optim, compute, now };
+        let pass = PassConfig { checkpointing: how.checkpointing, compute, scale };
         for micro in &micro_batches {
             let input = micro.to_device::<B>(&device);
             losses.push(tensor::<B, 1>(forward_backward(&config, &rope, &mut state, &input, pass, &Single)));
@@ -235,28 +263,8 @@ pub fn train_step<B: LlamaOps>(
         state.optim.last_norm = grad_norm;
         state.update(lr, grad_norm, unscaled);
     }
-    let stored = state.stored.into_iter().flatten().collect();
+    let stored = state.stored.map(|_, p| p.expect("an update puts the parameter back"));
     Ok((Llama::from_stored(&config, rope, stored), StepOutput { loss, grad_norm, skipped, loss_scale }))
-}
-
-impl<B: LlamaOps> State<'_, B> {
-    /// AdamW on every parameter whose gradient is still there; `factor` makes it that of the loss.
-    fn update(&mut self, lr: f64, norm: f64, factor: f64) {
-        if self.grads.iter().all(Option::is_none) {
-            return;
-        }
-        let mut s = self.optim.begin_step(norm, lr);
-        s.grad_scale *= factor;
-        for i in 0..self.grads.len() {
-            if let (Some(grad), Some(w)) = (self.grads[i].take(), self.stored[i].take()) {
-                self.stored[i] = Some(self.optim.update(i, w, grad, s));
-            }
-        }
-    }
-}
-
-fn wrap<T>(all: Vec<T>) -> Vec<Option<T>> {
-    all.into_iter().map(Some).collect()
 }
 
 /// What has gone wrong on the device since it was last asked.
@@ -273,33 +281,36 @@ pub(crate) fn device_failed<B: LlamaOps>(device: &B::Device, problem: &str) -> E
     }
 }
 
-/// The same gradients from Burn's graph.
+/// The same gradients from Burn's graph; `None` of no micro-batch.
 fn autodiff_gradients<B: LlamaOps>(
     model: &Llama<B>,
     micro_batches: &[MicroBatch],
     scale: f64,
     losses: &mut Vec<Tensor<B, 1>>,
-) -> Vec<FloatTensor<B>> {
-    let mut total: Option<Vec<FloatTensor<B>>> = None;
+) -> Option<PerSlot<FloatTensor<B>>> {
+    let mut total: Option<PerSlot<FloatTensor<B>>> = None;
     for micro in micro_batches {
         let input = micro.to_device::<B>(&model.device());
         let ad = model.autodiff();
-        let starts = input.starts.map(Tensor::from_inner);
-        let loss = ad.loss_sum_in(Tensor::from_inner(input.tokens), Tensor::from_inner(input.targets), starts);
+        let doc_starts = input.doc_starts.map(Tensor::from_inner);
+        let loss = ad.loss_sum_in(Tensor::from_inner(input.tokens), Tensor::from_inner(input.targets), doc_starts);
         losses.push(loss.clone().inner());
         let grads = ad.take_gradients(&mut loss.mul_scalar(scale).backward());
         total = Some(match total {
             None => grads,
-            Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| B::float_add(a, b)).collect(),
+            Some(sum) => {
+                let mut grads = grads.into_iter();
+                sum.map(|_, a| grads.next().map_or_else(|| a.clone(), |b| B::float_add(a.clone(), b)))
+            }
         });
     }
-    total.unwrap_or_default()
+    total
 }
 
 /// Mean cross-entropy of a batch, in nats, and the number of its targets.
 pub fn batch_loss<B: LlamaOps>(model: &Llama<B>, micro: &MicroBatch) -> (f64, u64) {
     let input = micro.to_device::<B>(&model.device());
-    let sum = model.loss_sum_in(input.tokens, input.targets, input.starts).into_data().convert::<f32>();
+    let sum = model.loss_sum_in(input.tokens, input.targets, input.doc_starts).into_data().convert::<f32>();
     let valid = micro.valid();
     (sum.iter::<f32>().map(f64::from).sum::<f64>() / valid.max(1) as f64, valid)
 }

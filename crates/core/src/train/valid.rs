@@ -1,45 +1,14 @@
 //! Held-out text: one dataset, or several that are measured each on its own (the sources of a mixture).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+use super::config::HeldOut;
+use super::metrics::Validation;
 use super::observe::Observer;
 use crate::data::{Batch, SequentialBatches, Shards, TokenWindows, Verify, Vocab};
 use crate::error::{Error, Result};
-
-/// `data.valid`: a dataset's folder, or folders by name (`[data.valid]`, a line `wikipedia = "DIR"` each).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum HeldOut {
-    /// One dataset.
-    One(PathBuf),
-    /// Several.
-    Named(BTreeMap<String, PathBuf>),
-}
-
-impl HeldOut {
-    /// The folders with their names; that of a single one is empty.
-    pub fn folders(&self) -> Vec<(&str, &Path)> {
-        match self {
-            Self::One(path) => vec![("", path)],
-            Self::Named(sets) => sets.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect(),
-        }
-    }
-}
-
-/// What a validation found.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Validation {
-    /// Mean over all tokens looked at, in nats a token.
-    pub loss: f64,
-    /// Bits per byte over all of them.
-    pub bpb: f64,
-    /// Nats a token by held-out set, where there are several.
-    pub by_set: BTreeMap<String, f64>,
-}
 
 /// Opened held-out sets.
 pub(super) struct Valid(Vec<Set>);
@@ -79,7 +48,7 @@ impl Valid {
         &self,
         batch: usize,
         windows: Option<u64>,
-        mut loss: impl FnMut(Batch) -> (f64, u64),
+        loss: &mut dyn FnMut(Batch) -> (f64, u64),
     ) -> Result<Validation> {
         let (mut nats, mut tokens, mut bytes) = (0.0, 0, 0.0);
         let mut by_set = BTreeMap::new();

@@ -3,12 +3,13 @@
 //! transposed in memory: heads as they lie in a projection `[batch, seq, heads, head_dim]`, or a cache.
 
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::math::{dot, exp, fold, max, vectorized};
-use super::slices::{CpuTensor, Mat, product, unwritten};
+use super::slices::{CpuTensor, Mat, product, unwritten, write_all};
 
 /// Queries and keys of a block.
 const QUERIES: usize = 64;
@@ -57,24 +58,26 @@ struct Sizes<'a> {
     seq_k: usize,
     dim: usize,
     first: usize,
-    starts: Option<&'a [i64]>,
+    doc_starts: Option<&'a [i64]>,
 }
 
 impl<'a> Sizes<'a> {
-    fn new<T: CpuTensor>(q: &T, k: &T, starts: Option<&'a [i64]>) -> Self {
+    fn new<T: CpuTensor>(q: &T, k: &T, doc_starts: Option<&'a [i64]>) -> Self {
         let [batch, heads, seq_q, dim] = q.shape().dims();
         let [_, kv, seq_k, _] = k.shape().dims();
-        Self { batch, heads, kv, group: heads / kv, seq_q, seq_k, dim, first: seq_k - seq_q, starts }
+        assert!(heads.is_multiple_of(kv), "attention: {heads} heads cannot share {kv} key/value heads");
+        Self { batch, heads, kv, group: heads / kv, seq_q, seq_k, dim, first: seq_k - seq_q, doc_starts }
     }
 
-    fn packed([batch, seq, all, dim]: [usize; 4], kv: usize, starts: Option<&'a [i64]>) -> Self {
+    fn packed([batch, seq, all, dim]: [usize; 4], kv: usize, doc_starts: Option<&'a [i64]>) -> Self {
         let heads = all - 2 * kv;
-        Self { batch, heads, kv, group: heads / kv, seq_q: seq, seq_k: seq, dim, first: 0, starts }
+        assert!(heads.is_multiple_of(kv), "attention: {heads} heads cannot share {kv} key/value heads");
+        Self { batch, heads, kv, group: heads / kv, seq_q: seq, seq_k: seq, dim, first: 0, doc_starts }
     }
 
     /// The first key that a query sees.
     fn start(&self, batch: usize, query: usize) -> usize {
-        self.starts.map_or(0, |starts| starts[batch * self.seq_q + query] as usize)
+        self.doc_starts.map_or(0, |doc_starts| doc_starts[batch * self.seq_q + query] as usize)
     }
 
     /// Keys of the block at `c` that the query sees: from, to.
@@ -91,27 +94,27 @@ impl<'a> Sizes<'a> {
 }
 
 /// A shared output that tasks write disjoint rows of.
-pub(super) struct Rows<'a>(*mut f32, usize, std::marker::PhantomData<&'a mut [f32]>);
+pub(super) struct Rows<'a, E>(*mut E, usize, std::marker::PhantomData<&'a mut [E]>);
 // SAFETY: see `slice`: every task writes rows of its own.
-unsafe impl Sync for Rows<'_> {}
-impl<'a> Rows<'a> {
-    pub(super) fn new(values: &'a mut [f32]) -> Self {
+unsafe impl<E: Send> Sync for Rows<'_, E> {}
+impl<'a, E> Rows<'a, E> {
+    pub(super) fn new(values: &'a mut [E]) -> Self {
         Self(values.as_mut_ptr(), values.len(), std::marker::PhantomData)
     }
 
     /// # Safety
     /// No two live slices may overlap.
     #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [f32] {
+    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [E] {
         assert!(at + len <= self.1, "row out of bounds");
         // SAFETY: inside the allocation, and disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
     }
 }
 
-/// Heads from `first` on of an output `[batch, seq, heads, head_dim]`.
+/// Heads from `first` on of an output `[batch, seq, heads, head_dim]` that is not written yet.
 struct HeadsOut<'a> {
-    rows: &'a Rows<'a>,
+    rows: &'a Rows<'a, MaybeUninit<f32>>,
     seq: usize,
     heads: usize,
     dim: usize,
@@ -122,7 +125,7 @@ impl HeadsOut<'_> {
     /// # Safety
     /// A row of a head is one task's alone.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, batch: usize, head: usize, row: usize) -> &mut [f32] {
+    unsafe fn row(&self, batch: usize, head: usize, row: usize) -> &mut [MaybeUninit<f32>] {
         let at = ((batch * self.seq + row) * self.heads + self.first + head) * self.dim;
         // SAFETY: by the caller's promise.
         unsafe { self.rows.slice(at, self.dim) }
@@ -160,15 +163,15 @@ vectorized! {
 }
 
 /// Output `[batch, seq_q, heads, head_dim]` and log-sum-exp `[batch, heads, seq_q, 1]`.
-pub(super) fn forward<T: CpuTensor>(q: &T, k: &T, v: &T, starts: Option<&[i64]>, scale: f32) -> (T, T) {
-    let s = Sizes::new(q, k, starts);
+pub(super) fn forward<T: CpuTensor>(q: &T, k: &T, v: &T, doc_starts: Option<&[i64]>, scale: f32) -> (T, T) {
+    let s = Sizes::new(q, k, doc_starts);
     run_forward(s, [q, k, v].map(Heads::new), scale, q)
 }
 
 /// The same of a packed projection `[batch, seq, heads + 2 kv, head_dim]`.
-pub(super) fn packed_forward<T: CpuTensor>(qkv: &T, kv: usize, starts: Option<&[i64]>, scale: f32) -> (T, T) {
+pub(super) fn packed_forward<T: CpuTensor>(qkv: &T, kv: usize, doc_starts: Option<&[i64]>, scale: f32) -> (T, T) {
     let shape = qkv.shape().dims::<4>();
-    let s = Sizes::packed(shape, kv, starts);
+    let s = Sizes::packed(shape, kv, doc_starts);
     let data = qkv.contiguous();
     let [_, seq, all, dim] = shape;
     let part = |first| Heads::packed(&data, [seq, all, dim], first);
@@ -177,13 +180,13 @@ pub(super) fn packed_forward<T: CpuTensor>(qkv: &T, kv: usize, starts: Option<&[
 
 fn run_forward<T: CpuTensor>(s: Sizes<'_>, [q, k, v]: [Heads<'_>; 3], scale: f32, like: &T) -> (T, T) {
     let mut out = unwritten(s.batch * s.seq_q * s.heads * s.dim);
-    let mut lse = unwritten(s.batch * s.heads * s.seq_q);
+    let mut lse = vec![0f32; s.batch * s.heads * s.seq_q];
     let rows = Rows::new(&mut out);
     let out_heads = HeadsOut { rows: &rows, seq: s.seq_q, heads: s.heads, dim: s.dim, first: 0 };
     lse.par_chunks_mut(s.seq_q.max(1)).enumerate().for_each(|(unit, lse)| {
         let (b, h) = (unit / s.heads, unit % s.heads);
-        let mut scores = unwritten(QUERIES * KEYS);
-        let mut acc = unwritten(QUERIES * s.dim);
+        let most = QUERIES.min(s.seq_q);
+        let (mut scores, mut acc) = (vec![0f32; most * KEYS], vec![0f32; most * s.dim]);
         for r0 in (0..s.seq_q).step_by(QUERIES) {
             let n = QUERIES.min(s.seq_q - r0);
             let (mut top, mut sums) = ([f32::NEG_INFINITY; QUERIES], [0f32; QUERIES]);
@@ -209,10 +212,14 @@ fn run_forward<T: CpuTensor>(s: Sizes<'_>, [q, k, v]: [Heads<'_>; 3], scale: f32
                 // SAFETY: this row of this head belongs to this task alone.
                 let out = unsafe { out_heads.row(b, h, r0 + r) };
                 let inverse = 1.0 / sums[r];
-                out.iter_mut().zip(&acc[r * s.dim..]).for_each(|(o, &a)| *o = a * inverse);
+                for (out, &a) in out.iter_mut().zip(&acc[r * s.dim..]) {
+                    out.write(a * inverse);
+                }
             }
         }
     });
+    // SAFETY: every query of every head wrote its row.
+    let out = unsafe { out.assume_init() }.into_vec();
     let out = T::make(out, &[s.batch, s.seq_q, s.heads, s.dim], like.dtype());
     (out, T::from_vec(lse, &[s.batch, s.heads, s.seq_q, 1]))
 }
@@ -220,13 +227,13 @@ fn run_forward<T: CpuTensor>(s: Sizes<'_>, [q, k, v]: [Heads<'_>; 3], scale: f32
 /// `[dq, dk, dv]`, each `[batch, seq, heads, head_dim]`.
 pub(super) fn backward<T: CpuTensor>(
     [q, k, v]: [&T; 3],
-    starts: Option<&[i64]>,
+    doc_starts: Option<&[i64]>,
     out: &T,
     lse: &T,
     dout: &T,
     scale: f32,
 ) -> [T; 3] {
-    let s = Sizes::new(q, k, starts);
+    let s = Sizes::new(q, k, doc_starts);
     let (q_shape, k_shape) = ([s.batch, s.seq_q, s.heads, s.dim], [s.batch, s.seq_k, s.kv, s.dim]);
     let [mut dq, mut dk, mut dv] = [q_shape, k_shape, k_shape].map(|shape| unwritten(shape.iter().product()));
     {
@@ -235,6 +242,8 @@ pub(super) fn backward<T: CpuTensor>(
         let grads = [to(&dq, s.seq_q, s.heads), to(&dk, s.seq_k, s.kv), to(&dv, s.seq_k, s.kv)];
         run_backward(s, [q, k, v].map(Heads::new), [out, dout].map(Heads::new), &lse.contiguous(), scale, grads);
     }
+    // SAFETY: every query of every head wrote its row, and so did every key of every key/value head.
+    let [dq, dk, dv] = [dq, dk, dv].map(|x| unsafe { x.assume_init() }.into_vec());
     [T::make(dq, &q_shape, q.dtype()), T::make(dk, &k_shape, q.dtype()), T::make(dv, &k_shape, q.dtype())]
 }
 
@@ -242,7 +251,7 @@ pub(super) fn backward<T: CpuTensor>(
 pub(super) fn packed_backward<T: CpuTensor>(
     qkv: &T,
     kv: usize,
-    starts: Option<&[i64]>,
+    doc_starts: Option<&[i64]>,
     out: &T,
     lse: &T,
     dout: &T,
@@ -250,7 +259,7 @@ pub(super) fn packed_backward<T: CpuTensor>(
 ) -> T {
     let shape = qkv.shape().dims::<4>();
     let [_, seq, all, dim] = shape;
-    let s = Sizes::packed(shape, kv, starts);
+    let s = Sizes::packed(shape, kv, doc_starts);
     let (data, out, dout) = (qkv.contiguous(), out.contiguous(), dout.contiguous());
     let part = |first| Heads::packed(&data, [seq, all, dim], first);
     let outs = [&out, &dout].map(|x| Heads::packed(x, [seq, s.heads, dim], 0));
@@ -261,7 +270,8 @@ pub(super) fn packed_backward<T: CpuTensor>(
         let inputs = [part(0), part(s.heads), part(s.heads + kv)];
         run_backward(s, inputs, outs, &lse.contiguous(), scale, [to(0), to(s.heads), to(s.heads + kv)]);
     }
-    T::make(grad, &shape, qkv.dtype())
+    // SAFETY: every position of every head wrote its row.
+    T::make(unsafe { grad.assume_init() }.into_vec(), &shape, qkv.dtype())
 }
 
 fn run_backward(
@@ -274,8 +284,9 @@ fn run_backward(
 ) {
     (0..s.batch * s.kv).into_par_iter().for_each(|unit| {
         let (b, g) = (unit / s.kv, unit % s.kv);
-        let (mut p, mut dp) = (unwritten(QUERIES * KEYS), unwritten(QUERIES * KEYS));
-        let mut dq = unwritten(QUERIES * s.dim);
+        let most = QUERIES.min(s.seq_q);
+        let (mut p, mut dp) = (vec![0f32; most * KEYS], vec![0f32; most * KEYS]);
+        let mut dq = vec![0f32; most * s.dim];
         // Key and value gradients of this head, dense; written out at the end.
         let (mut dk, mut dv) = (vec![0f32; s.seq_k * s.dim], vec![0f32; s.seq_k * s.dim]);
         for h in g * s.group..(g + 1) * s.group {
@@ -308,14 +319,14 @@ fn run_backward(
                 }
                 for r in 0..n {
                     // SAFETY: this row of this head belongs to this task alone.
-                    unsafe { dq_out.row(b, h, r0 + r) }.copy_from_slice(&dq[r * s.dim..][..s.dim]);
+                    write_all(unsafe { dq_out.row(b, h, r0 + r) }, &dq[r * s.dim..][..s.dim]);
                 }
             }
         }
         for (to, grad) in [(&dk_out, &dk), (&dv_out, &dv)] {
             for (c, grad) in grad.chunks_exact(s.dim).enumerate() {
                 // SAFETY: this row of this key/value head belongs to this task alone.
-                unsafe { to.row(b, g, c) }.copy_from_slice(grad);
+                write_all(unsafe { to.row(b, g, c) }, grad);
             }
         }
     });

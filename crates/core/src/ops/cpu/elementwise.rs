@@ -1,10 +1,12 @@
 //! RoPE, SwiGLU, embedding, AdamW and the sum of squares: one pass each.
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::math::{sigmoid, vectorized};
-use super::slices::{CpuTensor, unwritten};
+use super::slices::{CpuTensor, unwritten, write_all};
 use crate::ops::AdamWScalars;
 
 /// Elements a task.
@@ -43,11 +45,11 @@ pub(super) fn rope<T: CpuTensor>(x: T, cos: &T, sin: &T, rotated: usize, inverse
 }
 
 vectorized! {
-    fn swiglu_rows(out: &mut [f32], gate_up: &[f32], f: usize) {
+    fn swiglu_rows(out: &mut [MaybeUninit<f32>], gate_up: &[f32], f: usize) {
         for (out, gu) in out.chunks_exact_mut(f).zip(gate_up.chunks_exact(2 * f)) {
             let (g, u) = gu.split_at(f);
             for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
-                *out = g * sigmoid(g) * u;
+                out.write(g * sigmoid(g) * u);
             }
         }
     }
@@ -57,11 +59,13 @@ pub(super) fn swiglu<T: CpuTensor>(gate_up: &T) -> T {
     let [n, width] = gate_up.shape().dims();
     let f = width / 2;
     let gu = gate_up.contiguous();
+    assert!(width == 2 * f && gu.len() == n * width, "swiglu: a width of {width} is not a gate and an up");
     let mut out = unwritten(n * f);
     let task = rows(width);
     let tasks = out.par_chunks_mut((task * f).max(1)).zip(gu.par_chunks((task * width).max(1)));
     tasks.for_each(|(out, gu)| swiglu_rows(out, gu, f));
-    T::make(out, &[n, f], gate_up.dtype())
+    // SAFETY: every row of gates and ups wrote its row.
+    T::make(unsafe { out.assume_init() }.into_vec(), &[n, f], gate_up.dtype())
 }
 
 /// Gradients of gates and ups.
@@ -107,13 +111,14 @@ pub(super) fn swiglu_backward<T: CpuTensor>(gate_up: T, dy: &T) -> T {
 pub(super) fn embedding<T: CpuTensor>(ids: &[i64], w: &T, dtype: DType) -> T {
     let [v, d] = w.shape().dims();
     let ws = w.contiguous();
-    let mut out = unwritten(ids.len() * d);
+    let mut out = unwritten(ids.len() * d); // exactly a row an id
     out.par_chunks_mut(d.max(1)).zip(ids).with_min_len(rows(d)).for_each(|(out, &id)| {
         let row = usize::try_from(id).ok().filter(|&id| id < v);
         let row = row.unwrap_or_else(|| panic!("embedding: token {id} is outside the vocabulary of {v}"));
-        out.copy_from_slice(&ws[row * d..][..d]);
+        write_all(out, &ws[row * d..][..d]);
     });
-    T::make(out, &[ids.len(), d], dtype)
+    // SAFETY: every id wrote its row.
+    T::make(unsafe { out.assume_init() }.into_vec(), &[ids.len(), d], dtype)
 }
 
 vectorized! {

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::math::{exp, max, sum_of, vectorized};
-use super::slices::{CpuTensor, unwritten};
+use super::slices::CpuTensor;
 
 vectorized! {
     /// Largest logit and sum of exponentials.
@@ -26,7 +26,7 @@ vectorized! {
 pub(super) fn stats<T: CpuTensor>(logits: &T, targets: &[i64], first: usize) -> T {
     let [n, v] = logits.shape().dims();
     let logits = logits.contiguous();
-    let mut stats = unwritten(3 * n);
+    let mut stats = vec![0f32; 3 * n];
     stats.par_chunks_exact_mut(3).zip(logits.par_chunks_exact(v)).zip(targets).for_each(|((stats, row), &target)| {
         let [max, sum] = max_and_sum(row);
         let picked = usize::try_from(target - first as i64).ok().and_then(|t| row.get(t));

@@ -119,14 +119,14 @@ macro_rules! cpu_bodies {
             q: FloatTensor<Self>,
             k: FloatTensor<Self>,
             v: FloatTensor<Self>,
-            starts: Option<IntTensor<Self>>,
+            doc_starts: Option<IntTensor<Self>>,
             scale: f64,
         ) -> (FloatTensor<Self>, FloatTensor<Self>) {
             if !ours(&[&q, &k, &v]) {
-                return super::attention::forward::<Self>(q, k, v, starts, scale);
+                return super::attention::forward::<Self>(q, k, v, doc_starts, scale);
             }
-            let starts = starts.map(slices::ids::<Self>);
-            let (out, lse) = attention::forward(&q, &k, &v, starts.as_deref(), scale as f32);
+            let doc_starts = doc_starts.map(slices::ids::<Self>);
+            let (out, lse) = attention::forward(&q, &k, &v, doc_starts.as_deref(), scale as f32);
             (Self::float_swap_dims(out, 1, 2), lse)
         }
         fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
@@ -134,16 +134,16 @@ macro_rules! cpu_bodies {
             if !ours(&[q, k, v, out, lse, &dout]) {
                 return super::attention::backward::<Self>(saved, dout);
             }
-            let starts = saved.starts.clone().map(slices::ids::<Self>);
-            let grads = attention::backward([q, k, v], starts.as_deref(), out, lse, &dout, saved.scale as f32);
+            let doc_starts = saved.doc_starts.clone().map(slices::ids::<Self>);
+            let grads = attention::backward([q, k, v], doc_starts.as_deref(), out, lse, &dout, saved.scale as f32);
             grads.map(|x| Self::float_swap_dims(x, 1, 2))
         }
         fn self_attention_forward(qkv: FloatTensor<Self>, s: SelfAttention<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
             if !ours(&[&qkv]) {
                 return super::attention::packed_forward::<Self>(qkv, s);
             }
-            let starts = s.starts.map(slices::ids::<Self>);
-            attention::packed_forward(&qkv, s.kv_heads, starts.as_deref(), s.scale as f32)
+            let doc_starts = s.doc_starts.map(slices::ids::<Self>);
+            attention::packed_forward(&qkv, s.kv_heads, doc_starts.as_deref(), s.scale as f32)
         }
         fn self_attention_backward(
             qkv: FloatTensor<Self>,
@@ -155,8 +155,8 @@ macro_rules! cpu_bodies {
             if !ours(&[&qkv, &out, &lse, &dout]) {
                 return super::attention::packed_backward::<Self>(qkv, s, out, lse, dout);
             }
-            let starts = s.starts.map(slices::ids::<Self>);
-            attention::packed_backward(&qkv, s.kv_heads, starts.as_deref(), &out, &lse, &dout, s.scale as f32)
+            let doc_starts = s.doc_starts.map(slices::ids::<Self>);
+            attention::packed_backward(&qkv, s.kv_heads, doc_starts.as_deref(), &out, &lse, &dout, s.scale as f32)
         }
 
         fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {

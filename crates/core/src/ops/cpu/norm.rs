@@ -1,5 +1,7 @@
 //! RMSNorm on rows.
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::DType;
 use rayon::prelude::*;
 
@@ -20,12 +22,12 @@ fn inverse_rms(row: &[f32], eps: f64) -> f32 {
 }
 
 vectorized! {
-    fn forward_rows(out: &mut [f32], x: &[f32], w: &[f32], eps: f64) {
+    fn forward_rows(out: &mut [MaybeUninit<f32>], x: &[f32], w: &[f32], eps: f64) {
         let d = w.len();
         for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
             let r = inverse_rms(x, eps);
             for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
-                *out = x * r * w;
+                out.write(x * r * w);
             }
         }
     }
@@ -34,10 +36,12 @@ vectorized! {
 pub(super) fn forward<T: CpuTensor>(x: &T, w: &T, eps: f64, dtype: DType) -> T {
     let d = width(x);
     let (xs, ws) = (x.contiguous(), w.contiguous());
+    assert!(ws.len() == d && xs.len().is_multiple_of(d), "rms_norm: the weight has another width than the input");
     let mut out = unwritten(xs.len());
     let rows = out.par_chunks_mut(ROWS * d).zip(xs.par_chunks(ROWS * d));
     rows.for_each(|(out, x)| forward_rows(out, x, &ws, eps));
-    T::make(out, &x.shape(), dtype)
+    // SAFETY: every row wrote its row, and rows are whole: `d` is their width.
+    T::make(unsafe { out.assume_init() }.into_vec(), &x.shape(), dtype)
 }
 
 vectorized! {
@@ -69,17 +73,16 @@ pub(super) fn backward<T: CpuTensor>(x: &T, w: &T, dy: &T, eps: f64, add: Option
     let d = width(x);
     let (xs, ws, dys) = (x.contiguous(), w.contiguous(), dy.contiguous());
     let adds = add.is_some();
-    // Without a gradient to add to, the values are written before they are read.
     let mut dx = match add {
         Some(add) => add.owned(),
-        None => T::from_vec(unwritten(xs.len()), &x.shape()).owned(),
+        None => T::from_vec(vec![0f32; xs.len()], &x.shape()).owned(),
     };
     let parts: Vec<Vec<f32>> = dx
         .values()
         .par_chunks_mut(ROWS * d)
         .zip(xs.par_chunks(ROWS * d).zip(dys.par_chunks(ROWS * d)))
         .map(|(dx, (x, dy))| {
-            let (mut dw, mut g) = (vec![0f32; d], unwritten(d));
+            let (mut dw, mut g) = (vec![0f32; d], vec![0f32; d]);
             backward_rows(dx, &mut dw, x, dy, &ws, &mut g, eps, adds);
             dw
         })

@@ -1,6 +1,7 @@
 //! From Flex's and NdArray's tensors to slices and back, and products on them.
 
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::IntTensor;
@@ -112,13 +113,17 @@ impl<T: CpuTensor> Owned<T> {
     }
 }
 
-/// `n` elements of which each is written before it is read: a `vec![0.0; n]` would write them twice.
-#[allow(clippy::uninit_vec)]
-pub(super) fn unwritten(n: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(n);
-    // SAFETY: the capacity is there, every bit pattern is a float, and the callers write each element before they read it.
-    unsafe { values.set_len(n) };
-    values
+/// Room for `n` elements, to be written before they are read: a `vec![0.0; n]` would write large results twice.
+pub(super) fn unwritten(n: usize) -> Box<[MaybeUninit<f32>]> {
+    Box::new_uninit_slice(n)
+}
+
+/// Copies values into room of their number.
+pub(super) fn write_all(room: &mut [MaybeUninit<f32>], values: &[f32]) {
+    assert_eq!(room.len(), values.len(), "a copy of another length");
+    for (room, &x) in room.iter_mut().zip(values) {
+        room.write(x);
+    }
 }
 
 #[cfg(feature = "flex")]
@@ -236,6 +241,11 @@ impl<'a> Mat<'a> {
         Self { data, rs, cs: 1 }
     }
 
+    /// The rows from `row` on.
+    fn from_row(self, row: usize) -> Self {
+        Self { data: &self.data[row * self.rs..], ..self }
+    }
+
     /// The transpose.
     pub(super) fn t(self) -> Self {
         Self { data: self.data, rs: self.cs, cs: self.rs }
@@ -249,8 +259,46 @@ impl<'a> Mat<'a> {
 /// `dst [m, n] = scale * a [m, k] x b [k, n]`, or added to what is there; the rows of `dst` are `rs` apart.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn product(
-    [m, n, k]: [usize; 3],
+    shape: [usize; 3],
     dst: &mut [f32],
+    rs: usize,
+    add: bool,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    scale: f32,
+    threads: Parallelism,
+) {
+    check_product(shape, dst.len(), rs, a, b);
+    // SAFETY: checked; `dst` is borrowed mutably, so it overlaps neither operand, and its elements are there to be added to.
+    unsafe { raw_product(shape, dst.as_mut_ptr(), rs, add, a, b, scale, threads) }
+}
+
+/// `dst [m, n] = a [m, k] x b [k, n]`, dense, every element of which is written.
+pub(super) fn product_into([m, n, k]: [usize; 3], dst: &mut [MaybeUninit<f32>], a: Mat<'_>, b: Mat<'_>, threads: Parallelism) {
+    assert_eq!(dst.len(), m * n, "room of another size than the product");
+    if k == 0 {
+        dst.fill(MaybeUninit::new(0.0));
+        return;
+    }
+    check_product([m, n, k], dst.len(), n, a, b);
+    // SAFETY: checked; `dst` is borrowed mutably, so it overlaps neither operand; without `add` it is not read.
+    unsafe { raw_product([m, n, k], dst.as_mut_ptr().cast(), n, false, a, b, 1.0, threads) }
+}
+
+/// Whether every element that a product reads or writes is inside its slice.
+fn check_product([m, n, k]: [usize; 3], len: usize, rs: usize, a: Mat<'_>, b: Mat<'_>) {
+    a.check(m, k);
+    b.check(k, n);
+    assert!(n <= rs || m <= 1, "rows of a product overlap");
+    assert!(m == 0 || n == 0 || (m - 1) * rs + n <= len, "product out of bounds");
+}
+
+/// # Safety
+/// [`check_product`] for the room at `dst`, which overlaps neither operand and is initialised if it is added to.
+#[allow(clippy::too_many_arguments)]
+unsafe fn raw_product(
+    [m, n, k]: [usize; 3],
+    dst: *mut f32,
     rs: usize,
     add: bool,
     a: Mat<'_>,
@@ -261,34 +309,11 @@ pub(super) fn product(
     if m == 0 || n == 0 {
         return;
     }
-    a.check(m, k);
-    b.check(k, n);
-    assert!(n <= rs || m == 1, "rows of a product overlap");
-    assert!((m - 1) * rs + n <= dst.len(), "product out of bounds");
-    // SAFETY: the asserts above keep every element that is read or written inside its slice; `dst` is borrowed mutably, so it
-    // overlaps neither operand.
+    let (row, a_row, a_column, b_row, b_column) = (rs as isize, a.rs as isize, a.cs as isize, b.rs as isize, b.cs as isize);
+    let (a, b) = (a.data.as_ptr(), b.data.as_ptr());
+    // SAFETY: by the caller's promise.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            rs as isize,
-            add,
-            a.data.as_ptr(),
-            a.cs as isize,
-            a.rs as isize,
-            b.data.as_ptr(),
-            b.cs as isize,
-            b.rs as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            threads,
-        );
+        gemm::gemm(m, n, k, dst, 1, row, add, a, a_column, a_row, b, b_column, b_row, 1.0, scale, false, false, false, threads);
     }
 }
 
@@ -302,8 +327,9 @@ pub(super) fn matmul<T: CpuTensor>(a: &T, b: &T, shapes: [[usize; 2]; 2], dtype:
     let [[m, k], [k_b, n]] = shapes;
     assert_eq!(k, k_b, "matmul: inner dimensions differ");
     let mut out = unwritten(m * n);
-    with_operands(a, b, [k, n], |a, b| product([m, n, k], &mut out, n, false, a, b, 1.0, all_threads()));
-    T::make(out, &[m, n], dtype)
+    with_operands(a, b, [k, n], |a, b| product_into([m, n, k], &mut out, a, b, all_threads()));
+    // SAFETY: the product wrote every element.
+    T::make(unsafe { out.assume_init() }.into_vec(), &[m, n], dtype)
 }
 
 /// `y + a b`, or only the product (`add`), in place where nobody else holds `y [m, n]`.
@@ -323,18 +349,24 @@ pub(super) fn matmul_rows<T: CpuTensor>(sum: Option<T>, a: &T, b: &T, shapes: [[
     let threads = rayon::current_num_threads();
     let tasks = if m >= 8 * n { 4 * threads } else { threads };
     let rows = m.div_ceil(tasks).next_multiple_of(16);
-    let adds = sum.is_some();
-    let mut sum = match sum {
-        Some(sum) => sum.owned(),
-        None => T::from_vec(unwritten(m * n), &[m, n]).owned(),
-    };
+    let task = (rows * n).max(1);
+    if let Some(sum) = sum {
+        let mut sum = sum.owned();
+        with_operands(a, b, [k, n], |a, b| {
+            sum.values().par_chunks_mut(task).enumerate().for_each(|(i, dst)| {
+                product([dst.len() / n, n, k], dst, n, true, a.from_row(i * rows), b, 1.0, Parallelism::None);
+            });
+        });
+        return sum.done();
+    }
+    let mut out = unwritten(m * n);
     with_operands(a, b, [k, n], |a, b| {
-        sum.values().par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(i, dst)| {
-            let block = Mat { data: &a.data[i * rows * a.rs..], ..a };
-            product([dst.len() / n, n, k], dst, n, adds, block, b, 1.0, Parallelism::None);
+        out.par_chunks_mut(task).enumerate().for_each(|(i, dst)| {
+            product_into([dst.len() / n, n, k], dst, a.from_row(i * rows), b, Parallelism::None);
         });
     });
-    sum.done()
+    // SAFETY: the products wrote every element.
+    T::from_vec(unsafe { out.assume_init() }.into_vec(), &[m, n])
 }
 
 fn with_operands<T: CpuTensor>(a: &T, b: &T, widths: [usize; 2], f: impl FnOnce(Mat<'_>, Mat<'_>)) {

@@ -12,14 +12,14 @@ const HIDDEN: f32 = -1.0e30;
 /// What is below is [`HIDDEN`].
 const SEEN: f32 = -0.5e30;
 
-/// First key that a query sees, of `starts [batch, seq]`.
+/// First key that a query sees, of `doc_starts [batch, seq]`.
 #[cube]
-fn start_of<I: Int>(starts: &ComptimeOption<Tensor<I>>, batch: usize, seq: usize, row: usize) -> usize {
+fn start_of<I: Int>(doc_starts: &ComptimeOption<Tensor<I>>, batch: usize, seq: usize, row: usize) -> usize {
     let mut start = 0usize.runtime();
     #[comptime]
-    if let ComptimeOption::Some(starts) = starts {
+    if let ComptimeOption::Some(doc_starts) = doc_starts {
         if row < seq {
-            start = usize::cast_from(starts[batch * seq + row]);
+            start = usize::cast_from(doc_starts[batch * seq + row]);
         }
     }
     start
@@ -28,7 +28,7 @@ fn start_of<I: Int>(starts: &ComptimeOption<Tensor<I>>, batch: usize, seq: usize
 /// The least of those of a block of queries.
 #[cube]
 fn first_start<I: Int>(
-    starts: &ComptimeOption<Tensor<I>>,
+    doc_starts: &ComptimeOption<Tensor<I>>,
     batch: usize,
     seq: usize,
     first: usize,
@@ -36,11 +36,11 @@ fn first_start<I: Int>(
 ) -> usize {
     let mut least = 0usize.runtime();
     #[comptime]
-    if let ComptimeOption::Some(starts) = starts {
-        least = usize::cast_from(starts[batch * seq + first]);
+    if let ComptimeOption::Some(doc_starts) = doc_starts {
+        least = usize::cast_from(doc_starts[batch * seq + first]);
         for i in 1..comptime!(4 * side) {
             if first + i < seq {
-                least = min(least, usize::cast_from(starts[batch * seq + first + i]));
+                least = min(least, usize::cast_from(doc_starts[batch * seq + first + i]));
             }
         }
     }
@@ -53,7 +53,7 @@ fn first_start<I: Int>(
 fn mask<I: Int>(
     s: &mut Array<Four>,
     scale: f32,
-    starts: &ComptimeOption<Tensor<I>>,
+    doc_starts: &ComptimeOption<Tensor<I>>,
     batch: usize,
     seq: usize,
     row: usize,
@@ -62,7 +62,7 @@ fn mask<I: Int>(
 ) {
     #[unroll]
     for i in 0..4usize {
-        let start = start_of::<I>(starts, batch, seq, row + i);
+        let start = start_of::<I>(doc_starts, batch, seq, row + i);
         let mut v = s[i] * Four::new(scale);
         #[unroll]
         for j in 0..4usize {
@@ -132,7 +132,7 @@ pub(super) fn forward_kernel<F: Float, I: Int, N: Size>(
     q: &Tensor<Vector<F, N>>,
     k: &Tensor<Vector<F, N>>,
     v: &Tensor<Vector<F, N>>,
-    starts: &ComptimeOption<Tensor<I>>,
+    doc_starts: &ComptimeOption<Tensor<I>>,
     out: &mut Tensor<Vector<F, N>>,
     lse: &mut Tensor<f32>,
     q_at: usize,
@@ -163,10 +163,10 @@ pub(super) fn forward_kernel<F: Float, I: Int, N: Size>(
     // Of the unit's own columns; summed over the units of a row at the end.
     let mut l = Four::zeroed();
     let last = min(first + block, seq) + shift; // one past the newest key that the block sees
-    let mut key = first_start::<I>(starts, batch, seq, first, side) / block * block;
+    let mut key = first_start::<I>(doc_starts, batch, seq, first, side) / block * block;
     while key < last {
         scores::<F, N>(q, &q_rows, first, k, &k_rows, key, &mut tile, &mut s, side, dim);
-        mask::<I>(&mut s, scale, starts, batch, seq, first + 4 * y, key + 4 * x, shift);
+        mask::<I>(&mut s, scale, doc_starts, batch, seq, first + 4 * y, key + 4 * x, shift);
         // The largest score of each row: of the unit's columns, then of all.
         let mut top = Four::empty();
         #[unroll]
@@ -291,7 +291,7 @@ pub(super) fn dq_kernel<F: Float, I: Int, N: Size>(
     v: &Tensor<Vector<F, N>>,
     dout: &Tensor<Vector<F, N>>,
     stats: &Tensor<f32>,
-    starts: &ComptimeOption<Tensor<I>>,
+    doc_starts: &ComptimeOption<Tensor<I>>,
     dq: &mut Tensor<Vector<F, N>>,
     q_at: usize,
     k_at: usize,
@@ -321,11 +321,11 @@ pub(super) fn dq_kernel<F: Float, I: Int, N: Size>(
     let mut dp = zeros(4usize);
     let mut sum = zeros(comptime!(4 * dim.div_ceil(4 * side)));
     let last = min(first + block, seq) + shift;
-    let mut key = first_start::<I>(starts, batch, seq, first, side) / block * block;
+    let mut key = first_start::<I>(doc_starts, batch, seq, first, side) / block * block;
     while key < last {
         scores::<F, N>(q, &q_rows, first, k, &k_rows, key, &mut tile, &mut s, side, dim);
         scores::<F, N>(dout, &d_rows, first, v, &v_rows, key, &mut tile, &mut dp, side, dim);
-        mask::<I>(&mut s, scale, starts, batch, seq, row, key + 4 * x, shift);
+        mask::<I>(&mut s, scale, doc_starts, batch, seq, row, key + 4 * x, shift);
         score_grads(&mut s, &mut dp, stats, (batch * heads + head) * seq + row, row, seq, scale);
         put(&s, &mut tile, half, true, side);
         accumulate::<F, N>(k, &k_rows, key, &mut tile, half, &mut sum, side, dim);
@@ -344,7 +344,7 @@ pub(super) fn dkv_kernel<F: Float, I: Int, N: Size>(
     v: &Tensor<Vector<F, N>>,
     dout: &Tensor<Vector<F, N>>,
     stats: &Tensor<f32>,
-    starts: &ComptimeOption<Tensor<I>>,
+    doc_starts: &ComptimeOption<Tensor<I>>,
     dkv: &mut Tensor<Vector<F, N>>,
     q_at: usize,
     k_at: usize,
@@ -382,11 +382,11 @@ pub(super) fn dkv_kernel<F: Float, I: Int, N: Size>(
         let mut first = oldest / block * block;
         while first < seq {
             // The same for all units: the barriers inside are in uniform control flow.
-            if first_start::<I>(starts, batch, seq, first, side) < key + block {
+            if first_start::<I>(doc_starts, batch, seq, first, side) < key + block {
                 let row = first + 4 * y;
                 scores::<F, N>(q, &q_rows, first, k, &k_rows, key, &mut tile, &mut s, side, dim);
                 scores::<F, N>(dout, &d_rows, first, v, &v_rows, key, &mut tile, &mut dp, side, dim);
-                mask::<I>(&mut s, scale, starts, batch, seq, row, key + 4 * x, shift);
+                mask::<I>(&mut s, scale, doc_starts, batch, seq, row, key + 4 * x, shift);
                 score_grads(&mut s, &mut dp, stats, (batch * heads + head) * seq + row, row, seq, scale);
                 put(&dp, &mut tile, half, false, side);
                 accumulate::<F, N>(dout, &d_rows, first, &mut tile, half, &mut dv, side, dim);

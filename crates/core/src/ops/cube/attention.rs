@@ -92,27 +92,27 @@ struct Inputs<R: CubeRuntime> {
     q: Heads<R>,
     k: Heads<R>,
     v: Heads<R>,
-    starts: Option<CubeTensor<R>>,
+    doc_starts: Option<CubeTensor<R>>,
     scale: f64,
 }
 
 impl<R: CubeRuntime> Inputs<R> {
-    fn new(q: Heads<R>, k: Heads<R>, v: Heads<R>, starts: Option<CubeTensor<R>>, scale: f64) -> Self {
+    fn new(q: Heads<R>, k: Heads<R>, v: Heads<R>, doc_starts: Option<CubeTensor<R>>, scale: f64) -> Self {
         assert!(q.x.dtype == k.x.dtype && q.x.dtype == v.x.dtype, "attention: queries, keys and values of several types");
-        Self { q, k, v, starts: starts.map(into_contiguous), scale }
+        Self { q, k, v, doc_starts: doc_starts.map(into_contiguous), scale }
     }
 
-    fn packed(qkv: &CubeTensor<R>, kv: usize, starts: Option<CubeTensor<R>>, scale: f64) -> Self {
+    fn packed(qkv: &CubeTensor<R>, kv: usize, doc_starts: Option<CubeTensor<R>>, scale: f64) -> Self {
         let h = qkv.meta.shape()[2] - 2 * kv;
-        Self::new(Heads::part(qkv, 0, h), Heads::part(qkv, h, kv), Heads::part(qkv, h + kv, kv), starts, scale)
+        Self::new(Heads::part(qkv, 0, h), Heads::part(qkv, h, kv), Heads::part(qkv, h + kv, kv), doc_starts, scale)
     }
 
     fn dtypes(&self) -> [StorageType; 2] {
-        [self.q.x.dtype.into(), self.starts.as_ref().map_or(DType::I32, |s| s.dtype).into()]
+        [self.q.x.dtype.into(), self.doc_starts.as_ref().map_or(DType::I32, |s| s.dtype).into()]
     }
 
-    fn starts(&self) -> Option<TensorArg<R>> {
-        self.starts.clone().map(CubeTensor::into_tensor_arg)
+    fn doc_starts(&self) -> Option<TensorArg<R>> {
+        self.doc_starts.clone().map(CubeTensor::into_tensor_arg)
     }
 
     /// Fills `out`, returns the log-sum-exp.
@@ -137,7 +137,7 @@ impl<R: CubeRuntime> Inputs<R> {
                 q.arg(),
                 k.arg(),
                 v.arg(),
-                self.starts().into(),
+                self.doc_starts().into(),
                 out.arg(),
                 lse.clone().into_tensor_arg(),
                 q.first,
@@ -191,7 +191,7 @@ impl<R: CubeRuntime> Inputs<R> {
                 v.arg(),
                 dout.arg(),
                 stats.clone().into_tensor_arg(),
-                self.starts().into(),
+                self.doc_starts().into(),
                 dq.arg(),
                 q.first,
                 k.first,
@@ -212,7 +212,7 @@ impl<R: CubeRuntime> Inputs<R> {
                 v.arg(),
                 dout.arg(),
                 stats.into_tensor_arg(),
-                self.starts().into(),
+                self.doc_starts().into(),
                 dk.arg(),
                 q.first,
                 k.first,
@@ -233,11 +233,11 @@ pub(super) fn forward<R: CubeRuntime>(
     q: CubeTensor<R>,
     k: CubeTensor<R>,
     v: CubeTensor<R>,
-    starts: Option<CubeTensor<R>>,
+    doc_starts: Option<CubeTensor<R>>,
     scale: f64,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
     let out = empty(&q, q.meta.shape(), q.dtype);
-    let inputs = Inputs::new(Heads::new(q), Heads::new(k), Heads::new(v), starts, scale);
+    let inputs = Inputs::new(Heads::new(q), Heads::new(k), Heads::new(v), doc_starts, scale);
     let lse = inputs.forward(&Heads { x: out.clone(), first: 0 });
     (out, lse)
 }
@@ -246,7 +246,7 @@ pub(super) fn forward<R: CubeRuntime>(
 pub(super) fn backward<R: CubeRuntime>(
     tensors: [CubeTensor<R>; 5],
     lse: CubeTensor<R>,
-    starts: Option<CubeTensor<R>>,
+    doc_starts: Option<CubeTensor<R>>,
     scale: f64,
 ) -> [CubeTensor<R>; 3] {
     let [q, k, v, out, dout] = tensors;
@@ -259,7 +259,7 @@ pub(super) fn backward<R: CubeRuntime>(
         let zero = elementwise::zero(empty(&k, k.meta.shape(), k.dtype));
         return [dq, zero.clone(), zero];
     }
-    let inputs = Inputs::new(Heads::new(q), Heads::new(k), Heads::new(v), starts, scale);
+    let inputs = Inputs::new(Heads::new(q), Heads::new(k), Heads::new(v), doc_starts, scale);
     let part = |first| Heads { x: dkv.clone(), first };
     inputs.backward(Heads::new(out), lse, Heads::new(dout), &Heads { x: dq.clone(), first: 0 }, &part(0), &part(n));
     let half = |at: usize| slice(dkv.clone(), &[at * batch..(at + 1) * batch, 0..kv, 0..keys, 0..dim]);
@@ -277,11 +277,11 @@ fn unpacked<R: CubeRuntime>(x: CubeTensor<R>) -> Heads<R> {
 pub(super) fn packed_forward<R: CubeRuntime>(
     qkv: CubeTensor<R>,
     kv: usize,
-    starts: Option<CubeTensor<R>>,
+    doc_starts: Option<CubeTensor<R>>,
     scale: f64,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
     #[cfg(feature = "cuda")]
-    let raw = || super::cuda::attention_forward(&qkv, kv, starts.as_ref(), scale);
+    let raw = || super::cuda::attention_forward(&qkv, kv, doc_starts.as_ref(), scale);
     #[cfg(not(feature = "cuda"))]
     let raw = || Err(NO_CUDA);
     if let Some(result) = unless_refused(raw) {
@@ -290,7 +290,7 @@ pub(super) fn packed_forward<R: CubeRuntime>(
     let qkv = into_contiguous(qkv);
     let [batch, seq, heads, dim]: [usize; 4] = qkv.meta.shape().dims();
     let out = empty(&qkv, &[batch, seq, heads - 2 * kv, dim], qkv.dtype);
-    let lse = Inputs::packed(&qkv, kv, starts, scale).forward(&unpacked(out.clone()));
+    let lse = Inputs::packed(&qkv, kv, doc_starts, scale).forward(&unpacked(out.clone()));
     (out, lse)
 }
 
@@ -299,12 +299,12 @@ pub(super) fn packed_backward<R: CubeRuntime>(
     tensors: [CubeTensor<R>; 3],
     lse: CubeTensor<R>,
     kv: usize,
-    starts: Option<CubeTensor<R>>,
+    doc_starts: Option<CubeTensor<R>>,
     scale: f64,
 ) -> CubeTensor<R> {
     let [qkv, out, dout] = tensors;
     #[cfg(feature = "cuda")]
-    let raw = || super::cuda::attention_backward([&qkv, &out, &dout], &lse, kv, starts.as_ref(), scale);
+    let raw = || super::cuda::attention_backward([&qkv, &out, &dout], &lse, kv, doc_starts.as_ref(), scale);
     #[cfg(not(feature = "cuda"))]
     let raw = || Err(NO_CUDA);
     if let Some(result) = unless_refused(raw) {
@@ -313,7 +313,7 @@ pub(super) fn packed_backward<R: CubeRuntime>(
     let qkv = into_contiguous(qkv);
     let grad = empty(&qkv, qkv.meta.shape(), qkv.dtype);
     if count(&qkv) > 0 {
-        let inputs = Inputs::packed(&qkv, kv, starts, scale);
+        let inputs = Inputs::packed(&qkv, kv, doc_starts, scale);
         let parts = Inputs::packed(&grad, kv, None, scale);
         inputs.backward(unpacked(out), lse, unpacked(dout), &parts.q, &parts.k, &parts.v);
     }

@@ -94,17 +94,17 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        starts: Option<IntTensor<Self>>,
+        doc_starts: Option<IntTensor<Self>>,
         scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::forward(q, k, v, starts, scale)
+        attention::forward(q, k, v, doc_starts, scale)
     }
     fn attention_backward(saved: AttentionSaved<Self>, dout: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-        let AttentionSaved { q, k, v, starts, out, lse, scale } = saved;
-        attention::backward([q, k, v, out, dout], lse, starts, scale)
+        let AttentionSaved { q, k, v, doc_starts, out, lse, scale } = saved;
+        attention::backward([q, k, v, out, dout], lse, doc_starts, scale)
     }
     fn self_attention_forward(qkv: FloatTensor<Self>, s: SelfAttention<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::packed_forward(qkv, s.kv_heads, s.starts, s.scale)
+        attention::packed_forward(qkv, s.kv_heads, s.doc_starts, s.scale)
     }
     fn self_attention_backward(
         qkv: FloatTensor<Self>,
@@ -113,7 +113,7 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         lse: FloatTensor<Self>,
         dout: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        attention::packed_backward([qkv, out, dout], lse, s.kv_heads, s.starts, s.scale)
+        attention::packed_backward([qkv, out, dout], lse, s.kv_heads, s.doc_starts, s.scale)
     }
 
     fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {

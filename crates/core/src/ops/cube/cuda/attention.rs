@@ -12,10 +12,10 @@ use cubecl::device::Device;
 use cubecl::prelude::*;
 
 use super::super::{count, empty};
-use super::raw::{RawCuda, Source, launch, source};
+use super::raw::{KernelText, RawCuda, launch, source};
 
-static FORWARD: Source = source!("machine.cuh", "attention.cuh", "attention_forward.cu");
-static BACKWARD: Source = source!("machine.cuh", "attention.cuh", "attention_backward.cu");
+static FORWARD: KernelText = source!("machine.cuh", "attention.cuh", "attention_forward.cu");
+static BACKWARD: KernelText = source!("machine.cuh", "attention.cuh", "attention_backward.cu");
 
 /// What the kernels do not take, or where they do not run.
 type Refused = &'static str;
@@ -26,7 +26,7 @@ struct Packed<R: CubeRuntime> {
     /// `[batch, seq, heads + 2 kv, dim]`, bfloat16.
     qkv: CubeTensor<R>,
     /// `[batch, seq]`, int32.
-    starts: Option<CubeTensor<R>>,
+    doc_starts: Option<CubeTensor<R>>,
     scale: f64,
     batch: usize,
     seq: usize,
@@ -39,7 +39,7 @@ struct Packed<R: CubeRuntime> {
 const TILE: usize = 128;
 
 impl<R: CubeRuntime> Packed<R> {
-    fn new(qkv: &CubeTensor<R>, kv: usize, starts: Option<&CubeTensor<R>>, scale: f64) -> Result<Self, Refused> {
+    fn new(qkv: &CubeTensor<R>, kv: usize, doc_starts: Option<&CubeTensor<R>>, scale: f64) -> Result<Self, Refused> {
         // `R` is the CUDA runtime if its client is that runtime's.
         let Some(client) = (&qkv.client as &dyn Any).downcast_ref::<ComputeClient<CudaRuntime>>() else {
             return Err("another runtime than CUDA");
@@ -69,12 +69,12 @@ impl<R: CubeRuntime> Packed<R> {
         }
         let client = client.clone();
         let max_shared = properties.hardware.max_shared_memory_size;
-        let starts = match starts {
-            Some(starts) if starts.dtype != DType::I32 => return Err("starts of documents of another type than int32"),
-            Some(starts) => Some(dense(starts, batch * seq)?),
+        let doc_starts = match doc_starts {
+            Some(doc_starts) if doc_starts.dtype != DType::I32 => return Err("starts of documents of another type than int32"),
+            Some(doc_starts) => Some(dense(doc_starts, batch * seq)?),
             None => None,
         };
-        let packed = Self { client, qkv: dense(qkv, batch * seq * all * dim)?, starts, scale, batch, seq, heads, kv, dim };
+        let packed = Self { client, qkv: dense(qkv, batch * seq * all * dim)?, doc_starts, scale, batch, seq, heads, kv, dim };
         // Forward and backward together: either all of them run or none.
         if [packed.forward_kernel(), packed.kv_kernel(), packed.q_kernel()].iter().any(|k| k.shared > max_shared) {
             return Err("a device with too little shared memory for heads of this width");
@@ -82,7 +82,7 @@ impl<R: CubeRuntime> Packed<R> {
         Ok(packed)
     }
 
-    fn kernel(&self, source: &'static Source, entry: &'static str, threads: u32, shared: usize) -> RawCuda {
+    fn kernel(&self, source: &'static KernelText, entry: &'static str, threads: u32, shared: usize) -> RawCuda {
         RawCuda { source, entry, define: ("HEAD_DIM", self.dim), shared, threads }
     }
 
@@ -109,14 +109,14 @@ impl<R: CubeRuntime> Packed<R> {
         (self.kernel(&BACKWARD, "attention_delta", 256, 0), rows)
     }
 
-    /// The starts, or, where there are none, any buffer.
-    fn starts(&self) -> &CubeTensor<R> {
-        self.starts.as_ref().unwrap_or(&self.qkv)
+    /// The starts of documents, or, where there are none, any buffer.
+    fn doc_starts(&self) -> &CubeTensor<R> {
+        self.doc_starts.as_ref().unwrap_or(&self.qkv)
     }
 
     /// On blocks of `rows` positions of each of `heads` heads of each sequence.
     fn launch<const N: usize>(&self, kernel: RawCuda, rows: usize, heads: usize, buffers: [&CubeTensor<R>; N]) {
-        let sizes = [self.batch, self.seq, self.heads, self.kv, self.starts.is_some().into()].map(|n| n as u64);
+        let sizes = [self.batch, self.seq, self.heads, self.kv, self.doc_starts.is_some().into()].map(|n| n as u64);
         let params = [&sizes[..], &[self.scale.to_bits()]].concat();
         let cubes = [self.seq.div_ceil(rows), heads, self.batch];
         let buffers = buffers.into_iter().map(|x| x.handle.clone().binding()).collect();
@@ -144,14 +144,14 @@ fn dense<R: CubeRuntime>(x: &CubeTensor<R>, elements: usize) -> Result<CubeTenso
 pub(in crate::ops::cube) fn attention_forward<R: CubeRuntime>(
     qkv: &CubeTensor<R>,
     kv: usize,
-    starts: Option<&CubeTensor<R>>,
+    doc_starts: Option<&CubeTensor<R>>,
     scale: f64,
 ) -> Result<(CubeTensor<R>, CubeTensor<R>), Refused> {
-    let p = Packed::new(qkv, kv, starts, scale)?;
+    let p = Packed::new(qkv, kv, doc_starts, scale)?;
     let out = empty(qkv, &[p.batch, p.seq, p.heads, p.dim], DType::BF16);
     let lse = empty(qkv, &[p.batch, p.heads, p.seq, 1], DType::F32);
     if count(&out) > 0 {
-        p.launch(p.forward_kernel(), TILE, p.heads, [&p.qkv, p.starts(), &out, &lse]);
+        p.launch(p.forward_kernel(), TILE, p.heads, [&p.qkv, p.doc_starts(), &out, &lse]);
     }
     Ok((out, lse))
 }
@@ -161,10 +161,10 @@ pub(in crate::ops::cube) fn attention_backward<R: CubeRuntime>(
     [qkv, out, dout]: [&CubeTensor<R>; 3],
     lse: &CubeTensor<R>,
     kv: usize,
-    starts: Option<&CubeTensor<R>>,
+    doc_starts: Option<&CubeTensor<R>>,
     scale: f64,
 ) -> Result<CubeTensor<R>, Refused> {
-    let p = Packed::new(qkv, kv, starts, scale)?;
+    let p = Packed::new(qkv, kv, doc_starts, scale)?;
     if lse.dtype != DType::F32 {
         return Err("a log-sum-exp of another type than float32");
     }
@@ -180,7 +180,7 @@ pub(in crate::ops::cube) fn attention_backward<R: CubeRuntime>(
         let (kernel, block) = p.delta_kernel();
         p.launch(kernel, block, p.heads, [&out, &dout, &delta]);
         // Both write their own heads of `grad`, each element once.
-        let buffers = [&p.qkv, p.starts(), &dout, &lse, &delta, &grad];
+        let buffers = [&p.qkv, p.doc_starts(), &dout, &lse, &delta, &grad];
         p.launch(p.kv_kernel(), TILE, p.kv, buffers);
         p.launch(p.q_kernel(), TILE, p.heads, buffers);
     }

@@ -159,7 +159,7 @@ impl Drop for Object {
 }
 
 /// How a kind of product is made.
-struct Plan {
+struct ProductPlan {
     operation: Object,
     layouts: [Object; 3],
     choice: Choice,
@@ -169,7 +169,7 @@ struct Plan {
 pub(super) struct CublasLt {
     api: &'static Api,
     handle: Handle,
-    plans: HashMap<Key, Plan>,
+    plans: HashMap<Key, ProductPlan>,
 }
 
 impl CublasLt {
@@ -234,7 +234,7 @@ impl CublasLt {
         Ok(plan.choice.workspace)
     }
 
-    fn plan(&self, key: Key) -> Result<Plan, String> {
+    fn plan(&self, key: Key) -> Result<ProductPlan, String> {
         let api = self.api;
         let [m, n, k] = key.size.map(|n| n as u64);
         let mut pointer = null_mut();
@@ -290,6 +290,6 @@ impl CublasLt {
             return Err("cuBLASLt has no kernel for it".into());
         }
         check("choice of a kernel", choice.state)?;
-        Ok(Plan { operation, layouts, choice })
+        Ok(ProductPlan { operation, layouts, choice })
     }
 }

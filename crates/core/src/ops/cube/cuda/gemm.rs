@@ -10,10 +10,10 @@ use cubecl::device::Device;
 use cubecl::prelude::ComputeClient;
 
 use super::product::side;
-use super::raw::{RawCuda, Source, launch, source};
+use super::raw::{KernelText, RawCuda, launch, source};
 use crate::backend;
 
-static GEMM: Source = source!("machine.cuh", "gemm.cu");
+static GEMM: KernelText = source!("machine.cuh", "gemm.cu");
 
 /// `y = a b`, or `y += a b`, of bfloat16. What is refused has not been begun.
 pub(in crate::ops::cube) fn gemm<R: CubeRuntime>([a, b, y]: [&CubeTensor<R>; 3], accumulate: bool) -> Result<(), String> {

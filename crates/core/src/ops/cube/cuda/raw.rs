@@ -15,22 +15,22 @@ use cubecl_cpp::shared::{Elem, Item, SharedMemory};
 use crate::backend::context::fail;
 
 /// A text, of the files that belong together.
-pub(super) struct Source {
+pub(super) struct KernelText {
     text: &'static str,
     /// CubeCL's cache outlives a build, and knows a kernel by its id alone.
     hash: LazyLock<u64>,
 }
 
-/// Files of this folder, one after the other, as a [`Source`].
+/// Files of this folder, one after the other, as a [`KernelText`].
 macro_rules! source {
     ($($file:literal),*) => {{
         const TEXT: &str = concat!($(include_str!($file)),*);
-        crate::ops::cube::cuda::raw::Source::new(TEXT, || xxhash_rust::xxh3::xxh3_64(TEXT.as_bytes()))
+        crate::ops::cube::cuda::raw::KernelText::new(TEXT, || xxhash_rust::xxh3::xxh3_64(TEXT.as_bytes()))
     }};
 }
 pub(super) use source;
 
-impl Source {
+impl KernelText {
     pub(super) const fn new(text: &'static str, hash: fn() -> u64) -> Self {
         Self { text, hash: LazyLock::new(hash) }
     }
@@ -39,7 +39,7 @@ impl Source {
 /// A kernel of a source.
 #[derive(Clone, Copy)]
 pub(super) struct RawCuda {
-    pub(super) source: &'static Source,
+    pub(super) source: &'static KernelText,
     pub(super) entry: &'static str,
     /// A macro that the source wants, and its value.
     pub(super) define: (&'static str, usize),

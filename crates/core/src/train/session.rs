@@ -1,0 +1,451 @@
+//! The loop: data -> step -> metrics, validation, samples, checkpoints; stops on signals and goes on bit for bit. Nothing here knows
+//! the backend: what is asked of the device is a [`Learner`], so that the loop is compiled once.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::config::RunConfig;
+use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord, Validation};
+use super::observe::{Observer, RunInfo, RunSummary};
+use super::report::ReportInfo;
+use super::spike::is_spike;
+use super::state::{OptimState, RunState};
+use super::step::{MicroBatch, StepConfig, StepOutput};
+use super::valid::{Valid, open_shards};
+use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
+use crate::data::{Batch, BatchSplit, Loader, MixturePart, Prefetch, Shards};
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+use crate::generate::{Bos, Sampler, encode_prompt, end_ids};
+use crate::model::ModelConfig;
+use crate::tokenizer::Tokenizer;
+
+/// Where a run starts.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// Fresh weights.
+    Fresh,
+    /// The weights of a checkpoint of any format; moments and data from the beginning.
+    Init(PathBuf),
+    /// The run's newest whole checkpoint, bit for bit.
+    Resume,
+}
+
+/// A model that learns, on a device of some backend.
+pub(super) trait Learner {
+    /// One optimizer step; `skip` may refuse the update.
+    fn step(
+        &mut self,
+        micro_batches: Vec<Result<MicroBatch>>,
+        lr: f64,
+        how: StepConfig,
+        skip: &mut dyn FnMut(f64, f64) -> bool,
+    ) -> Result<StepOutput>;
+    /// Mean loss in nats, and the number of targets.
+    fn loss(&self, batch: &MicroBatch) -> (f64, u64);
+    /// Tokens after a prompt.
+    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>>;
+    /// Weights and moments into a checkpoint.
+    fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
+    /// Whether the device is sound.
+    fn check(&self) -> Result<()>;
+    /// Where the optimizer stands.
+    fn optim(&self) -> OptimState;
+}
+
+/// A run whose data and directory are open, and of which nothing is written yet.
+pub(super) struct Opening {
+    pub(super) config: RunConfig,
+    dir: PathBuf,
+    loader: Arc<Loader>,
+    valid: Option<Valid>,
+    tokenizer: Option<Tokenizer>,
+    bos: Option<i32>,
+    sample_bos: Bos,
+    /// The checkpoint to go on from.
+    pub(super) resumed: Option<NativeCheckpoint>,
+    pub(super) state: RunState,
+    lock: File,
+}
+
+/// A run in progress, but for its model.
+pub(super) struct Session {
+    pub(super) config: RunConfig,
+    dir: PathBuf,
+    loader: Arc<Loader>,
+    valid: Option<Valid>,
+    pub(super) tokenizer: Option<Tokenizer>,
+    /// The token that begins a document, where attention stays inside documents.
+    bos: Option<i32>,
+    /// Whether texts begin with BOS in the data.
+    sample_bos: Bos,
+    state: RunState,
+    /// Steps made.
+    step: u64,
+    metrics: MetricsLog,
+    saved: Option<PathBuf>,
+    /// Held as long as the run is open.
+    _lock: File,
+}
+
+/// Takes the run directory for this process; the system gives it back however the process ends.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(".lock");
+    let file = File::create(&path).map_err(Error::io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let problem = format!("{} is in use by another process", dir.display());
+            Err(Error::bad_value("--run", problem, "wait for it or stop it, or give another folder"))
+        }
+        Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+    }
+}
+
+/// The training data of a run.
+fn open_data(config: &RunConfig) -> Result<(Vec<MixturePart>, Arc<Loader>)> {
+    if config.data.train.is_empty() {
+        return Err(Error::bad_value("data.train", "no dataset given", "pass --data DIR (made by `recua data tokenize`)"));
+    }
+    let mut parts = Vec::new();
+    for (i, path) in config.data.train.iter().enumerate() {
+        parts.push(MixturePart { shards: open_shards(path, config.data.verify)?, weight: config.data.weights.get(i).copied() });
+    }
+    let loader = Arc::new(Loader::new(&parts, config.seq_len(), config.train.seed)?);
+    for (part, path) in parts.iter().zip(&config.data.train) {
+        let (left_size, right_size) = (part.shards.vocab().size as usize, config.model.vocab_size);
+        if left_size != right_size {
+            let hint = "set model.vocab_size to the data's, or tokenize again".to_string();
+            let left = path.display().to_string();
+            return Err(Error::Vocabulary { left, left_size, right: "the model".into(), right_size, hint });
+        }
+    }
+    Ok((parts, loader))
+}
+
+/// The run's tokenizer, copied into the run so that the run can be used alone.
+fn open_tokenizer(config: &RunConfig, dir: &Path, shards: &Shards) -> Result<Option<Tokenizer>> {
+    let beside =
+        |folder: &Path| ["tokenizer.json", "tokenizer.model"].iter().map(|name| folder.join(name)).find(|path| path.exists());
+    let Some(path) = config.data.tokenizer.clone().or_else(|| beside(dir)).or_else(|| beside(shards.dir())) else {
+        return Ok(None);
+    };
+    let tokenizer = Tokenizer::open(&path)?;
+    let (size, data) = (tokenizer.vocab_size(), shards.vocab());
+    if size != data.size as usize || tokenizer.hash() != data.hash {
+        return Err(Error::Vocabulary {
+            left: format!("tokenizer {}", path.display()),
+            left_size: size,
+            right: format!("dataset {}", shards.dir().display()),
+            right_size: data.size as usize,
+            hint: "pass the tokenizer that the dataset was made with".into(),
+        });
+    }
+    let name = if path.extension().is_some_and(|e| e == "model") { "tokenizer.model" } else { "tokenizer.json" };
+    if !dir.join(name).exists() {
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        write_atomic(&dir.join(name), &bytes)?;
+    }
+    Ok(Some(tokenizer))
+}
+
+/// Samples begin as the documents of the data do.
+fn sample_bos(tokenizer: &Tokenizer, data: &Shards, observer: &mut dyn Observer) -> Result<Bos> {
+    let mut first = Vec::new();
+    data.read(0..1, &mut first)?;
+    let there = tokenizer.bos_id().is_some_and(|bos| first == [bos]);
+    if there && tokenizer.prefix().is_empty() {
+        observer
+            .note("documents begin with BOS, which the tokenizer's file does not put before a text: generate with --bos always");
+    }
+    Ok(if there { Bos::Always } else { Bos::Never })
+}
+
+/// Refuses a checkpoint of a model of another shape.
+pub(super) fn check_shape(found: &ModelConfig, config: &RunConfig, path: &Path) -> Result<()> {
+    if found.parameters() == config.model.parameters() && found.n_heads == config.model.n_heads {
+        return Ok(());
+    }
+    Err(Error::bad_value(
+        "model",
+        format!("{} holds a model of another shape than this run's", path.display()),
+        "use its config.toml, or leave the model's settings out",
+    ))
+}
+
+impl Opening {
+    pub(super) fn new(config: RunConfig, dir: &Path, start: &Start, observer: &mut dyn Observer) -> Result<Self> {
+        config.validate()?;
+        let (parts, loader) = open_data(&config)?;
+        let first = &parts[0].shards;
+        let valid = config.data.valid.as_ref();
+        let valid = valid.map(|sets| Valid::open(sets, config.data.verify, first.vocab(), config.seq_len(), observer));
+        let valid = valid.transpose()?;
+        let root = dir.join("checkpoints");
+        let nothing = || Error::Nothing {
+            what: "checkpoint to resume from".into(),
+            path: root.clone(),
+            hint: "start the run without --resume".into(),
+        };
+        if matches!(start, Start::Resume) && !root.exists() {
+            return Err(nothing());
+        }
+        std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
+        let lock = lock(dir)?;
+        let resumed = if matches!(start, Start::Resume) {
+            let checkpoint = native::latest_valid(&root)?.checkpoint.ok_or_else(nothing)?;
+            observer.say(&format!("going on from {}", checkpoint.dir().display()));
+            Some(checkpoint)
+        } else {
+            if !native::list(&root)?.is_empty() {
+                let problem = format!("{} already holds a run", dir.display());
+                return Err(Error::bad_value("--run", problem, "pass --resume to go on, or another folder"));
+            }
+            None
+        };
+        let tokenizer = open_tokenizer(&config, dir, first)?;
+        let bos = match (config.train.document_mask, tokenizer.as_ref().and_then(Tokenizer::bos_id)) {
+            (false, _) => None,
+            (true, Some(bos)) => Some(bos as i32),
+            (true, None) => {
+                let problem = "documents are told apart by the tokenizer's BOS token, and there is none";
+                return Err(Error::bad_value("train.document_mask", problem, "pass --tokenizer FILE, or set it to false"));
+            }
+        };
+        let sample_bos =
+            tokenizer.as_ref().map(|tokenizer| sample_bos(tokenizer, first, observer)).transpose()?.unwrap_or_default();
+        let state = match &resumed {
+            Some(checkpoint) => {
+                check_shape(checkpoint.model(), &config, checkpoint.dir())?;
+                RunState::resume(&config, &loader, checkpoint)?
+            }
+            None => RunState::fresh(&config, &loader),
+        };
+        Ok(Self { config, dir: dir.into(), loader, valid, tokenizer, bos, sample_bos, resumed, state, lock })
+    }
+
+    /// Begins to write, once the model is there: a start that is refused leaves the run as it was.
+    pub(super) fn begin(self) -> Result<Session> {
+        let Self { config, dir, loader, valid, tokenizer, bos, sample_bos, resumed, state, lock } = self;
+        write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+        let metrics = MetricsLog::open(&dir, resumed.as_ref().map(NativeCheckpoint::step))?;
+        let step = resumed.as_ref().map_or(0, NativeCheckpoint::step);
+        let saved = resumed.map(|c| c.dir().to_path_buf());
+        Ok(Session { config, dir, loader, valid, tokenizer, bos, sample_bos, state, step, metrics, saved, _lock: lock })
+    }
+}
+
+impl Session {
+    /// Trains to the last step, or until `stop` is set: then saves and returns [`Error::Interrupted`].
+    pub(super) fn train(
+        &mut self,
+        learner: &mut dyn Learner,
+        stop: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<RunSummary> {
+        let (steps, batch) = (self.config.train.steps, self.config.train.batch);
+        let tokens_per_step = (batch * self.config.seq_len()) as u64;
+        observer.start(&RunInfo {
+            params: self.config.model.num_params(),
+            steps,
+            done: self.step,
+            tokens_per_step,
+            windows: self.loader.windows(),
+            batch,
+            dir: self.dir.clone(),
+        });
+        let split = BatchSplit::single(batch, self.config.micro_batch());
+        let per_step = split.micro_batches();
+        let batches = self.loader.batches(split, self.state.loader.next_sample)?;
+        let mut batches = Prefetch::new(batches, 2 * per_step, &self.config.data.train[0])?;
+        let mut rates = Vec::new();
+        let before = metrics::read(&self.dir.join(METRICS_FILE))?;
+        let mut valid = before.iter().rev().find_map(StepRecord::validation);
+        let mut last = before.last().cloned().unwrap_or_default();
+        while self.step < steps {
+            if stop.load(Ordering::Relaxed) {
+                let path = self.save(learner, observer)?;
+                return Err(Error::Interrupted { step: self.step, path });
+            }
+            let began = Instant::now();
+            let micro = batches.by_ref().take(per_step).map(|b| b.map(|b| self.micro_batch(b))).collect();
+            let (out, lr) = self.one_step(learner, micro)?;
+            let first_sample = self.state.loader.next_sample;
+            self.step += 1;
+            self.state.advance(&out, tokens_per_step, batch as u64, learner.optim());
+            let step_s = began.elapsed().as_secs_f64();
+            let tok_s = tokens_per_step as f64 / step_s;
+            rates.push(tok_s);
+            last = self.record(&out, lr, tok_s, step_s);
+            let due = |every: u64| every > 0 && (self.step.is_multiple_of(every) || self.step == steps);
+            if due(self.config.train.val_every)
+                && let Some(v) = self.validate(learner, self.config.train.val_windows)?
+            {
+                (last.val_loss, last.val_bpb, last.val_losses) = (Some(v.loss), Some(v.bpb), v.by_set.clone());
+                valid = Some(v);
+            }
+            if due(self.config.sample.every) {
+                last.sample = match self.sample(learner) {
+                    Err(e @ Error::Backend { .. }) => return Err(e),
+                    Err(e) => {
+                        observer.note(&format!("step {}: no sample: {e}", self.step));
+                        None
+                    }
+                    Ok(sample) => sample,
+                };
+            }
+            self.metrics.append(&last)?;
+            let left_s = |rate: f64| (steps - self.step) as f64 * tokens_per_step as f64 / rate;
+            observer.step(&last, median(&rates[rates.len().saturating_sub(20)..]).map_or(0.0, left_s));
+            self.check_step(&out, first_sample, observer)?;
+            if due(self.config.train.checkpoint_every) || self.step == steps {
+                self.save(learner, observer)?;
+            }
+        }
+        let steady = if rates.len() > 4 { &rates[2..] } else { &rates[..] };
+        Ok(RunSummary {
+            last,
+            valid,
+            tok_s: median(steady).unwrap_or(0.0),
+            skipped: self.state.skipped,
+            checkpoint: self.saved.clone().unwrap_or_default(),
+        })
+    }
+
+    fn micro_batch(&self, batch: Batch) -> MicroBatch {
+        MicroBatch { tokens: batch.tokens, batch: batch.batch, seq_len: self.config.seq_len(), bos: self.bos }
+    }
+
+    /// The step itself, and its learning rate.
+    fn one_step(&self, learner: &mut dyn Learner, micro: Vec<Result<MicroBatch>>) -> Result<(StepOutput, f64)> {
+        let lr = self.config.optim.lr_at(self.step, self.state.total_steps);
+        let spike_z = self.config.train.spike_z;
+        let mut skip = |loss: f64, norm: f64| spike_z.is_some_and(|z| is_spike(self.state.recent(), [loss, norm], z));
+        Ok((learner.step(micro, lr, self.config.step(), &mut skip)?, lr))
+    }
+
+    fn record(&self, out: &StepOutput, lr: f64, tok_s: f64, step_s: f64) -> StepRecord {
+        let flop = self.config.model.train_flop_per_token(self.config.seq_len());
+        StepRecord {
+            step: self.step,
+            tokens: self.state.tokens,
+            loss: out.loss,
+            lr,
+            grad_norm: out.grad_norm,
+            tok_s,
+            mfu: self.config.train.peak_tflops.map(|peak| flop * tok_s / (peak * 1e12)),
+            step_s,
+            skipped: self.state.skipped,
+            loss_scale: out.loss_scale,
+            ..Default::default()
+        }
+    }
+
+    /// Says that an update was left out, and ends a run that has diverged.
+    fn check_step(&self, out: &StepOutput, first_sample: u64, observer: &mut dyn Observer) -> Result<()> {
+        if out.skipped {
+            let scaled = out.loss_scale.map_or(String::new(), |s| format!(", loss scale {s}"));
+            let (step, StepOutput { loss, grad_norm, .. }) = (self.step, out);
+            observer.note(&format!("step {step}: update left out (loss {loss}, gradient norm {grad_norm}{scaled})"));
+        }
+        // Updates made in backward cannot be taken back.
+        let finite = out.loss.is_finite() && out.grad_norm.is_finite();
+        let damaged = !(finite || out.skipped);
+        if damaged || self.state.skipped_in_a_row >= self.config.train.max_skipped {
+            return Err(Error::Diverged {
+                step: self.step,
+                in_a_row: self.state.skipped_in_a_row.max(1),
+                checkpoint: self.saved.as_ref().map_or("none".into(), |path| path.display().to_string()),
+                sample: first_sample,
+            });
+        }
+        Ok(())
+    }
+
+    /// Mean loss over at most `windows` windows of each held-out set (`None`: all); `None` without any.
+    pub(super) fn validate(&self, learner: &dyn Learner, windows: Option<u64>) -> Result<Option<Validation>> {
+        let mut loss = |batch| learner.loss(&self.micro_batch(batch));
+        self.valid.as_ref().map(|valid| valid.measure(self.config.micro_batch(), windows, &mut loss)).transpose()
+    }
+
+    /// Tokens after a prompt, up to the tokenizer's end.
+    pub(super) fn write(&self, learner: &dyn Learner, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
+        let ends = self.tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(None, tokenizer));
+        learner.write(prompt, max_new, &ends, sampler)
+    }
+
+    /// A text by the model as it stands; `None` without a tokenizer.
+    fn sample(&self, learner: &dyn Learner) -> Result<Option<String>> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
+        let c = &self.config.sample;
+        let mut prompt = encode_prompt(tokenizer, &c.prompt, self.sample_bos, false)?;
+        if prompt.is_empty() {
+            prompt.extend(tokenizer.eos_id().or(tokenizer.bos_id())); // as after the document before
+        }
+        if prompt.is_empty() || prompt.len() >= self.config.model.max_seq_len {
+            return Ok(None);
+        }
+        let mut sampler = Sampler::new(c.sampler.clone())?;
+        let tokens = self.write(learner, &prompt, c.tokens, &mut sampler)?;
+        Ok(Some(format!("{}{}", c.prompt, tokenizer.decode_after(&prompt, &tokens)?)))
+    }
+
+    /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.
+    fn save(&mut self, learner: &dyn Learner, observer: &mut dyn Observer) -> Result<PathBuf> {
+        self.metrics.sync()?;
+        learner.check()?;
+        let root = self.dir.join("checkpoints");
+        let path = native::save(&root, self.step, &mut |writer| {
+            writer.model(&self.config.model);
+            writer.state(json!(self.state));
+            learner.save(writer)?;
+            learner.check() // nothing of a device that failed on the way becomes a checkpoint
+        })?;
+        native::prune(&root, self.config.train.keep_last, self.config.train.keep_every)?;
+        observer.saved(self.step, &path);
+        self.saved = Some(path.clone());
+        Ok(path)
+    }
+
+    /// What `report.html` says beside the curves.
+    pub(super) fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo {
+        let model = &self.config.model;
+        let mut rows = vec![
+            ("parameters".to_string(), model.num_params().to_string()),
+            ("steps".into(), summary.last.step.to_string()),
+            ("tokens".into(), summary.last.tokens.to_string()),
+            ("training loss".into(), format!("{:.4} nats a token", summary.last.loss)),
+            ("speed".into(), format!("{:.0} tok/s (median)", summary.tok_s)),
+        ];
+        if let Some(peak) = self.config.train.peak_tflops {
+            let mfu = model.train_flop_per_token(self.config.seq_len()) * summary.tok_s / (peak * 1e12);
+            rows.push(("MFU".into(), format!("{:.1} % (6N + 12 n_layers dim seq_len FLOP a token)", 100.0 * mfu)));
+        }
+        let mut bits_per_byte = Vec::new();
+        if let Some(Validation { loss, bpb, by_set }) = &summary.valid {
+            rows.push(("validation loss".into(), format!("{loss:.4} nats a token, {bpb:.3} bits per byte")));
+            rows.extend(by_set.iter().map(|(name, loss)| (format!("validation loss, {name}"), format!("{loss:.4}"))));
+            bits_per_byte.push(("this model".to_string(), *bpb));
+        }
+        let subtitle = format!(
+            "LLaMA: dim {}, {} layers, {} heads, vocabulary {}, sequences of {} tokens",
+            model.dim,
+            model.n_layers,
+            model.n_heads,
+            model.vocab_size,
+            self.config.seq_len()
+        );
+        ReportInfo { title: title.into(), subtitle, rows, bits_per_byte }
+    }
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
