@@ -11,6 +11,7 @@ mod data;
 #[cfg(feature = "data")]
 mod data_build;
 mod faults_generate;
+mod files;
 mod golden;
 mod memory;
 mod metrics;

@@ -1,20 +1,17 @@
-//! Files and folders that appear whole or not at all.
+//! The small files of checkpoints, and checksums.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::tensors::FileSummary;
 use crate::error::{Error, Result};
-pub(crate) use crate::files::sync_dir;
 
-/// Writes and syncs a small file.
+/// Writes a small file into a folder that is not seen yet.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<FileSummary> {
-    let mut file = File::create(path).map_err(Error::io("create", path))?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    file.sync_all().map_err(Error::io("sync", path))?;
+    fs::write(path, bytes).map_err(Error::io("write", path))?;
     Ok(FileSummary { bytes: bytes.len() as u64, xxh3: xxh3_64(bytes) })
 }
 
@@ -58,49 +55,6 @@ pub(crate) fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>> {
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(p)), None) if p.to_str() == Some(name))
-}
-
-/// Removes a folder that may not be there.
-pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
-        _ => Ok(()),
-    }
-}
-
-/// Fills a new folder under a temporary name, syncs it and renames it to `dir`, which must not exist or be empty.
-pub(crate) fn write_folder(dir: &Path, fill: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
-    let Some(name) = dir.file_name() else {
-        return Err(Error::bad_value("output folder", format!("`{}` has no name", dir.display()), "name a new folder"));
-    };
-    match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
-        Ok(false) => {}
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io("write", dir)(e)),
-        Ok(true) => {
-            let problem = format!("`{}` exists and is not empty", dir.display());
-            return Err(Error::bad_value("output folder", problem, "name a new folder, or remove this one first"));
-        }
-    }
-    let parent = dir.parent().unwrap_or(Path::new(""));
-    if !parent.as_os_str().is_empty() {
-        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-    }
-    let tmp = parent.join(format!(".{}.tmp-{}", name.to_string_lossy(), std::process::id()));
-    remove_dir(&tmp)?;
-    fs::create_dir(&tmp).map_err(Error::io("create", &tmp))?;
-    let done = fill(&tmp).and_then(|()| sync_dir(&tmp)).and_then(|()| {
-        if dir.exists() {
-            fs::remove_dir(dir).map_err(Error::io("replace", dir))?;
-        }
-        fs::rename(&tmp, dir).map_err(Error::io("rename", dir))
-    });
-    if done.is_err() {
-        // The first error is the one to tell; what is left is a hidden temporary folder at worst.
-        let _ = remove_dir(&tmp);
-    }
-    done?;
-    sync_dir(parent)
 }
 
 /// File names of tokenizers, the preferred one first.

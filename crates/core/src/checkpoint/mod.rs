@@ -25,6 +25,7 @@ pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Skipped};
 pub use tensors::{Dtype, FileSummary, SafetensorsFile, Tensor, TensorInfo, TensorSource, write_safetensors};
 
 use crate::error::{Error, Result};
+use crate::files::{Folder, check_free};
 use crate::model::ModelConfig;
 
 /// Whose files.
@@ -217,28 +218,29 @@ pub fn save(
         Some(path) => Some((path.file_name().unwrap_or_default().to_string_lossy(), disk::read_small("tokenizer", path)?)),
         None => None,
     };
-    disk::write_folder(dir.as_ref(), &mut |tmp| {
-        if let (Some((name, bytes)), true) = (&tokenizer, format != Format::Native) {
-            disk::write_file(&tmp.join(name.as_ref()), bytes)?;
+    check_free(dir.as_ref())?;
+    let folder = Folder::create(dir.as_ref())?;
+    if let (Some((name, bytes)), true) = (&tokenizer, format != Format::Native) {
+        disk::write_file(&folder.path().join(name.as_ref()), bytes)?;
+    }
+    match format {
+        Format::Hf => {
+            let (bos_id, eos_ids) = (options.bos_id, options.eos_ids.clone());
+            let config = HfConfig { model: config.clone(), tie_word_embeddings: false, bos_id, eos_ids };
+            hf::write_into(folder.path(), &config, source, options.hf_shard_bytes)?;
         }
-        match format {
-            Format::Hf => {
-                let (bos_id, eos_ids) = (options.bos_id, options.eos_ids.clone());
-                let config = HfConfig { model: config.clone(), tie_word_embeddings: false, bos_id, eos_ids };
-                hf::write_into(tmp, &config, source, options.hf_shard_bytes)
+        Format::Meta => meta::write_into(folder.path(), config, source)?,
+        Format::Native => native::write_into(folder.path(), 0, &mut |writer| {
+            writer.model(config);
+            writer.state(json!({ "bos_id": options.bos_id, "eos_ids": options.eos_ids }));
+            if let Some((name, bytes)) = &tokenizer {
+                writer.bytes(name, bytes)?;
             }
-            Format::Meta => meta::write_into(tmp, config, source),
-            Format::Native => native::write_into(tmp, 0, &mut |writer| {
-                writer.model(config);
-                writer.state(json!({ "bos_id": options.bos_id, "eos_ids": options.eos_ids }));
-                if let Some((name, bytes)) = &tokenizer {
-                    writer.bytes(name, bytes)?;
-                }
-                let read = &mut |i: usize| Ok(source.read(&source.list()[i].name)?.bytes);
-                writer.tensors(native::MODEL, source.list(), read)
-            }),
-        }
-    })
+            let read = &mut |i: usize| Ok(source.read(&source.list()[i].name)?.bytes);
+            writer.tensors(native::MODEL, source.list(), read)
+        })?,
+    }
+    folder.commit()
 }
 
 /// Writes the checkpoint at `input` as a new folder `output` in another format; see [`save`]. The tokenizer and the ids of

@@ -102,11 +102,11 @@ impl<B: LlamaOps> Trained for Trainer<B> {
     }
 
     fn validate_on(&self, windows: Option<u64>) -> Result<Option<Validation>> {
-        self.learner.scope.enter(|| self.session.validate(&self.learner, windows))
+        self.scope.enter(|| self.session.validate(&self.learner, windows))
     }
 
     fn write(&self, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        self.learner.scope.enter(|| self.session.write(&self.learner, prompt, max_new, sampler))
+        self.scope.enter(|| self.session.write(&self.learner, prompt, max_new, sampler))
     }
 
     fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo {
@@ -116,6 +116,8 @@ impl<B: LlamaOps> Trained for Trainer<B> {
 
 /// A training run on one device.
 pub struct Trainer<B: LlamaOps> {
+    /// Entered by whatever computes.
+    scope: Scope,
     session: Session,
     learner: DeviceLearner<B>,
 }
@@ -140,7 +142,7 @@ impl<B: LlamaOps> Trainer<B> {
             (None, _) => with_fresh_moments(config, Llama::init(&config.model, &config.init, device)?),
         };
         let model = Some(config.step().prepare(model, &mut optim));
-        Ok(Self { session: opening.begin()?, learner: DeviceLearner { scope, model, optim } })
+        Ok(Self { scope, session: opening.begin()?, learner: DeviceLearner { model, optim } })
     }
 
     /// The model as it stands.
@@ -153,16 +155,13 @@ impl<B: LlamaOps> Trainer<B> {
     /// # Errors
     /// [`Error::Interrupted`], [`Error::Diverged`], and those of data and files.
     pub fn run(mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<(Self, RunSummary)> {
-        let scope = self.learner.scope.clone();
-        let summary = scope.enter(|| self.session.train(&mut self.learner, stop, observer))?;
+        let summary = self.scope.enter(|| self.session.train(&mut self.learner, stop, observer))?;
         Ok((self, summary))
     }
 }
 
 /// Model and optimizer on a device.
 struct DeviceLearner<B: LlamaOps> {
-    /// The run's kernels, entered by whatever computes.
-    scope: Scope,
     /// Taken out during a step, so that the update may work in place.
     model: Option<Llama<B>>,
     optim: AdamW<B>,
@@ -248,7 +247,7 @@ fn restore<B: LlamaOps>(
     Ok((model, optim))
 }
 
-/// This thread's job with the run's kernels. A routine that the device has not is known before anything runs.
+/// The job with the run's kernels. A routine that the device has not is known before anything runs.
 fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<Scope> {
     let (gemm, attention) = (config.train.gemm, config.train.attention);
     let all = B::gemms(device);
