@@ -12,6 +12,7 @@ mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
+mod faults_generate;
 mod files;
 #[cfg(all(feature = "cli", feature = "flex"))]
 mod fixtures;

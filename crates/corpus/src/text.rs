@@ -62,6 +62,7 @@ pub struct Documents {
     total_bytes: u64,
     read_bytes: Arc<AtomicU64>,
     ended: bool,
+    silent: bool,
 }
 
 /// A `.jsonl` file being read.
@@ -103,7 +104,15 @@ impl Documents {
             total_bytes,
             read_bytes: Arc::default(),
             ended: false,
+            silent: false,
         })
+    }
+
+    /// The same, without a word in the log at the end: for those who read the files more than once and tell of [`Documents::skipped`]
+    /// themselves.
+    #[must_use]
+    pub fn silent(self) -> Self {
+        Self { silent: true, ..self }
     }
 
     /// Bytes of all files.
@@ -158,7 +167,7 @@ impl Iterator for Documents {
         }
         let next = self.advance();
         self.ended = !matches!(next, Ok(Some(_)));
-        if matches!(next, Ok(None)) {
+        if matches!(next, Ok(None)) && !self.silent {
             self.skipped.warn();
         }
         next.transpose()
@@ -174,7 +183,7 @@ impl Skipped {
     }
 
     /// Says in the log what was left out.
-    fn warn(&self) {
+    pub fn warn(&self) {
         if self.not_text > 0 {
             let (more, names) = (if self.not_text as usize > NAMED { ", ..." } else { "" }, self.examples.join(", "));
             log::warn!("skipped {} files or lines that are not UTF-8 text, or hold a zero byte: {names}{more}", self.not_text);

@@ -21,7 +21,7 @@ use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
 use crate::data::{Batch, BatchSplit, Loader, MixturePart, Prefetch, Shards};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::Sampler;
+use crate::generate::{Bos, Sampler, encode_prompt, end_ids};
 use crate::model::ModelConfig;
 use crate::tokenizer::Tokenizer;
 
@@ -49,7 +49,7 @@ pub(super) trait Learner {
     /// Mean loss in nats, and the number of targets.
     fn loss(&self, batch: &MicroBatch) -> (f64, u64);
     /// Tokens after a prompt.
-    fn write(&self, prompt: &[u32], max_new: usize, eos: Option<u32>, sampler: &mut Sampler) -> Result<Vec<u32>>;
+    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>>;
     /// Weights and moments into a checkpoint.
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
     /// Whether the device is sound.
@@ -66,6 +66,7 @@ pub(super) struct Opening {
     valid: Option<Valid>,
     tokenizer: Option<Tokenizer>,
     bos: Option<i32>,
+    sample_bos: Bos,
     /// The checkpoint to go on from.
     pub(super) resumed: Option<NativeCheckpoint>,
     pub(super) state: RunState,
@@ -81,6 +82,8 @@ pub(super) struct Session {
     pub(super) tokenizer: Option<Tokenizer>,
     /// The token that begins a document, where attention stays inside documents.
     bos: Option<i32>,
+    /// Whether texts begin with BOS in the data.
+    sample_bos: Bos,
     state: RunState,
     /// Steps made.
     step: u64,
@@ -151,6 +154,18 @@ fn open_tokenizer(config: &RunConfig, dir: &Path, shards: &Shards) -> Result<Opt
     Ok(Some(tokenizer))
 }
 
+/// Samples begin as the documents of the data do.
+fn sample_bos(tokenizer: &Tokenizer, data: &Shards, observer: &mut dyn Observer) -> Result<Bos> {
+    let mut first = Vec::new();
+    data.read(0..1, &mut first)?;
+    let there = tokenizer.bos_id().is_some_and(|bos| first == [bos]);
+    if there && tokenizer.prefix().is_empty() {
+        observer
+            .note("documents begin with BOS, which the tokenizer's file does not put before a text: generate with --bos always");
+    }
+    Ok(if there { Bos::Always } else { Bos::Never })
+}
+
 /// Refuses a checkpoint of a model of another shape.
 pub(super) fn check_shape(found: &ModelConfig, config: &RunConfig, path: &Path) -> Result<()> {
     if found.parameters() == config.model.parameters() && found.n_heads == config.model.n_heads {
@@ -202,6 +217,8 @@ impl Opening {
                 return Err(Error::bad_value("train.document_mask", problem, "pass --tokenizer FILE, or set it to false"));
             }
         };
+        let sample_bos =
+            tokenizer.as_ref().map(|tokenizer| sample_bos(tokenizer, first, observer)).transpose()?.unwrap_or_default();
         let state = match &resumed {
             Some(checkpoint) => {
                 check_shape(checkpoint.model(), &config, checkpoint.dir())?;
@@ -209,17 +226,17 @@ impl Opening {
             }
             None => RunState::fresh(&config, &loader),
         };
-        Ok(Self { config, dir: dir.into(), loader, valid, tokenizer, bos, resumed, state, lock })
+        Ok(Self { config, dir: dir.into(), loader, valid, tokenizer, bos, sample_bos, resumed, state, lock })
     }
 
     /// Begins to write, once the model is there: a start that is refused leaves the run as it was.
     pub(super) fn begin(self) -> Result<Session> {
-        let Self { config, dir, loader, valid, tokenizer, bos, resumed, state, lock } = self;
+        let Self { config, dir, loader, valid, tokenizer, bos, sample_bos, resumed, state, lock } = self;
         write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
         let metrics = MetricsLog::open(&dir, resumed.as_ref().map(NativeCheckpoint::step))?;
         let step = resumed.as_ref().map_or(0, NativeCheckpoint::step);
         let saved = resumed.map(|c| c.dir().to_path_buf());
-        Ok(Session { config, dir, loader, valid, tokenizer, bos, state, step, metrics, saved, _lock: lock })
+        Ok(Session { config, dir, loader, valid, tokenizer, bos, sample_bos, state, step, metrics, saved, _lock: lock })
     }
 }
 
@@ -273,7 +290,14 @@ impl Session {
                 valid = Some(v);
             }
             if due(self.config.sample.every) {
-                last.sample = self.sample(learner)?;
+                last.sample = match self.sample(learner) {
+                    Err(e @ Error::Backend { .. }) => return Err(e),
+                    Err(e) => {
+                        observer.note(&format!("step {}: no sample: {e}", self.step));
+                        None
+                    }
+                    Ok(sample) => sample,
+                };
             }
             self.metrics.append(&last)?;
             let left_s = |rate: f64| (steps - self.step) as f64 * tokens_per_step as f64 / rate;
@@ -351,20 +375,24 @@ impl Session {
 
     /// Tokens after a prompt, up to the tokenizer's end.
     pub(super) fn write(&self, learner: &dyn Learner, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        learner.write(prompt, max_new, self.tokenizer.as_ref().and_then(Tokenizer::eos_id), sampler)
+        let ends = self.tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(None, tokenizer));
+        learner.write(prompt, max_new, &ends, sampler)
     }
 
     /// A text by the model as it stands; `None` without a tokenizer.
     fn sample(&self, learner: &dyn Learner) -> Result<Option<String>> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
         let c = &self.config.sample;
-        let prompt = tokenizer.encode_document(&c.prompt, true, false);
+        let mut prompt = encode_prompt(tokenizer, &c.prompt, self.sample_bos, false)?;
+        if prompt.is_empty() {
+            prompt.extend(tokenizer.eos_id().or(tokenizer.bos_id())); // as after the document before
+        }
         if prompt.is_empty() || prompt.len() >= self.config.model.max_seq_len {
             return Ok(None);
         }
         let mut sampler = Sampler::new(c.sampler.clone())?;
         let tokens = self.write(learner, &prompt, c.tokens, &mut sampler)?;
-        Ok(Some(format!("{}{}", c.prompt, tokenizer.decode(&tokens)?)))
+        Ok(Some(format!("{}{}", c.prompt, tokenizer.decode_after(&prompt, &tokens)?)))
     }
 
     /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.

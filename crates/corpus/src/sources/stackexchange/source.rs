@@ -123,8 +123,7 @@ impl Source for StackExchange {
 /// A post with its [`SortKey`].
 fn to_row(post: &Post) -> Result<SortRow<4>> {
     let key = SortKey::new(post);
-    let text =
-        serde_json::to_string(post).map_err(|e| Error::internal("post", e.to_string()))?;
+    let text = serde_json::to_string(post).map_err(|e| Error::internal("post", e.to_string()))?;
     Ok(SortRow { key: [key.thread, key.is_answer.into(), descending(post.score), key.id], text })
 }
 
