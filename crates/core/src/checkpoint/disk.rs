@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -68,25 +68,32 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
     }
 }
 
-/// Fills a new folder under a temporary name, syncs it and renames it to `dir`, which must not exist or be empty.
-pub(crate) fn write_folder(dir: &Path, fill: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+/// Whether a folder can be made as `dir`, which must not exist or be empty; its name.
+pub(crate) fn check_new_folder(dir: &Path) -> Result<&std::ffi::OsStr> {
     let Some(name) = dir.file_name() else {
         return Err(Error::bad_value("output folder", format!("`{}` has no name", dir.display()), "name a new folder"));
     };
     match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
-        Ok(false) => {}
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io("write", dir)(e)),
+        Ok(false) => Ok(name),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(name),
+        Err(e) => Err(Error::io("write", dir)(e)),
         Ok(true) => {
             let problem = format!("`{}` exists and is not empty", dir.display());
-            return Err(Error::bad_value("output folder", problem, "name a new folder, or remove this one first"));
+            Err(Error::bad_value("output folder", problem, "name a new folder, or remove this one first"))
         }
     }
+}
+
+/// Fills a new folder under a temporary name, syncs it and renames it to `dir`, which must not exist or be empty.
+pub(crate) fn write_folder(dir: &Path, fill: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+    let name = check_new_folder(dir)?;
     let parent = dir.parent().unwrap_or(Path::new(""));
     if !parent.as_os_str().is_empty() {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
-    let tmp = parent.join(format!(".{}.tmp-{}", name.to_string_lossy(), std::process::id()));
+    let prefix = format!(".{}.tmp-", name.to_string_lossy());
+    remove_abandoned(parent, &prefix)?;
+    let tmp = parent.join(format!("{prefix}{}", std::process::id()));
     remove_dir(&tmp)?;
     fs::create_dir(&tmp).map_err(Error::io("create", &tmp))?;
     let done = fill(&tmp).and_then(|()| sync_dir(&tmp)).and_then(|()| {
@@ -103,10 +110,21 @@ pub(crate) fn write_folder(dir: &Path, fill: &mut dyn FnMut(&Path) -> Result<()>
     sync_dir(parent)
 }
 
-/// File names of tokenizers, the preferred one first.
-const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
-
-/// The first tokenizer in one of these folders.
-pub(crate) fn find_tokenizer<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Option<PathBuf> {
-    folders.into_iter().flat_map(|f| TOKENIZERS.map(|t| f.join(t))).find(|p| p.is_file())
+/// Removes what processes that are gone left half-written in `parent`. (Where the system does not say who lives, all are spared.)
+fn remove_abandoned(parent: &Path, prefix: &str) -> Result<()> {
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let processes = Path::new("/proc");
+    if !processes.join("self").exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(parent).map_err(Error::io("read", parent))? {
+        let entry = entry.map_err(Error::io("read", parent))?;
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !processes.join(pid.to_string()).exists()) {
+            log::warn!("{}: removing what an interrupted conversion left", entry.path().display());
+            remove_dir(&entry.path())?;
+        }
+    }
+    Ok(())
 }

@@ -16,6 +16,7 @@
 
 mod bpe;
 mod decode;
+mod files;
 mod hf;
 mod sentencepiece;
 mod sp_model;
@@ -39,6 +40,7 @@ use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use bpe::FastMap;
 use decode::{Piece, Pieces, State};
+pub use files::{TokenizerFiles, find_tokenizer};
 use sp_normalize::PrefixSet;
 pub use train::TrainConfig;
 #[cfg(feature = "unigram")]

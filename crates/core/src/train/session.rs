@@ -17,7 +17,7 @@ use super::spike::is_spike;
 use super::state::{OptimState, RunState};
 use super::step::{MicroBatch, StepConfig, StepOutput};
 use super::valid::{Valid, open_shards};
-use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
+use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint, Need};
 use crate::data::{Batch, BatchSplit, Loader, MixturePart, Prefetch, Shards};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
@@ -183,7 +183,7 @@ impl Opening {
         std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
         let lock = lock(dir)?;
         let resumed = if matches!(start, Start::Resume) {
-            let checkpoint = native::latest_valid(&root)?.checkpoint.ok_or_else(nothing)?;
+            let checkpoint = native::latest_valid(&root, Need::All)?.checkpoint.ok_or_else(nothing)?;
             observer.say(&format!("going on from {}", checkpoint.dir().display()));
             Some(checkpoint)
         } else {
