@@ -183,6 +183,26 @@ impl Checkpoint {
     }
 }
 
+/// The hyper-parameters of a model on disk, in any [`Format`], without a look at its weights.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub fn read_config(path: impl AsRef<Path>) -> Result<ModelConfig> {
+    let path = path.as_ref();
+    let has = |name: &str| path.join(name).exists();
+    if has(native::STATE) {
+        return Ok(NativeCheckpoint::open(path, Need::State)?.model().clone());
+    }
+    if has("config.json") {
+        return Ok(HfConfig::read(&path.join("config.json"))?.model);
+    }
+    let run = path.join("checkpoints");
+    match native::latest_valid(&run, Need::State)?.checkpoint {
+        Some(checkpoint) if !has("params.json") => Ok(checkpoint.model().clone()),
+        _ => Ok(Checkpoint::open(path)?.config().clone()),
+    }
+}
+
 /// What [`convert`] and [`save`] may be told.
 #[derive(Clone, Debug)]
 pub struct SaveOptions {

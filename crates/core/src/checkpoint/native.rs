@@ -292,6 +292,8 @@ pub fn latest_valid(root: &Path, need: Need) -> Result<Latest> {
 /// Which files of a checkpoint are needed: those are read once to check them; the others are not touched and may be gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
+    /// None: what `state.json` says.
+    State,
     /// The weights: to write, score, convert, or start another run. What was published without its moments is enough.
     Weights,
     /// Everything: to go on with the run.
@@ -301,7 +303,11 @@ pub enum Need {
 impl Need {
     /// Moments and masters may be three quarters of a checkpoint; the rest of its files is small.
     fn wants(self, file: &str) -> bool {
-        self == Self::All || file != OPTIM
+        match self {
+            Self::State => false,
+            Self::Weights => file != OPTIM,
+            Self::All => true,
+        }
     }
 }
 

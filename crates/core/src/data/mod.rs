@@ -11,7 +11,7 @@
 //! 6. Windows to samples: [`Schedule::locate`] says which source the sample with a global index comes from, and
 //!    [`Permutation::apply`] which of its windows.
 //! 7. Samples to batches: [`Loader::batch`] for any place, [`Loader::batches`] for the batches of one rank in order,
-//!    [`Prefetch`] to make them on another thread; [`SequentialBatches`] for validation.
+//!    [`Prefetch`] to make them on another thread; [`ValidationBatches`] for validation.
 
 //!
 //! With the feature `data`, from dumps to text before that: [`record`] is what flows, `sources` read and clean it, `filters` judge it,
@@ -26,7 +26,7 @@ mod tokenize;
 
 pub use dataset::{DatasetIndex, DatasetWriter, ShardEntry, Shards};
 pub use loader::{
-    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, SequentialBatches, TokenWindows,
+    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, TokenWindows, ValidationBatches,
 };
 pub use mixture::Schedule;
 pub use permute::{Permutation, mix_key};

@@ -55,6 +55,11 @@ impl TokenizerFiles {
         self.0.iter().any(|(n, _)| *n == name)
     }
 
+    /// Whether something beside the tokenizer says what begins and ends a text; a `.model` says it itself.
+    pub fn has_config(&self) -> bool {
+        self.contains(BESIDE[0]) || self.0[0].0 == MAIN[1]
+    }
+
     /// Adds a file.
     pub fn push(&mut self, name: &'static str, bytes: Vec<u8>) {
         self.0.push((name, bytes));

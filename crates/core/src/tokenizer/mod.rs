@@ -15,6 +15,7 @@
 //! ```
 
 mod bpe;
+mod bytes;
 mod decode;
 mod files;
 mod hf;
@@ -39,6 +40,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use bpe::FastMap;
+pub use bytes::TokenBytes;
 use decode::{Piece, Pieces, State};
 pub use files::{TokenizerFiles, find_tokenizer};
 use sp_normalize::PrefixSet;
