@@ -61,7 +61,7 @@ fn main() -> recua::Result<()> {
     let prompt = tokenizer.encode_document("The ", true, false);
     let mut sampler = Sampler::new(SampleConfig::default())?;
     let mut see = |_| ControlFlow::Continue(());
-    let (ids, _) = generate(trainer.model(), &prompt, 40, tokenizer.eos_id(), &mut sampler, &mut see)?;
+    let (ids, _) = generate(trainer.model(), &prompt, 40, tokenizer.eos_id().as_slice(), &mut sampler, &mut see)?;
     println!("The {}", tokenizer.decode(&ids)?);
     println!("saved: {}", summary.checkpoint.display());
     Ok(())

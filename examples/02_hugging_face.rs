@@ -29,7 +29,7 @@ fn main() -> recua::Result<()> {
     let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() })?;
     let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
     let mut see = |_| ControlFlow::Continue(());
-    let (ids, why) = generate(&model, &prompt, 16, eos, &mut sampler, &mut see)?;
+    let (ids, why) = generate(&model, &prompt, 16, eos.as_slice(), &mut sampler, &mut see)?;
     match tokenizer {
         Some(tokenizer) => println!("{text}{} ({why:?})", tokenizer.decode(&ids)?),
         None => println!("{prompt:?} -> {ids:?} ({why:?})"),

@@ -23,17 +23,19 @@
 //! ```no_run
 //! use std::ops::ControlFlow;
 //!
+//! use recua::backend::BackendName;
 //! use recua::checkpoint::Checkpoint;
-//! use recua::generate::{SampleConfig, Sampler, writer};
+//! use recua::generate::{SampleConfig, Sampler, TextGenerator};
 //! use recua::tokenizer::Tokenizer;
 //!
 //! # fn main() -> recua::Result<()> {
 //! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder
 //! let tokenizer = Tokenizer::open("runs/first/tokenizer.json")?;
-//! let write = writer(&checkpoint, &"flex".parse()?)?;
+//! let generator = TextGenerator::load(&checkpoint, &"flex".parse::<BackendName>()?.open()?)?;
 //! let prompt = tokenizer.encode_document("Once upon a time", true, false);
 //! let mut sampler = Sampler::new(SampleConfig::default())?;
-//! let (tokens, _) = write(&prompt, 64, tokenizer.eos_id(), &mut sampler, &mut |_| ControlFlow::Continue(()))?;
+//! let see = &mut |_| ControlFlow::Continue(());
+//! let (tokens, _) = generator.generate(&prompt, 64, tokenizer.eos_id().as_slice(), &mut sampler, see)?;
 //! println!("{}", tokenizer.decode(&tokens)?);
 //! # Ok(())
 //! # }
@@ -56,14 +58,18 @@
 pub use recua_core::config;
 pub use recua_core::{Error, Result, error};
 
-pub use recua_core::backend;
+/// Where the arithmetic runs: names, devices, contexts of jobs, and generic code on the backend chosen at run time.
+pub mod backend {
+    pub use recua_core::backend::*;
+    pub use recua_core::ops::{BackendInfo, Job, list};
+}
 
 /// Dumps and folders of text to documents.
 pub use recua_corpus as corpus;
 
 #[cfg(feature = "train")]
 pub use recua_core::{bench, selftest, train};
-pub use recua_core::{checkpoint, data, eval, fault, generate, model, ops, optim, tokenizer};
+pub use recua_core::{checkpoint, data, eval, generate, model, ops, optim, tokenizer};
 
 #[cfg(feature = "data")]
 pub mod build;

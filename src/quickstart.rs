@@ -114,8 +114,7 @@ pub fn run(q: &Quickstart, backend: &BackendName, stop: &AtomicBool, observer: &
         std::fs::create_dir_all(&q.run).map_err(Error::io("create", &q.run))?;
         let corpus = collect(q, observer)?;
         let (prepared, config) = prepare(q, &corpus, backend, began, observer)?;
-        let json =
-            serde_json::to_vec_pretty(&prepared).map_err(|e| Error::bad_value("quickstart", e.to_string(), "report this"))?;
+        let json = serde_json::to_vec_pretty(&prepared).map_err(|e| Error::internal("quickstart", e.to_string()))?;
         write_atomic(&state, &json)?;
         (prepared, config, Start::Fresh)
     };
@@ -124,7 +123,7 @@ pub fn run(q: &Quickstart, backend: &BackendName, stop: &AtomicBool, observer: &
         outcome = Some(finish(q, trained, summary, &prepared, began, observer)?);
         Ok(())
     })?;
-    outcome.ok_or_else(|| Error::bad_value("quickstart", "the training ended without its end", "report this"))
+    outcome.ok_or_else(|| Error::internal("quickstart", "the training ended without its end"))
 }
 
 /// Step 1: the text.
@@ -202,7 +201,7 @@ fn prepare(
         tokenizer: Some(std::path::absolute(&path).map_err(Error::io("find", &path))?),
         ..Default::default()
     };
-    let peak_tflops = bench::peak(backend)?;
+    let peak_tflops = bench::peak(&backend.open()?)?;
     let mut config = shape(tokenizer.vocab_size(), data, peak_tflops);
     plan(&mut config, q, backend, began, observer)?;
     Ok((Prepared { corpus: corpus.summary.to_string(), xz_bpb, ngram_bpb, peak_tflops, valid_bytes }, config))
@@ -244,7 +243,7 @@ fn plan(
         step: config.step(),
         full_square: false,
     };
-    let step_s = bench::run(backend, What::Train, &sizes)?.step_s;
+    let step_s = bench::run(&backend.open()?, What::Train, &sizes)?.step_s;
     // Validations, samples, checkpoints and the end take about a tenth.
     let left = (q.minutes * 60.0 * 0.9 - began.elapsed().as_secs_f64()).max(10.0 * step_s);
     let steps = ((left / step_s) as u64).max(10);
@@ -302,7 +301,7 @@ fn finish(
     info.bits_per_byte =
         vec![("recua".into(), val_bpb), ("order-2 n-gram".into(), prepared.ngram_bpb), ("xz -9".into(), prepared.xz_bpb)];
     outcome.report = report::write(&q.run, &info)?;
-    let json = serde_json::to_vec_pretty(&outcome).map_err(|e| Error::bad_value("quickstart", e.to_string(), "report this"))?;
+    let json = serde_json::to_vec_pretty(&outcome).map_err(|e| Error::internal("quickstart", e.to_string()))?;
     write_atomic(&q.run.join("outcome.json"), &json)?;
     Ok(outcome)
 }

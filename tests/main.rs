@@ -5,10 +5,12 @@ mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
+mod context;
 mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
+mod files;
 mod golden;
 mod memory;
 mod metrics;

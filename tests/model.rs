@@ -155,7 +155,7 @@ impl Job for Generation {
                 seen.push(t);
                 if seen.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            let (tokens, why) = generate(&model, &TOKENS[..4], max_new, eos, &mut sampler, &mut see)?;
+            let (tokens, why) = generate(&model, &TOKENS[..4], max_new, eos.as_slice(), &mut sampler, &mut see)?;
             assert_eq!(tokens, seen, "shown as they come");
             recua::Result::Ok((tokens, why))
         };

@@ -71,7 +71,7 @@ fn shapes() -> Vec<Case> {
 #[test]
 fn operations_at_awkward_sizes() {
     for backend in backends() {
-        let rows = selftest::run_cases(&backend, &shapes(), Tolerance::of(&backend), &mut |_| {}).unwrap();
+        let rows = selftest::run_cases(&backend.open().unwrap(), &shapes(), Tolerance::of(&backend), &mut |_| {}).unwrap();
         assert_passed(&backend, &rows);
     }
 }
@@ -112,7 +112,7 @@ proptest! {
     #[test]
     fn operations_at_random_sizes(cases in prop::collection::vec(any_case(), 6)) {
         for backend in backends() {
-            let rows = selftest::run_cases(&backend, &cases, Tolerance::of(&backend), &mut |_| {}).unwrap();
+            let rows = selftest::run_cases(&backend.open().unwrap(), &cases, Tolerance::of(&backend), &mut |_| {}).unwrap();
             let failed: Vec<String> = rows.iter().filter(|r| !r.passed).map(Row::to_string).collect();
             prop_assert!(failed.is_empty(), "{backend}:\n{}", failed.join("\n"));
         }
@@ -144,7 +144,7 @@ fn selftest_passes_and_covers_every_operation() {
     assert!(operations.len() >= 25, "{operations:?}");
     for backend in backends() {
         let mut seen = Vec::new();
-        let rows = selftest::run(&backend, &mut |row| seen.push(row.clone())).unwrap();
+        let rows = selftest::run(&backend.open().unwrap(), &mut |row| seen.push(row.clone())).unwrap();
         assert_eq!(rows, seen);
         assert_passed(&backend, &rows);
         for name in &operations {
@@ -177,7 +177,7 @@ fn selftest_can_fail() {
     let backend = BackendName::default();
     // Tolerances of a thousandth: only what is exact passes.
     let tight = Tolerance { device: Tolerance::of(&backend).device / 1000.0 };
-    let rows = selftest::run_cases(&backend, &selftest::cases(), tight, &mut |_| {}).unwrap();
+    let rows = selftest::run_cases(&backend.open().unwrap(), &selftest::cases(), tight, &mut |_| {}).unwrap();
     // `embed` moves numbers; `embed_backward` adds multiples of 2^-15, of which no sum here is rounded.
     for name in operations().into_iter().filter(|name| !name.starts_with("embed")).chain([
         "golden logits",
@@ -190,7 +190,7 @@ fn selftest_can_fail() {
 
     // A panic inside an operation (an odd head has no pairs) is a row, and the next case runs.
     let cases = [Case::Rope { batch: 1, seq: 2, heads: 1, head_dim: 3 }, Case::SwiGlu { n: 1, f: 5 }];
-    let rows = selftest::run_cases(&backend, &cases, Tolerance::of(&backend), &mut |_| {}).unwrap();
+    let rows = selftest::run_cases(&backend.open().unwrap(), &cases, Tolerance::of(&backend), &mut |_| {}).unwrap();
     assert!(!rows[0].passed && rows[0].problem.as_ref().is_some_and(|p| p.contains("panicked")), "{}", rows[0]);
     assert!(rows[2].name == "swiglu" && rows[2].passed, "{}", rows[2]);
 }
@@ -200,7 +200,7 @@ fn selftest_names_a_backend_that_is_not_there() {
     if cfg!(feature = "cuda") {
         return;
     }
-    let error = selftest::run(&"cuda".parse().unwrap(), &mut |_| {}).unwrap_err().to_string();
+    let error = "cuda".parse::<BackendName>().unwrap().open().unwrap_err().to_string();
     assert!(error.contains("cuda") && error.contains("--features cuda"), "{error}");
 }
 

@@ -1,6 +1,7 @@
 //! `recua bench train|attention|decode|gemm`
 
 use clap::{Args, Subcommand};
+use recua::backend::{BackendName, Choices, DeviceContext};
 use recua::bench::{self, BenchConfig, What};
 use recua::model::ModelConfig;
 use recua::train::step::StepConfig;
@@ -15,7 +16,7 @@ pub(crate) enum Bench {
     /// KV-cached decoding, one token at a time, after a prompt of half of --seq
     Decode(Shape),
     /// A linear layer's product, [m, k] x [n, k]^T
-    Gemm(Gemm),
+    Gemm(GemmShape),
 }
 
 /// What computes where there is a choice.
@@ -30,16 +31,15 @@ struct Kernels {
 }
 
 impl Kernels {
-    fn apply(&self) -> Result<()> {
-        recua::ops::set_gemm(self.gemm.parse().map_err(|e: String| Error::bad_value("--gemm", e, "see --help"))?);
+    fn context(&self, backend: &BackendName) -> Result<DeviceContext> {
+        let gemm = self.gemm.parse().map_err(|e: String| Error::bad_value("--gemm", e, "see --help"))?;
         let attention = self.attention.parse().map_err(|e: String| Error::bad_value("--attention", e, "see --help"))?;
-        recua::ops::set_attention_kernels(attention);
-        Ok(())
+        Ok(backend.open()?.with_choices(Choices { gemm, attention }))
     }
 }
 
 #[derive(Args)]
-pub(crate) struct Gemm {
+pub(crate) struct GemmShape {
     /// Rows: tokens
     #[arg(long, default_value_t = 2048)]
     m: usize,
@@ -64,14 +64,14 @@ pub(crate) struct Gemm {
     device: super::Device,
 }
 
-impl Gemm {
+impl GemmShape {
     fn run(self) -> Result<()> {
         self.device.apply()?;
-        self.kernels.apply()?;
+        let context = self.kernels.context(&self.device.backend)?;
         let step = StepConfig { precision: setting("--precision", &self.precision)?, ..StepConfig::default() };
         let config =
             BenchConfig { model: ModelConfig::default(), batch: 1, seq_len: 1, steps: self.steps, step, full_square: false };
-        let m = bench::run(&self.device.backend, What::Gemm([self.m, self.n, self.k]), &config)?;
+        let m = bench::run(&context, What::Gemm([self.m, self.n, self.k]), &config)?;
         if self.json {
             return super::print_json(&m);
         }
@@ -154,7 +154,7 @@ impl Bench {
             Self::Gemm(gemm) => return gemm.run(),
         };
         shape.device.apply()?;
-        shape.kernels.apply()?;
+        let context = shape.kernels.context(&shape.device.backend)?;
         let (json, peak) = (shape.json, shape.peak_tflops);
         let model = match &shape.preset {
             Some(name) => ModelConfig::preset(name)?,
@@ -177,7 +177,7 @@ impl Bench {
         };
         let Shape { batch, seq: seq_len, steps, full_square, .. } = shape;
         let config = BenchConfig { model, batch, seq_len, steps, step, full_square };
-        let mut m = bench::run(&shape.device.backend, what, &config)?;
+        let mut m = bench::run(&context, what, &config)?;
         m.mfu = peak.map(|peak| m.gflop_s / 1e3 / peak);
         if json {
             return super::print_json(&m);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use recua::Result;
 use recua::checkpoint::Checkpoint;
-use recua::eval::scorer;
+use recua::eval::Scorer;
 use serde_json::json;
 
 #[derive(Subcommand)]
@@ -38,10 +38,10 @@ pub(crate) struct Score {
 impl Score {
     fn run(self) -> Result<()> {
         self.device.apply()?;
-        let score = scorer(&Checkpoint::open(&self.model)?, &self.device.backend)?;
+        let scorer = Scorer::load(&Checkpoint::open(&self.model)?, &self.device.backend.open()?)?;
         super::tokenizer::for_lines(|number, line| {
             let tokens: Vec<u32> = super::tokenizer::parse(number, &line, "a JSON array of token ids")?;
-            let scores = score(&tokens)?;
+            let scores = scorer.logprobs(&tokens)?;
             if self.json {
                 return super::print_json(&json!({ "logprobs": scores }));
             }

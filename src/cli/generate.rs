@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use recua::checkpoint::Checkpoint;
-use recua::generate::{SampleConfig, Sampler, Stop, writer};
+use recua::generate::{SampleConfig, Sampler, Stop, TextGenerator};
 use recua::tokenizer::Tokenizer;
 use recua::{Error, Result};
 
@@ -74,7 +74,7 @@ impl Generate {
         };
         let mut sampler = Sampler::new(sampler)?;
         let prompt = tokenizer.encode_document(&self.prompt, true, false);
-        let write = writer(&checkpoint, &self.device.backend)?;
+        let generator = TextGenerator::load(&checkpoint, &self.device.backend.open()?)?;
         if !self.json {
             super::print_now(&self.prompt);
         }
@@ -88,7 +88,7 @@ impl Generate {
             ControlFlow::Continue(())
         };
         let began = std::time::Instant::now();
-        let (tokens, stop) = write(&prompt, self.tokens, tokenizer.eos_id(), &mut sampler, &mut see)?;
+        let (tokens, stop) = generator.generate(&prompt, self.tokens, tokenizer.eos_id().as_slice(), &mut sampler, &mut see)?;
         let seconds = began.elapsed().as_secs_f64();
         if self.json {
             let stop = match stop {

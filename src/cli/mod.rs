@@ -16,6 +16,7 @@ mod train;
 mod tui;
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -68,6 +69,24 @@ enum Verb {
     Selftest(selftest::Selftest),
     /// List backends, devices and what they can do
     Info(info::Info),
+}
+
+impl Verb {
+    fn run(self) -> Result<()> {
+        match self {
+            Self::Quickstart(verb) => verb.run(),
+            Self::Data(verb) => verb.run(),
+            Self::Tokenizer(verb) => verb.run(),
+            Self::Train(verb) => verb.run(),
+            Self::Generate(verb) => verb.run(),
+            Self::Eval(verb) => verb.run(),
+            Self::Convert(verb) => verb.run(),
+            Self::Bench(verb) => verb.run(),
+            Self::Plan(verb) => verb.run(),
+            Self::Selftest(verb) => verb.run(),
+            Self::Info(verb) => verb.run(),
+        }
+    }
 }
 
 /// Where and with how many threads to compute.
@@ -144,7 +163,7 @@ fn print_now(text: &str) {
 
 /// Prints a value as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string(value).map_err(|e| Error::bad_value("--json", e.to_string(), "report this"))?;
+    let text = serde_json::to_string(value).map_err(|e| Error::internal("--json", e.to_string()))?;
     print(&text);
     Ok(())
 }
@@ -194,32 +213,32 @@ fn tune_allocator() {
     }
 }
 
+/// On a machine without a display Mesa's layer that sorts Vulkan's devices asks Wayland all the same, whose library complains on
+/// stderr, at every list of devices, that this variable is not set. With a folder where no server listens it says nothing.
+fn quiet_wayland() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+}
+
 pub(crate) fn main() -> ExitCode {
     tune_allocator();
+    quiet_wayland();
     let cli = Cli::parse();
     if log::set_logger(&Stderr).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
-    let done = match cli.verb {
-        Verb::Quickstart(verb) => verb.run(),
-        Verb::Data(verb) => verb.run(),
-        Verb::Tokenizer(verb) => verb.run(),
-        Verb::Train(verb) => verb.run(),
-        Verb::Generate(verb) => verb.run(),
-        Verb::Eval(verb) => verb.run(),
-        Verb::Convert(verb) => verb.run(),
-        Verb::Bench(verb) => verb.run(),
-        Verb::Plan(verb) => verb.run(),
-        Verb::Selftest(verb) => verb.run(),
-        Verb::Info(verb) => verb.run(),
-    };
-    match done {
+    // The hook has said where.
+    let done = catch_unwind(AssertUnwindSafe(|| cli.verb.run()));
+    match done.unwrap_or_else(|_| Err(Error::internal("recua", "it panicked, see above"))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(std::io::stderr(), "error: {e}");
             ExitCode::from(match e {
                 Error::Interrupted { .. } => 130,
                 Error::UnknownKey { .. } | Error::BadValue { .. } => 2,
+                Error::Internal { .. } => 70,
                 _ => 1,
             })
         }

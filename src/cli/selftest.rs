@@ -18,7 +18,7 @@ pub(crate) struct Selftest {
 impl Selftest {
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
-        let rows = recua::selftest::run(&self.device.backend, &mut |row| {
+        let rows = recua::selftest::run(&self.device.backend.open()?, &mut |row| {
             if !self.json {
                 super::print(&row.to_string());
             }

@@ -1,6 +1,6 @@
-// The kernels of src/ops/cube/cuda/attention_*.cu, on the CPU (emulate.h), against float64 sums written plainly.
+// The kernels of crates/core/src/ops/cube/cuda/attention_*.cu, on the CPU (emulate.h), against float64 sums written plainly.
 //
-//   g++ -O2 -std=c++20 -pthread -Wno-unknown-pragmas -DHEAD_DIM=64 -Isrc/ops/cube/cuda tests/cuda/attention_test.cpp
+//   g++ -O2 -std=c++20 -pthread -Wno-unknown-pragmas -DHEAD_DIM=64 -Icrates/core/src/ops/cube/cuda tests/cuda/attention_test.cpp
 //
 // tests/cuda/check.py builds and runs it for each head size. Bounds, as the largest error over the largest magnitude of the
 // tensor (bfloat16 rounds by at most 2^-9 of a number):

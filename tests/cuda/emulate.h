@@ -1,4 +1,4 @@
-// A CUDA block on the CPU, for tests of the kernels in src/ops/cube/cuda without a GPU: include this file, then the kernels' files.
+// A CUDA block on the CPU, for tests of the kernels in crates/core/src/ops/cube/cuda without a GPU: include this file, then the kernels' files.
 //
 // Every thread of a block is a coroutine; the lanes of a warp meet at each warp-wide instruction (ldmatrix, mma, shuffle,
 // ballot), the warps at __syncthreads. The instructions are written from the PTX ISA 8.x ("Warp-level matrix instructions":

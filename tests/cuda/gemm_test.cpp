@@ -1,6 +1,6 @@
-// The kernel of src/ops/cube/cuda/gemm.cu, on the CPU (emulate.h), against float64 sums written plainly.
+// The kernel of crates/core/src/ops/cube/cuda/gemm.cu, on the CPU (emulate.h), against float64 sums written plainly.
 //
-//   g++ -O2 -std=c++20 -pthread -Wno-unknown-pragmas -DGEMM=8 -Isrc/ops/cube/cuda tests/cuda/gemm_test.cpp
+//   g++ -O2 -std=c++20 -pthread -Wno-unknown-pragmas -DGEMM=8 -Icrates/core/src/ops/cube/cuda tests/cuda/gemm_test.cpp
 //
 // tests/cuda/check.py builds and runs it for each value of GEMM. Bounds, of the largest error over the largest magnitude: 2^-20 for
 // float32 (a rounding of float32 a product of 16, here), 2^-8 more for bfloat16.

@@ -1,18 +1,21 @@
 //! Where the arithmetic runs: `flex` and `ndarray` (CPU), `wgpu`, `cuda`, chosen at run time by name.
 //!
-//! The only place that names a concrete backend. Generic code is a [`Job`]; [`BackendName::run`] runs it on the backend that
-//! the name says, after making sure that it is compiled in and has a device.
+//! A [`BackendName`] is opened as a [`DeviceContext`], with the kernels chosen for a job and a place for the failures that concern
+//! it. Generic code is a `Job`, which a context runs on the backend of its name.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-#[cfg(feature = "cube")]
-use crate::fault;
-use crate::ops::{Attention, LlamaOps};
+use crate::fault::DeviceThread;
 
+mod choice;
+pub(crate) mod context;
 #[cfg(feature = "cuda")]
 mod cuda;
+
+pub use choice::{AttentionKernel, Choices, Gemm};
+pub use context::{DeviceContext, choices};
 
 /// CPU backend on Burn's Flex.
 #[cfg(feature = "flex")]
@@ -133,46 +136,27 @@ impl fmt::Display for BackendName {
     }
 }
 
-/// Code that runs on any backend: what [`BackendName::run`] takes (closures cannot be generic).
-pub trait Job {
-    /// What it gives back.
-    type Output;
-    /// Runs on a backend's device.
-    ///
-    /// # Errors
-    /// The job's own.
-    fn run<B: LlamaOps>(self, device: B::Device) -> Result<Self::Output>;
-}
-
 impl BackendName {
     /// The kind of backend.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Runs a job on this backend.
+    /// Opens the device: makes sure that the backend is compiled in and has a device, and gives a context for one job (or a row of
+    /// jobs, one after the other).
     ///
     /// # Errors
-    /// [`Error::Backend`] if it is not compiled in, has no device or driver, or failed on the way; else the job's.
-    pub fn run<J: Job>(&self, job: J) -> Result<J::Output> {
-        match self.kind {
-            #[cfg(feature = "flex")]
-            Kind::Flex => job.run::<Flex>(Default::default()),
-            #[cfg(feature = "ndarray")]
-            Kind::NdArray => job.run::<NdArray>(Default::default()),
+    /// [`Error::Backend`] if it is not compiled in, or has no device or driver.
+    pub fn open(&self) -> Result<DeviceContext> {
+        let device = match self.kind {
             #[cfg(feature = "wgpu")]
-            Kind::Wgpu => {
-                let device = self.wgpu_device()?;
-                self.guarded(|| job.run::<Wgpu>(device))
-            }
+            Kind::Wgpu => OpenDevice::Wgpu(self.wgpu_device()?),
             #[cfg(feature = "cuda")]
-            Kind::Cuda => {
-                let device = self.cuda_device()?;
-                self.guarded(|| job.run::<Cuda>(device))
-            }
-            #[allow(unreachable_patterns)]
-            kind => Err(self.error("not compiled into this build", &format!("build with `--features {}`", kind.name()))),
-        }
+            Kind::Cuda => OpenDevice::Cuda(self.cuda_device()?),
+            kind if kind.is_cpu() && kind.compiled() => OpenDevice::Cpu,
+            _ => return Err(self.not_compiled()),
+        };
+        Ok(DeviceContext::new(*self, device))
     }
 
     /// Memory of the device in bytes; the whole machine's for CPU backends. `None` where it cannot be asked.
@@ -192,49 +176,16 @@ impl BackendName {
         }
     }
 
-    /// Rows whose logits the loss holds at once on this backend; see [`LlamaOps::logit_rows`].
-    pub fn logit_rows(&self, vocab: usize) -> usize {
-        struct Ask(usize);
-        impl Job for Ask {
-            type Output = usize;
-            fn run<B: LlamaOps>(self, _: B::Device) -> Result<usize> {
-                Ok(B::logit_rows(self.0))
-            }
-        }
-        // A backend that is not here is planned for all the same.
-        self.run(Ask(vocab)).unwrap_or_else(|_| crate::ops::loss::rows_for(vocab))
-    }
-
-    /// Bytes of the largest page of the device's memory pool, where it has one: on CUDA a fourth of its memory (`memory`; it need not
-    /// be here), on wgpu the largest buffer that the device binds.
-    pub fn largest_page(&self, memory: Option<u64>) -> Option<u64> {
-        struct Ask;
-        impl Job for Ask {
-            type Output = Option<u64>;
-            fn run<B: LlamaOps>(self, device: B::Device) -> Result<Option<u64>> {
-                Ok(B::largest_page(&device))
-            }
-        }
-        match self.kind {
-            Kind::Flex | Kind::NdArray => None,
-            Kind::Wgpu => self.run(Ask).ok().flatten(),
-            Kind::Cuda => memory.map(|memory| memory / 4),
-        }
-    }
-
-    /// A failure of the device is an error, however it shows.
-    #[cfg(feature = "cube")]
-    fn guarded<T>(&self, job: impl FnOnce() -> Result<T>) -> Result<T> {
-        let hint = "`recua selftest` checks the device; a training goes on from its last checkpoint with --resume";
-        fault::guarded(job, |problem| self.error(&format!("the device failed: {problem}"), hint))
-    }
-
     /// Bytes that products need beside their operands: on CPU the blocks of operands that `gemm` packs, some 6 MiB a thread.
     pub fn product_bytes(&self) -> u64 {
         match self.kind {
             Kind::Flex | Kind::NdArray => (rayon::current_num_threads() as u64) * (6 << 20),
             Kind::Wgpu | Kind::Cuda => 0,
         }
+    }
+
+    pub(crate) fn not_compiled(&self) -> Error {
+        self.error("not compiled into this build", &format!("build with `--features {}`", self.kind.name()))
     }
 
     fn error(&self, problem: &str, hint: &str) -> Error {
@@ -330,65 +281,42 @@ pub(crate) fn compute_capability(index: usize) -> Option<[i32; 2]> {
     *known.entry(index).or_insert_with(|| cuda::compute_capability(index))
 }
 
-/// One line of `recua info`.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct BackendInfo {
-    /// The name to pass as `--backend`.
-    pub name: String,
-    /// The device, in words.
-    pub device: String,
-    /// Whether it can be used now.
-    pub usable: bool,
-    /// Data types that it computes in.
-    pub dtypes: Vec<String>,
-    /// Which body each operation of [`LlamaOps`] runs.
-    pub ops: String,
-    /// If not usable: what is missing.
-    pub missing: Option<String>,
+/// A device that was found.
+#[derive(Clone, Debug)]
+pub(crate) enum OpenDevice {
+    /// This process's own cores.
+    Cpu,
+    #[cfg(feature = "wgpu")]
+    Wgpu(cubecl::wgpu::WgpuDevice),
+    #[cfg(feature = "cuda")]
+    Cuda(cubecl::cuda::CudaDevice),
 }
 
-/// Every backend and device, usable or not.
-pub fn list() -> Vec<BackendInfo> {
-    struct Describe;
-    impl Job for Describe {
-        type Output = (Vec<String>, String);
-        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Self::Output> {
-            use burn::tensor::DType::{BF16, F16, F32, F64};
-            let dtypes = [(F32, "float32"), (BF16, "bfloat16"), (F16, "float16"), (F64, "float64")]
-                .into_iter()
-                .filter(|(dtype, _)| B::supports_dtype(&device, *dtype))
-                .map(|(_, name)| name.to_string());
-            let mut ops = B::bodies().to_string();
-            let gemms = B::gemms(&device);
-            if !gemms.is_empty() {
-                let all: Vec<_> = gemms
-                    .into_iter()
-                    .map(|(gemm, missing)| missing.map_or(gemm.to_string(), |why| format!("{gemm} (not here: {why})")))
-                    .collect();
-                let kernels: Vec<_> = Attention::ALL.iter().map(|a| a.name()).collect();
-                ops += &format!("\nchoices: gemm {}; attention {}", all.join(", "), kernels.join(", "));
-            }
-            Ok((dtypes.collect(), ops))
+impl OpenDevice {
+    /// The thread on which CubeCL drives it.
+    fn thread(&self) -> Option<DeviceThread> {
+        #[cfg(feature = "cube")]
+        use cubecl::device::Device as _;
+        #[cfg(feature = "cube")]
+        let of = |id: cubecl::device::DeviceId| Some([id.type_id, id.index_id]);
+        match self {
+            Self::Cpu => None,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(device) => of(device.to_id()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => of(device.to_id()),
         }
     }
-    let mut rows = Vec::new();
-    for kind in Kind::ALL {
-        let names = devices(kind);
-        let single = BackendName { kind, which: Which::Best };
-        let entries: Vec<(BackendName, String)> = if names.is_empty() || kind.is_cpu() {
-            vec![(single, names.into_iter().next().unwrap_or_else(|| "none".into()))]
-        } else {
-            names.into_iter().enumerate().map(|(n, device)| (BackendName { kind, which: Which::Index(n) }, device)).collect()
-        };
-        for (name, device) in entries {
-            let (usable, dtypes, ops, missing) = match name.run(Describe) {
-                Ok((dtypes, ops)) => (true, dtypes, ops, None),
-                Err(e) => (false, Vec::new(), String::new(), Some(e.to_string())),
-            };
-            rows.push(BackendInfo { name: name.to_string(), device, usable, dtypes, ops, missing });
-        }
+}
+
+/// Every device of a kind with its words, usable or not; where there is none, the kind with `none`.
+pub(crate) fn devices_of(kind: Kind) -> Vec<(BackendName, String)> {
+    let names = devices(kind);
+    let single = BackendName { kind, which: Which::Best };
+    if names.is_empty() || kind.is_cpu() {
+        return vec![(single, names.into_iter().next().unwrap_or_else(|| "none".into()))];
     }
-    rows
+    names.into_iter().enumerate().map(|(n, device)| (BackendName { kind, which: Which::Index(n) }, device)).collect()
 }
 
 fn devices(kind: Kind) -> Vec<String> {

@@ -5,11 +5,11 @@ use std::time::Instant;
 use burn::tensor::{Distribution, Tensor};
 use serde::Serialize;
 
-use crate::backend::{BackendName, Job};
+use crate::backend::DeviceContext;
 use crate::error::Result;
 use crate::generate::Decoder;
 use crate::model::{InitConfig, Llama, ModelConfig};
-use crate::ops::{self, LlamaOps, primitive, tensor};
+use crate::ops::{self, Job, LlamaOps, primitive, tensor};
 use crate::optim::{AdamW, OptimConfig};
 use crate::train::step::{MicroBatch, StepConfig, check_device, device_failed, train_step};
 
@@ -62,11 +62,11 @@ pub struct BenchConfig {
     pub full_square: bool,
 }
 
-/// Measures on a backend chosen at run time.
+/// Measures on a device.
 ///
 /// # Errors
 /// Those of the backend, and of [`train`], [`attention`], [`decode`].
-pub fn run(backend: &BackendName, what: What, config: &BenchConfig) -> Result<Measured> {
+pub fn run(context: &DeviceContext, what: What, config: &BenchConfig) -> Result<Measured> {
     struct Measure<'a>(What, &'a BenchConfig);
     impl Job for Measure<'_> {
         type Output = Measured;
@@ -80,7 +80,7 @@ pub fn run(backend: &BackendName, what: What, config: &BenchConfig) -> Result<Me
         }
     }
     config.model.validate()?;
-    backend.run(Measure(what, config))
+    context.run(Measure(what, config))
 }
 
 /// Steps that are run first and not counted.
@@ -243,11 +243,11 @@ fn gemm<B: LlamaOps>([m, n, k]: [usize; 3], config: &BenchConfig, device: &B::De
     })
 }
 
-/// [`peak_tflops`] of a backend chosen at run time.
+/// [`peak_tflops`] of a context's device.
 ///
 /// # Errors
 /// Those of the backend.
-pub fn peak(backend: &BackendName) -> Result<f64> {
+pub fn peak(context: &DeviceContext) -> Result<f64> {
     struct Peak;
     impl Job for Peak {
         type Output = f64;
@@ -255,7 +255,7 @@ pub fn peak(backend: &BackendName) -> Result<f64> {
             Ok(peak_tflops::<B>(&device))
         }
     }
-    backend.run(Peak)
+    context.run(Peak)
 }
 
 /// The machine's best float32 matrix product, in TFLOP/s: what the MFU is held against where no peak is stated.

@@ -7,7 +7,7 @@ pub use recua_ground::config;
 pub use recua_ground::{Error, Result, error, files};
 
 pub mod backend;
-pub mod fault;
+mod fault;
 
 pub mod data;
 pub mod tokenizer;

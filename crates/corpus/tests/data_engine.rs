@@ -255,7 +255,7 @@ fn only_what_changed_is_redone() {
     for (i, (why, damage)) in damage.iter().enumerate() {
         damage(&spec.out);
         // A temporary file of a process that was killed.
-        fs::write(spec.out.join("shard-00001.parquet.1.tmp"), b"half").unwrap();
+        fs::write(spec.out.join("shard-00001.parquet.tmp-1-0"), b"half").unwrap();
         let missing = spec.missing().unwrap();
         assert_eq!((missing.len(), missing[0].shard.as_str()), (1, "shard-00001"), "damage {i}");
         assert!(missing[0].why.starts_with(why), "damage {i}: {}", missing[0].why);

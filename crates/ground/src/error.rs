@@ -113,6 +113,26 @@ pub enum Error {
         /// The feature or driver to get.
         hint: String,
     },
+    /// An engine that works for the program (DataFusion) failed on its own account.
+    #[error("{what}: the engine failed: {problem}; {hint}")]
+    Engine {
+        /// What it was asked for.
+        what: &'static str,
+        /// What it says.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The program's own mistake.
+    #[error(
+        "{what}: {problem}; this is a fault of recua, not of your files or settings: please report it with this line and the command"
+    )]
+    Internal {
+        /// Where it showed.
+        what: String,
+        /// What was expected and what was found.
+        problem: String,
+    },
     /// Training stopped because too many steps in a row had a non-finite loss or gradient.
     #[error(
         "step {step}: loss or gradient not finite {in_a_row} steps in a row; the last good checkpoint is {checkpoint}; lower optim.lr or look at the data around sample {sample}"
@@ -147,6 +167,11 @@ impl Error {
     /// An [`Error::BadFile`].
     pub fn bad_file(what: &'static str, path: impl AsRef<Path>, problem: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::BadFile { what, path: path.as_ref().into(), problem: problem.into(), hint: hint.into() }
+    }
+
+    /// An [`Error::Internal`].
+    pub fn internal(what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Internal { what: what.into(), problem: problem.into() }
     }
 
     /// An [`Error::BadValue`].

@@ -52,7 +52,7 @@ fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()>
         }
         let answers: Vec<_> = batch.par_iter().map(|text| serde_json::to_string(&work(text))).collect();
         for answer in answers {
-            let answer = answer.map_err(|e| Error::bad_value("answer", e.to_string(), "this is a mistake in the program"))?;
+            let answer = answer.map_err(|e| Error::internal("answer", e.to_string()))?;
             if writeln!(out, "{answer}").is_err() {
                 return Ok(()); // a closed pipe
             }

@@ -10,6 +10,7 @@ use recua::corpus::filters::perplexity::{Cutoffs, PerplexityModel, normalize_for
 use recua::corpus::lm::{LmTrainConfig, LmTrainer, Model};
 use recua::tokenizer::{Tokenizer, UnigramConfig, UnigramTrainer, save_unigram};
 use recua::{Error, Result};
+use recua_core::files::write_atomic;
 use serde_json::json;
 
 use super::super::{print, print_json};
@@ -133,7 +134,7 @@ impl TrainLm {
                     path("sp.model"),
                     path("lm.bin"),
                 );
-                std::fs::write(file("cutoffs.toml"), text).map_err(Error::io("write", file("cutoffs.toml")))?;
+                write_atomic(&file("cutoffs.toml"), text.as_bytes())?;
             }
         }
         if self.json {

@@ -29,6 +29,7 @@ pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Need, Skipped};
 pub use tensors::{Dtype, FileSummary, SafetensorsFile, Tensor, TensorInfo, TensorSource, write_safetensors};
 
 use crate::error::{Error, Result};
+use crate::files::{Folder, check_free};
 use crate::model::ModelConfig;
 use crate::tokenizer::{Tokenizer, TokenizerFiles, find_tokenizer};
 
@@ -272,37 +273,37 @@ pub fn save(
         files.push(hf::TOKENIZER_CONFIG, hf::tokenizer_config(&opened, config, &ids));
     }
     let tokenizer = || tokenizer.iter().flat_map(TokenizerFiles::iter);
-    disk::write_folder(dir.as_ref(), &mut |tmp| {
-        if format != Format::Native {
+    let folder = Folder::create(dir.as_ref())?;
+    if format != Format::Native {
+        for (name, bytes) in tokenizer() {
+            disk::write_file(&folder.path().join(name), bytes)?;
+        }
+    }
+    match format {
+        Format::Hf => {
+            let TextEnds { bos_id, eos_ids } = ids.clone();
+            let config = HfConfig { model: config.clone(), tie_word_embeddings: false, bos_id, eos_ids };
+            hf::write_into(folder.path(), &config, &options.generation, source, options.hf_shard_bytes)?;
+        }
+        Format::Meta => meta::write_into(folder.path(), config, &ids, source)?,
+        Format::Native => native::write_into(folder.path(), 0, &mut |writer| {
+            writer.model(config);
+            writer.state(json!({ "bos_id": ids.bos_id, "eos_ids": ids.eos_ids }));
             for (name, bytes) in tokenizer() {
-                disk::write_file(&tmp.join(name), bytes)?;
+                writer.bytes(name, bytes)?;
             }
-        }
-        match format {
-            Format::Hf => {
-                let TextEnds { bos_id, eos_ids } = ids.clone();
-                let config = HfConfig { model: config.clone(), tie_word_embeddings: false, bos_id, eos_ids };
-                hf::write_into(tmp, &config, &options.generation, source, options.hf_shard_bytes)
-            }
-            Format::Meta => meta::write_into(tmp, config, &ids, source),
-            Format::Native => native::write_into(tmp, 0, &mut |writer| {
-                writer.model(config);
-                writer.state(json!({ "bos_id": ids.bos_id, "eos_ids": ids.eos_ids }));
-                for (name, bytes) in tokenizer() {
-                    writer.bytes(name, bytes)?;
-                }
-                let read = &mut |i: usize| Ok(source.read(&source.list()[i].name)?.bytes);
-                writer.tensors(native::MODEL, source.list(), read)
-            }),
-        }
-    })?;
+            let read = &mut |i: usize| Ok(source.read(&source.list()[i].name)?.bytes);
+            writer.tensors(native::MODEL, source.list(), read)
+        })?,
+    }
+    folder.commit()?;
     Ok(Saved { overflowed: cast.map_or(0, |cast| cast.overflowed()) })
 }
 
 /// What can be known of a [`save`] before anything is written.
 fn check_save(dir: &Path, format: Format, config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
     config.validate()?;
-    disk::check_new_folder(dir)?;
+    check_free(dir)?;
     check_layers(dir, config, source.list().len())?;
     check_tensors(dir, &config.parameters(), source.list())?;
     if format == Format::Meta { meta::check_config(config) } else { Ok(()) }

@@ -2,7 +2,7 @@
 //!
 //! `state.json` lists every file with its size and checksum (so that a checkpoint of many shards is the same format), holds
 //! the model's hyper-parameters and whatever the trainer wants to find again. Its first line is the checksum of the rest.
-//! A checkpoint is written to `step-N.tmp-PID`, synced and renamed: whatever has the plain name is whole, unless the disk
+//! A checkpoint is written to a temporary folder, synced and renamed: whatever has the plain name is whole, unless the disk
 //! lost it later, which the checksums tell.
 
 use std::borrow::Cow;
@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::disk;
 use super::tensors::{FileSummary, SafetensorsFile, TensorInfo, write_safetensors};
 use crate::error::{Error, Result};
+use crate::files::{self, Aside, Folder};
 use crate::model::ModelConfig;
 
 /// The file that makes a folder a checkpoint.
@@ -124,7 +125,7 @@ impl CheckpointWriter {
         // The checksum is the first key of the object, alone on a line; it covers everything after that line.
         let rest = json.trim_start_matches(['{', '\n']);
         disk::write_file(&path, format!("{}{rest}", checksum_line(rest)).as_bytes())?;
-        disk::sync_dir(&self.dir)
+        Ok(())
     }
 }
 
@@ -150,52 +151,25 @@ pub fn save(root: &Path, step: u64, fill: &mut dyn FnMut(&mut CheckpointWriter) 
     fs::create_dir_all(root).map_err(Error::io("create", root))?;
     clean(root)?;
     let dir = root.join(format!("step-{step}"));
-    let tmp = root.join(format!("step-{step}.tmp-{}", std::process::id()));
-    fs::create_dir(&tmp).map_err(Error::io("create", &tmp))?;
-    if let Err(e) = write_into(&tmp, step, fill) {
-        // The first error is the one to tell; what is left is cleaned up by the next save.
-        let _ = disk::remove_dir(&tmp);
-        return Err(e);
-    }
-    if dir.exists() {
-        // A crash between the two renames leaves only the old one, which `list` finds and `clean` puts back.
-        let old = root.join(format!("step-{step}.old-{}", std::process::id()));
-        fs::rename(&dir, &old).map_err(Error::io("rename", &dir))?;
-        fs::rename(&tmp, &dir).map_err(Error::io("rename", &dir))?;
-        disk::sync_dir(root)?;
-        disk::remove_dir(&old)?;
-    } else {
-        fs::rename(&tmp, &dir).map_err(Error::io("rename", &dir))?;
-        disk::sync_dir(root)?;
-    }
+    let folder = Folder::create(&dir)?;
+    write_into(folder.path(), step, fill)?;
+    folder.replace()?;
     Ok(dir)
 }
 
-/// What a name in `checkpoints/` means.
-#[derive(Clone, Copy, PartialEq)]
-enum NameKind {
-    /// `step-N`.
-    Whole,
-    /// `step-N.old-PID`: replaced by a newer one of the same step, if that is there.
-    Old,
-    /// `step-N.tmp-PID`: being written, being removed, or left by a crash.
-    Temporary,
+/// The step of a checkpoint's name. `step-007` or `step-+7` is not ours.
+fn parse_step(name: &str) -> Option<u64> {
+    let number = name.strip_prefix("step-")?;
+    number.parse().ok().filter(|step: &u64| step.to_string() == number)
 }
 
-fn parse_name(name: &str) -> Option<(u64, NameKind)> {
-    let rest = name.strip_prefix("step-")?;
-    let (number, kind) = match rest.split_once('.') {
-        None => (rest, NameKind::Whole),
-        Some((number, suffix)) if suffix.starts_with("tmp-") => (number, NameKind::Temporary),
-        Some((number, suffix)) if suffix.starts_with("old-") => (number, NameKind::Old),
-        Some(_) => return None,
-    };
-    let step = number.parse().ok()?;
-    // `step-007` or `step-+7` is not ours.
-    (format!("{step}") == number).then_some((step, kind))
+/// The step in a name in `checkpoints/`, and what it is if not a whole checkpoint.
+fn parse_name(name: &str) -> Option<(u64, Option<Aside>)> {
+    let (name, aside) = files::parse_aside(name).map_or((name, None), |(name, aside)| (name, Some(aside)));
+    Some((parse_step(name)?, aside))
 }
 
-fn scan(root: &Path) -> Result<Vec<(u64, NameKind, PathBuf)>> {
+fn scan(root: &Path) -> Result<Vec<(u64, Option<Aside>, PathBuf)>> {
     let entries = match fs::read_dir(root) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::io("read", root))?,
@@ -203,31 +177,17 @@ fn scan(root: &Path) -> Result<Vec<(u64, NameKind, PathBuf)>> {
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry.map_err(Error::io("read", root))?;
-        if let Some((step, kind)) = entry.file_name().to_str().and_then(parse_name) {
-            found.push((step, kind, entry.path()));
+        if let Some((step, aside)) = entry.file_name().to_str().and_then(parse_name) {
+            found.push((step, aside, entry.path()));
         }
     }
-    found.sort_by_key(|(step, kind, _)| (*step, *kind != NameKind::Whole));
+    found.sort_by_key(|(step, aside, _)| (*step, aside.is_some()));
     Ok(found)
 }
 
 /// Removes what crashes left in `root`: half-written, half-removed and replaced checkpoints.
 fn clean(root: &Path) -> Result<()> {
-    let found = scan(root)?;
-    for (step, kind, path) in &found {
-        match kind {
-            NameKind::Whole => {}
-            NameKind::Old if !found.iter().any(|(s, k, _)| s == step && *k == NameKind::Whole) => {
-                let dir = root.join(format!("step-{step}"));
-                fs::rename(path, &dir).map_err(Error::io("rename", path))?;
-            }
-            NameKind::Old | NameKind::Temporary => {
-                log::warn!("{}: removing what an interrupted save left", path.display());
-                disk::remove_dir(path)?;
-            }
-        }
-    }
-    Ok(())
+    files::clean(root, &|name| parse_step(name).is_some())
 }
 
 /// The checkpoints in `root` by step, oldest first; none if `root` does not exist. They are not opened.
@@ -235,8 +195,11 @@ fn clean(root: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Io`].
 pub fn list(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let mut found: Vec<(u64, PathBuf)> =
-        scan(root)?.into_iter().filter(|(_, kind, _)| *kind != NameKind::Temporary).map(|(step, _, path)| (step, path)).collect();
+    let mut found: Vec<(u64, PathBuf)> = scan(root)?
+        .into_iter()
+        .filter(|(_, aside, _)| *aside != Some(Aside::Temporary))
+        .map(|(step, _, path)| (step, path))
+        .collect();
     found.dedup_by_key(|(step, _)| *step);
     Ok(found)
 }
@@ -272,9 +235,9 @@ pub fn latest_valid(root: &Path, need: Need) -> Result<Latest> {
     };
     let mut found = scan(root)?;
     // Newest first, and of one step the plain name first.
-    found.sort_by_key(|(step, kind, _)| (std::cmp::Reverse(*step), *kind != NameKind::Whole));
-    for (_, kind, path) in found {
-        if kind == NameKind::Temporary {
+    found.sort_by_key(|(step, aside, _)| (std::cmp::Reverse(*step), aside.is_some()));
+    for (_, aside, path) in found {
+        if aside == Some(Aside::Temporary) {
             skip(path, "half-written: the save was interrupted".into(), &mut latest);
             continue;
         }
@@ -430,13 +393,9 @@ pub fn prune(root: &Path, keep_last: usize, keep_every: Option<u64>) -> Result<V
     });
     doomed.retain(|c| Some(*c) != newest);
     let mut removed = Vec::new();
-    for (step, path) in doomed {
-        // Under a temporary name first: a crash on the way must not leave half a checkpoint under the plain one.
-        let tmp = root.join(format!("step-{step}.tmp-{}", std::process::id()));
-        fs::rename(path, &tmp).map_err(Error::io("rename", path))?;
-        disk::remove_dir(&tmp)?;
+    for (_, path) in doomed {
+        files::remove_folder(path)?;
         removed.push(path.clone());
     }
-    disk::sync_dir(root)?;
     Ok(removed)
 }

@@ -330,7 +330,7 @@ pub struct FileSummary {
     pub xxh3: u64,
 }
 
-/// Writes a safetensors file: the header, then one tensor at a time as `next(i)` gives the bytes of `infos[i]`; then syncs.
+/// Writes a safetensors file: the header, then one tensor at a time as `next(i)` gives the bytes of `infos[i]`.
 ///
 /// Wider element types come first, so that every tensor is aligned to its elements; otherwise the order is that of `infos`,
 /// and `next` is called in the order of the file. No more than one tensor is in memory. The checksum is taken on the way.
@@ -389,7 +389,6 @@ pub fn write_safetensors<'a>(
         }
         put(&bytes)?;
     }
-    file.sync_all().map_err(Error::io("sync", path))?;
     summary.xxh3 = hash.digest();
     Ok(summary)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Write},
+    io::ErrorKind,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -16,7 +16,7 @@ use super::{
     shards::{Shard, ShardInfo, ShardWriter, Verify, Vocab},
 };
 use crate::error::{Error, Result};
-use crate::files::sync_dir;
+use crate::files::Folder;
 
 const INDEX: &str = "dataset.json";
 const FORMAT: &str = "recua tokens";
@@ -268,16 +268,15 @@ impl Shards {
 }
 
 /// Writes a dataset folder. It appears under its name, complete, in [`DatasetWriter::finish`]; dropped before that,
-/// nothing is left. (A killed process leaves `OUT.tmp-PID`, which may be deleted.)
+/// nothing is left.
 pub struct DatasetWriter {
     out: PathBuf,
-    temporary: PathBuf,
     vocab: Vocab,
     shard_tokens: u64,
     force: bool,
     shard: Option<ShardWriter>,
     done: Vec<ShardEntry>,
-    finished: bool,
+    folder: Folder,
 }
 
 impl DatasetWriter {
@@ -290,19 +289,9 @@ impl DatasetWriter {
         if shard_tokens == 0 {
             return Err(Error::bad_value("shard_tokens", "expected at least 1, got 0", "leave it out for the default"));
         }
-        let Some(name) = out.file_name() else {
-            let problem = format!("expected the name of a folder, got `{}`", out.display());
-            return Err(Error::bad_value("--out", problem, "name a new folder"));
-        };
         check_free(out, force)?;
-        let mut name = name.to_owned();
-        name.push(format!(".tmp-{}", std::process::id()));
-        let temporary = out.with_file_name(name);
-        if let Some(parent) = out.parent() {
-            fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-        }
-        fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
-        Ok(Self { out: out.into(), temporary, vocab, shard_tokens, force, shard: None, done: vec![], finished: false })
+        let folder = Folder::create(out)?;
+        Ok(Self { out: out.into(), vocab, shard_tokens, force, shard: None, done: vec![], folder })
     }
 
     /// Appends a document: its tokens and how many bytes its text had.
@@ -313,7 +302,7 @@ impl DatasetWriter {
         let shard = match &mut self.shard {
             Some(shard) => shard,
             None => {
-                let path = self.temporary.join(shard_name(self.done.len()));
+                let path = self.folder.path().join(shard_name(self.done.len()));
                 self.shard.insert(ShardWriter::create(&path, self.vocab)?)
             }
         };
@@ -355,40 +344,12 @@ impl DatasetWriter {
             let hint = "pass text that is not empty".into();
             return Err(Error::Nothing { what: "tokens to write".into(), path: self.out.clone(), hint });
         }
-        let path = self.temporary.join(INDEX);
-        let json = serde_json::to_vec_pretty(&index).map_err(|e| Error::io("write", &path)(e.into()))?;
-        let mut file = fs::File::create(&path).map_err(Error::io("create", &path))?;
-        file.write_all(&json).and_then(|()| file.write_all(b"\n")).map_err(Error::io("write", &path))?;
-        file.sync_all().map_err(Error::io("sync", &path))?;
-        sync_dir(&self.temporary)?;
-
+        let mut json = serde_json::to_vec_pretty(&index).map_err(|e| Error::io("write", &self.out)(e.into()))?;
+        json.push(b'\n');
+        fs::write(self.folder.path().join(INDEX), json).map_err(Error::io("write", &self.out))?;
         check_free(&self.out, self.force)?; // it may have appeared meanwhile
-        let mut old = self.temporary.clone().into_os_string();
-        old.push(".old");
-        match fs::rename(&self.out, &old) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("rename", &self.out)(e)),
-            _ => {}
-        }
-        if let Err(e) = fs::rename(&self.temporary, &self.out) {
-            let _ = fs::rename(&old, &self.out); // what was there comes back
-            return Err(Error::io("rename", &self.temporary)(e));
-        }
-        self.finished = true;
-        sync_dir(self.out.parent().unwrap_or(Path::new(".")))?;
-        match fs::remove_dir_all(&old) {
-            Err(e) if e.kind() != ErrorKind::NotFound => log::warn!("cannot remove {}: {e}", Path::new(&old).display()),
-            _ => {}
-        }
+        self.folder.replace()?;
         Ok(index)
-    }
-}
-
-impl Drop for DatasetWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.shard = None;
-            let _ = fs::remove_dir_all(&self.temporary);
-        }
     }
 }
 

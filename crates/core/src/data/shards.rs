@@ -14,7 +14,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Seek, SeekFrom, Write},
+    io::{Seek, SeekFrom, Write},
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::hex64;
 use crate::error::{Error, Result};
-use crate::files::sync_dir;
+use crate::files::Atomic;
 
 const MAGIC: [u8; 8] = *b"RECUATOK";
 const VERSION: u32 = 1;
@@ -306,9 +306,7 @@ impl Content {
 /// The file has its name only after [`ShardWriter::finish`]; dropped before that, nothing is left.
 pub struct ShardWriter {
     path: PathBuf,
-    temporary: PathBuf,
-    /// `None` once finished.
-    file: Option<BufWriter<File>>,
+    file: Atomic,
     vocab: Vocab,
     offsets: Vec<u64>,
     text_bytes: u64,
@@ -324,14 +322,9 @@ impl ShardWriter {
     /// [`Error::Io`] if the file cannot be made, [`Error::BadValue`] for an impossible vocabulary.
     pub fn create(path: &Path, vocab: Vocab) -> Result<Self> {
         vocab.check()?;
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".tmp-{}", std::process::id()));
-        let temporary = PathBuf::from(name);
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         let mut writer = Self {
             path: path.into(),
-            temporary,
-            file: Some(BufWriter::with_capacity(1 << 20, file)),
+            file: Atomic::create(path)?,
             vocab,
             offsets: vec![0],
             text_bytes: 0,
@@ -402,30 +395,13 @@ impl ShardWriter {
             self.write(&offset.to_le_bytes())?;
         }
         info.checksum = self.hash.digest();
-        if let Some(file) = &mut self.file {
-            let seal = file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&info.to_bytes())).and_then(|()| file.flush());
-            seal.map_err(Error::io("write", &self.path))?;
-            file.get_ref().sync_all().map_err(Error::io("sync", &self.path))?;
-        }
-        fs::rename(&self.temporary, &self.path).map_err(Error::io("rename", &self.temporary))?;
-        self.file = None;
-        sync_dir(self.path.parent().unwrap_or(Path::new(".")))?;
+        self.file.seek(SeekFrom::Start(0)).map_err(Error::io("write", &self.path))?;
+        self.write(&info.to_bytes())?;
+        self.file.commit()?;
         Ok(info)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        match &mut self.file {
-            Some(file) => file.write_all(bytes).map_err(Error::io("write", &self.path)),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for ShardWriter {
-    fn drop(&mut self) {
-        if let Some(file) = self.file.take() {
-            drop(file.into_parts()); // without flushing what is still in the buffer
-            let _ = fs::remove_file(&self.temporary);
-        }
+        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
     }
 }

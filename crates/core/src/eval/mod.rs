@@ -4,4 +4,4 @@
 pub mod baselines;
 mod score;
 
-pub use score::{Scorer, logprobs, scorer};
+pub use score::{Scorer, logprobs};

@@ -3,12 +3,12 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use crate::backend::{BackendName, Job};
+use crate::backend::DeviceContext;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::generate::{check_tokens, token_tensor};
 use crate::model::Llama;
-use crate::ops::LlamaOps;
+use crate::ops::{Job, LlamaOps};
 
 /// Positions whose logits exist at once.
 const BLOCK: usize = 256;
@@ -46,21 +46,36 @@ pub fn logprobs<B: LlamaOps>(model: &Llama<B>, tokens: &[u32]) -> Result<Vec<f32
     Ok(all)
 }
 
-/// [`logprobs`] of a model of any backend.
-pub type Scorer = dyn Fn(&[u32]) -> Result<Vec<f32>>;
+type Logprobs = dyn Fn(&[u32]) -> Result<Vec<f32>> + Send;
 
-/// Loads a model onto a backend chosen at run time, ready to score.
-///
-/// # Errors
-/// Those of the backend and of the checkpoint's files.
-pub fn scorer(checkpoint: &Checkpoint, backend: &BackendName) -> Result<Box<Scorer>> {
-    struct Load<'a>(&'a Checkpoint);
-    impl Job for Load<'_> {
-        type Output = Box<Scorer>;
-        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Box<Scorer>> {
-            let model = self.0.load::<B>(&device)?;
-            Ok(Box::new(move |tokens| logprobs(&model, tokens)))
+/// A model on a backend chosen at run time, ready to score.
+pub struct Scorer {
+    context: DeviceContext,
+    logprobs: Box<Logprobs>,
+}
+
+impl Scorer {
+    /// Loads a checkpoint's model onto a device.
+    ///
+    /// # Errors
+    /// Those of the device and of the checkpoint's files.
+    pub fn load(checkpoint: &Checkpoint, context: &DeviceContext) -> Result<Self> {
+        struct Load<'a>(&'a Checkpoint);
+        impl Job for Load<'_> {
+            type Output = Box<Logprobs>;
+            fn run<B: LlamaOps>(self, device: B::Device) -> Result<Box<Logprobs>> {
+                let model = self.0.load::<B>(&device)?;
+                Ok(Box::new(move |tokens| logprobs(&model, tokens)))
+            }
         }
+        Ok(Self { logprobs: context.run(Load(checkpoint))?, context: context.clone() })
     }
-    backend.run(Load(checkpoint))
+
+    /// [`logprobs`] of this model.
+    ///
+    /// # Errors
+    /// As [`logprobs`]; [`Error::Backend`] if the device fails.
+    pub fn logprobs(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.context.enter(|| (self.logprobs)(tokens))
+    }
 }

@@ -6,11 +6,11 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::backend::{BackendName, Job};
+use crate::backend::DeviceContext;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{KvCache, Llama};
-use crate::ops::LlamaOps;
+use crate::ops::{Job, LlamaOps};
 
 pub use sampler::{SampleConfig, Sampler};
 
@@ -95,7 +95,7 @@ pub enum Stop {
     Caller,
 }
 
-/// Generates up to `max_new` tokens after `prompt`, showing each to `see` as it comes; `eos` ends the text and is not shown.
+/// Generates up to `max_new` tokens after `prompt`, showing each to `see` as it comes; any of `ends` ends the text and is not shown.
 ///
 /// # Errors
 /// [`Error::TooLong`] if the prompt leaves no room; those of [`Decoder::feed`].
@@ -103,7 +103,7 @@ pub fn generate<B: LlamaOps>(
     model: &Llama<B>,
     prompt: &[u32],
     max_new: usize,
-    eos: Option<u32>,
+    ends: &[u32],
     sampler: &mut Sampler,
     see: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<(Vec<u32>, Stop)> {
@@ -112,7 +112,7 @@ pub fn generate<B: LlamaOps>(
     let mut logits = decoder.feed(prompt)?;
     while context.len() - prompt.len() < max_new {
         let token = sampler.sample(&mut logits, &context);
-        if Some(token) == eos {
+        if ends.contains(&token) {
             return Ok((context.split_off(prompt.len()), Stop::Eos));
         }
         context.push(token);
@@ -130,22 +130,44 @@ pub fn generate<B: LlamaOps>(
     Ok((context.split_off(prompt.len()), Stop::Length))
 }
 
-/// Generation by a model of any backend: [`generate`] without its first argument.
-pub type Writer =
-    dyn Fn(&[u32], usize, Option<u32>, &mut Sampler, &mut dyn FnMut(u32) -> ControlFlow<()>) -> Result<(Vec<u32>, Stop)>;
+type Generate =
+    dyn Fn(&[u32], usize, &[u32], &mut Sampler, &mut dyn FnMut(u32) -> ControlFlow<()>) -> Result<(Vec<u32>, Stop)> + Send;
 
-/// Loads a model onto a backend chosen at run time, ready to generate.
-///
-/// # Errors
-/// Those of the backend and of the checkpoint's files.
-pub fn writer(checkpoint: &Checkpoint, backend: &BackendName) -> Result<Box<Writer>> {
-    struct Load<'a>(&'a Checkpoint);
-    impl Job for Load<'_> {
-        type Output = Box<Writer>;
-        fn run<B: LlamaOps>(self, device: B::Device) -> Result<Box<Writer>> {
-            let model = self.0.load::<B>(&device)?;
-            Ok(Box::new(move |prompt, max_new, eos, sampler, see| generate(&model, prompt, max_new, eos, sampler, see)))
+/// A model on a backend chosen at run time, ready to generate.
+pub struct TextGenerator {
+    context: DeviceContext,
+    generate: Box<Generate>,
+}
+
+impl TextGenerator {
+    /// Loads a checkpoint's model onto a device.
+    ///
+    /// # Errors
+    /// Those of the device and of the checkpoint's files.
+    pub fn load(checkpoint: &Checkpoint, context: &DeviceContext) -> Result<Self> {
+        struct Load<'a>(&'a Checkpoint);
+        impl Job for Load<'_> {
+            type Output = Box<Generate>;
+            fn run<B: LlamaOps>(self, device: B::Device) -> Result<Box<Generate>> {
+                let model = self.0.load::<B>(&device)?;
+                Ok(Box::new(move |prompt, max_new, ends, sampler, see| generate(&model, prompt, max_new, ends, sampler, see)))
+            }
         }
+        Ok(Self { generate: context.run(Load(checkpoint))?, context: context.clone() })
     }
-    backend.run(Load(checkpoint))
+
+    /// [`generate`] by this model.
+    ///
+    /// # Errors
+    /// As [`generate`]; [`Error::Backend`] if the device fails.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        max_new: usize,
+        ends: &[u32],
+        sampler: &mut Sampler,
+        see: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<(Vec<u32>, Stop)> {
+        self.context.enter(|| (self.generate)(prompt, max_new, ends, sampler, see))
+    }
 }

@@ -10,7 +10,6 @@
 mod adamw;
 mod attention;
 mod autodiff;
-mod choice;
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cube")]
@@ -22,14 +21,17 @@ mod linear;
 pub mod loss;
 mod norm;
 mod rope;
+mod run;
 mod swiglu;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Int, Tensor, TensorMetadata, TensorPrimitive};
 
+use crate::backend::Gemm;
+
 pub use adamw::AdamWScalars;
-pub use choice::{Attention, Gemm, attention_kernels, gemm, set_attention_kernels, set_gemm};
+pub use run::{BackendInfo, Job, list};
 
 /// LLaMA's operations over a Burn backend. Every method has a default body.
 ///
@@ -222,8 +224,8 @@ pub trait LlamaOps: Backend {
         make()
     }
 
-    /// The routines for products among which [`set_gemm`] chooses, and why one is not to be had on this device. Empty where there
-    /// is no choice.
+    /// The routines for products among which a context chooses, and why one is not to be had on this device. Empty where there is no
+    /// choice.
     fn gemms(_device: &Self::Device) -> Vec<(Gemm, Option<String>)> {
         Vec::new()
     }

@@ -17,10 +17,10 @@ use std::time::Instant;
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
-use crate::backend::{BackendName, Job};
+use crate::backend::{BackendName, DeviceContext, context};
 use crate::error::Result;
 use crate::fault;
-use crate::ops::{self, LlamaOps, tensor};
+use crate::ops::{self, Job, LlamaOps, tensor};
 
 pub use cases::{Case, cases};
 
@@ -104,15 +104,15 @@ impl fmt::Display for Row {
 ///
 /// # Errors
 /// [`crate::Error::Backend`] if the backend cannot be used at all.
-pub fn run(backend: &BackendName, seen: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
-    run_cases(backend, &cases(), Tolerance::of(backend), seen)
+pub fn run(context: &DeviceContext, seen: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+    run_cases(context, &cases(), Tolerance::of(&context.name()), seen)
 }
 
 /// [`run`] with cases and tolerances of one's own.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_cases(backend: &BackendName, cases: &[Case], tolerance: Tolerance, seen: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+pub fn run_cases(context: &DeviceContext, cases: &[Case], tolerance: Tolerance, seen: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
     struct All<'a>(&'a [Case], Tolerance, &'a mut dyn FnMut(&Row));
     impl Job for All<'_> {
         type Output = Vec<Row>;
@@ -120,7 +120,7 @@ pub fn run_cases(backend: &BackendName, cases: &[Case], tolerance: Tolerance, se
             Ok(run_on::<B>(&device, self.0, self.1, self.2))
         }
     }
-    backend.run(All(cases, tolerance, seen))
+    context.run(All(cases, tolerance, seen))
 }
 
 /// [`run_cases`] on a backend that has no [`BackendName`].
@@ -191,7 +191,7 @@ impl Checks<'_> {
             Err(panic) => Err(format!("panicked: {}", fault::message(&*panic))),
         };
         // What a device's own thread saw counts, whatever came out.
-        let result = fault::take().map_or(result, Err);
+        let result = context::faults().clear().map_or(result, Err);
         if may && result.as_ref().is_err_and(|problem| problem.contains(ops::REFUSED)) {
             return;
         }

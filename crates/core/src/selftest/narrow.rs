@@ -6,8 +6,10 @@ use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata};
 use super::cases::Input;
 use super::reference::{self, AttentionShape};
 use super::{Checks, Output, magnitude};
+use crate::backend::context::{Scope, choices};
+use crate::backend::{Choices, Gemm};
 use crate::model::init::from_f32;
-use crate::ops::{self, AdamWScalars, AdamWState, Gemm, LlamaOps, SelfAttention, cast};
+use crate::ops::{AdamWScalars, AdamWState, LlamaOps, SelfAttention, cast};
 
 /// Half a unit in the last place relative to the number, at most (just above a power of two): 8 and 11 significant bits.
 fn rounding(dtype: DType) -> f64 {
@@ -155,7 +157,6 @@ fn of_type<B: LlamaOps>([seq, dim]: [usize; 2], dtype: DType, name: &str, device
 }
 
 pub(super) fn products<B: LlamaOps>([m, k, n]: [usize; 3], device: &B::Device, checks: &mut Checks<'_>) {
-    let before = ops::gemm();
     let of_device = B::gemms(device).into_iter().filter(|(_, missing)| missing.is_none()).map(|(gemm, _)| gemm);
     // Burn's own choice is there to be measured: its double-buffered routines are wrong at K = 288.
     let mut routines: Vec<Gemm> = of_device.filter(|gemm| *gemm != Gemm::Burn).collect();
@@ -178,9 +179,10 @@ pub(super) fn products<B: LlamaOps>([m, k, n]: [usize; 3], device: &B::Device, c
         let at = |x: &Input| cast::<B>(x.at::<B>(device), dtype);
         let (rounded, exact) = (rounding(dtype) * 1.01 + checks.tolerance.sum(k), checks.tolerance.sum(k));
         for &gemm in &routines {
-            ops::set_gemm(gemm);
+            let chosen = Scope::of_thread().with_choices(Choices { gemm, ..choices() });
             let mut row = |what: &str, tolerance: f64, outputs: &dyn Fn() -> Vec<Output>| {
                 let shape = format!("{m} x {k} x {n}, {gemm}");
+                let outputs = || chosen.enter(outputs);
                 checks.row_unless_refused(&format!("{name} {what}"), &shape, tolerance, gemm != Gemm::Auto, outputs);
             };
             row("project", rounded, &|| vec![Output::new::<B>(B::project(at(&a), at(&b_turned), dtype), &want)]);
@@ -199,5 +201,4 @@ pub(super) fn products<B: LlamaOps>([m, k, n]: [usize; 3], device: &B::Device, c
             });
         }
     }
-    ops::set_gemm(before);
 }

@@ -67,7 +67,7 @@ pub(super) fn train(docs: impl Iterator<Item = String> + Send, config: &TrainCon
         let problem = format!("expected 0 to 1, got {character_coverage}");
         return Err(Error::bad_value("character_coverage", problem, "0.99995 is LLaMA's"));
     }
-    let crate_error = |e: tokenizers::Error| Error::bad_value("tokenizer training", e.to_string(), "report this as a bug");
+    let crate_error = |e: tokenizers::Error| Error::internal("tokenizer training", e.to_string());
     let pattern = SysRegex::new(PATTERN).map_err(crate_error)?;
     let words = count_words(docs, &pattern);
     let alphabet = alphabet(&words, min_frequency, character_coverage, (vocab_size - FIXED).div_ceil(2));

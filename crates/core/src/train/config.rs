@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::step::{Precision, StepConfig};
+use crate::backend::{AttentionKernel, Gemm};
 use crate::config::{self, Layers};
 use crate::error::{Error, Result};
 use crate::generate::SampleConfig;
 use crate::model::backward::ActivationCheckpointing;
 use crate::model::{InitConfig, ModelConfig};
-use crate::ops::{Attention, Gemm};
 use crate::optim::OptimConfig;
 
 /// Everything that decides a training run.
@@ -71,8 +71,8 @@ pub struct TrainConfig {
     pub checkpointing: ActivationCheckpointing,
     /// CUDA, wgpu: the routine for products in `bf16`; see [`Gemm`].
     pub gemm: Gemm,
-    /// CUDA, wgpu: the kernels for attention in `bf16`; see [`Attention`].
-    pub attention: Attention,
+    /// CUDA, wgpu: the kernels for attention in `bf16`; see [`AttentionKernel`].
+    pub attention: AttentionKernel,
     /// Burn's autodiff instead of the backward written by hand: somewhat larger; to check the other.
     pub autodiff: bool,
     /// Updates each parameter as soon as its gradient is there, which is then freed. The clip uses the norm of the step before, and
@@ -104,7 +104,7 @@ impl Default for TrainConfig {
             precision: Precision::F32,
             checkpointing: ActivationCheckpointing::Selective,
             gemm: Gemm::Auto,
-            attention: Attention::Auto,
+            attention: AttentionKernel::Auto,
             autodiff: false,
             update_in_backward: false,
             document_mask: false,

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files::Atomic;
 
 /// The file's name in a run directory.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -158,12 +159,11 @@ fn truncate(path: &Path, last: Option<u64>) -> Result<()> {
     struct OnlyStep {
         step: u64,
     }
-    let temporary = path.with_extension("jsonl.tmp");
-    let mut out = BufWriter::new(File::create(&temporary).map_err(Error::io("create", &temporary))?);
+    let mut out = Atomic::create(path)?;
     if let Some(last) = last {
         for_lines(path, |line| match serde_json::from_slice::<OnlyStep>(line) {
             Ok(OnlyStep { step }) if step > last => Ok(()),
-            Ok(_) => out.write_all(line).and_then(|()| out.write_all(b"\n")).map_err(Error::io("write", &temporary)),
+            Ok(_) => out.write_all(line).and_then(|()| out.write_all(b"\n")).map_err(Error::io("write", path)),
             Err(error) => {
                 // Metrics are no reason not to resume.
                 log::warn!("{}: dropped a line that is no record ({error})", path.display());
@@ -171,9 +171,7 @@ fn truncate(path: &Path, last: Option<u64>) -> Result<()> {
             }
         })?;
     }
-    let file = out.into_inner().map_err(|error| Error::io("write", &temporary)(error.into_error()))?;
-    file.sync_all().map_err(Error::io("sync", &temporary))?;
-    fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))
+    out.commit()
 }
 
 /// Writes a TensorBoard event file: TFRecord frames around `Event` messages (tensorflow/core/util/event.proto), of which a

@@ -13,14 +13,15 @@ use super::report::ReportInfo;
 use super::session::{Learner, Opening, Session};
 use super::state::OptimState;
 use super::step::{MicroBatch, StepConfig, StepOutput, batch_loss, check_device, train_step};
-use crate::backend::{BackendName, Job};
+use crate::backend::context::Scope;
+use crate::backend::{BackendName, Choices};
 use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM};
 use crate::checkpoint::weights::{infos, load, read, to_bytes};
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, generate};
 use crate::model::llama::fuse;
 use crate::model::{Llama, unfuse};
-use crate::ops::{LlamaOps, set_attention_kernels, set_gemm};
+use crate::ops::{Job, LlamaOps};
 use crate::optim::AdamW;
 use crate::tokenizer::Tokenizer;
 
@@ -51,7 +52,8 @@ pub fn check(config: &RunConfig, dir: &Path, start: &Start, backend: &BackendNam
     impl Job for Check<'_> {
         type Output = ();
         fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
-            check_device_can::<B>(self.0, &device)
+            self.0.train.precision.check::<B>(&device)?;
+            choose::<B>(self.0, &device).map(drop)
         }
     }
     Inputs::open(config, dir, start, observer)?;
@@ -118,11 +120,11 @@ impl<B: LlamaOps> Trained for Trainer<B> {
     }
 
     fn validate_on(&self, windows: Option<u64>) -> Result<Option<Validation>> {
-        self.session.validate(&self.learner, windows)
+        self.scope.enter(|| self.session.validate(&self.learner, windows))
     }
 
     fn write(&self, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        self.session.write(&self.learner, prompt, max_new, sampler)
+        self.scope.enter(|| self.session.write(&self.learner, prompt, max_new, sampler))
     }
 
     fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo {
@@ -132,6 +134,8 @@ impl<B: LlamaOps> Trained for Trainer<B> {
 
 /// A training run on one device.
 pub struct Trainer<B: LlamaOps> {
+    /// Entered by whatever computes.
+    scope: Scope,
     session: Session,
     learner: DeviceLearner<B>,
 }
@@ -144,14 +148,15 @@ impl<B: LlamaOps> Trainer<B> {
     pub fn open(config: RunConfig, dir: &Path, start: &Start, device: &B::Device, observer: &mut dyn Observer) -> Result<Self> {
         let opening = Opening::new(config, dir, start, observer)?;
         let (config, inputs) = (&opening.config, &opening.inputs);
-        check_device_can::<B>(config, device)?;
+        config.train.precision.check::<B>(device)?;
+        let scope = choose::<B>(config, device)?;
         let (model, mut optim) = match (&inputs.resumed, &inputs.init) {
             (Some(checkpoint), _) => restore(config, checkpoint, inputs.state.optim(), device)?,
             (None, Some(checkpoint)) => with_fresh_moments(config, load::<B>(&config.model, checkpoint.source(), device)?),
             (None, None) => with_fresh_moments(config, Llama::init(&config.model, &config.init, device)?),
         };
         let model = Some(config.step().prepare(model, &mut optim));
-        Ok(Self { session: opening.begin()?, learner: DeviceLearner { model, optim } })
+        Ok(Self { scope, session: opening.begin()?, learner: DeviceLearner { model, optim } })
     }
 
     /// The model as it stands.
@@ -164,7 +169,7 @@ impl<B: LlamaOps> Trainer<B> {
     /// # Errors
     /// [`Error::Interrupted`], [`Error::Diverged`], and those of data and files.
     pub fn run(mut self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<(Self, RunSummary)> {
-        let summary = self.session.train(&mut self.learner, stop, observer)?;
+        let summary = self.scope.enter(|| self.session.train(&mut self.learner, stop, observer))?;
         Ok((self, summary))
     }
 }
@@ -201,7 +206,7 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
     }
 
     fn write(&self, prompt: &[u32], max_new: usize, eos: Option<u32>, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        Ok(generate(self.model(), prompt, max_new, eos, sampler, &mut |_| ControlFlow::Continue(()))?.0)
+        Ok(generate(self.model(), prompt, max_new, eos.as_slice(), sampler, &mut |_| ControlFlow::Continue(()))?.0)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {
@@ -256,14 +261,8 @@ fn restore<B: LlamaOps>(
     Ok((model, optim))
 }
 
-/// Whether the device can do what the settings ask for.
-fn check_device_can<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<()> {
-    config.train.precision.check::<B>(device)?;
-    choose::<B>(config, device)
-}
-
-/// Sets the process's kernels. A routine that the device has not is known before anything runs.
-fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<()> {
+/// The job with the run's kernels. A routine that the device has not is known before anything runs.
+fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<Scope> {
     let (gemm, attention) = (config.train.gemm, config.train.attention);
     let all = B::gemms(device);
     if let Some((_, Some(missing))) = all.iter().find(|(g, _)| *g == gemm) {
@@ -271,7 +270,5 @@ fn choose<B: LlamaOps>(config: &RunConfig, device: &B::Device) -> Result<()> {
         let hint = format!("take one of {}", usable.join(", "));
         return Err(Error::bad_value("train.gemm", format!("`{gemm}` is not to be had: {missing}"), hint));
     }
-    set_gemm(gemm);
-    set_attention_kernels(attention);
-    Ok(())
+    Ok(Scope::of_thread().with_choices(Choices { gemm, attention }))
 }

@@ -5,8 +5,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::backend::context;
 use crate::error::{Error, Result};
-use crate::fault;
 use crate::model::backward::{ActivationCheckpointing, PassConfig, PassInput, PassParameters, Single, forward_backward};
 use crate::model::{Llama, Parameter, PerSlot, Slot};
 use crate::ops::{AdamWScalars, LlamaOps, tensor};
@@ -269,7 +269,7 @@ pub fn train_step<B: LlamaOps>(
 
 /// What has gone wrong on the device since it was last asked.
 pub(crate) fn check_device<B: LlamaOps>(device: &B::Device) -> Result<()> {
-    fault::take().map_or(Ok(()), |problem| Err(device_failed::<B>(device, &problem)))
+    context::faults().take().map_or(Ok(()), |problem| Err(device_failed::<B>(device, &problem)))
 }
 
 /// The device broke down: its results are worth nothing.

@@ -1,64 +1,39 @@
 //! A file that is written under a temporary name, hashed on the way, and appears when it is complete.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::io::{self, Write};
+use std::path::Path;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::manifest::{FileEntry, hex};
-use crate::error::{Error, Result};
-use crate::files::sync_dir;
+use crate::error::Result;
+use crate::files::{self, Atomic};
 
 /// A file in the making. Dropped before [`AtomicFile::seal`], it leaves nothing behind.
 pub(super) struct AtomicFile {
-    file: BufWriter<File>,
-    names: Names,
+    file: Atomic,
     hash: Box<Xxh3>,
     bytes: u64,
 }
 
 /// A complete file that is on the disk, under its temporary name.
 pub(super) struct Sealed {
-    names: Names,
+    file: files::Sealed,
     pub(super) entry: FileEntry,
-}
-
-/// Removes the temporary file unless it was renamed.
-struct Names {
-    path: PathBuf,
-    temporary: PathBuf,
-    published: bool,
-}
-
-impl Drop for Names {
-    fn drop(&mut self) {
-        if !self.published {
-            // What may be left is a temporary file, which the next run of the shard removes.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
 }
 
 impl AtomicFile {
     pub(super) fn create(path: &Path) -> Result<Self> {
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let file = File::create(&temporary).map_err(Error::io("create", path))?;
-        let names = Names { path: path.to_path_buf(), temporary, published: false };
-        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), names, hash: Box::default(), bytes: 0 })
+        // What killed processes left goes with the shard, before it is made anew.
+        Ok(Self { file: Atomic::create_unswept(path)?, hash: Box::default(), bytes: 0 })
     }
 
     /// Brings everything to the disk, still under the temporary name.
     pub(super) fn seal(self) -> Result<Sealed> {
-        let Self { file, names, hash, bytes } = self;
-        let file = file.into_inner().map_err(|e| Error::io("write", &names.path)(e.into_error()))?;
-        file.sync_all().map_err(Error::io("sync", &names.path))?;
-        let name = names.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Sealed { entry: FileEntry { name, bytes, hash: hex(hash.digest128()) }, names })
+        let Self { file, hash, bytes } = self;
+        let file = file.seal()?;
+        let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Sealed { entry: FileEntry { name, bytes, hash: hex(hash.digest128()) }, file })
     }
 }
 
@@ -86,22 +61,19 @@ impl Pending {
 impl Sealed {
     /// The folder that it is in.
     pub(super) fn dir(&self) -> &Path {
-        self.names.path.parent().unwrap_or(Path::new(""))
+        self.file.path().parent().unwrap_or(Path::new(""))
     }
 
     /// Gives the file its name. The folder is still to be synced.
-    pub(super) fn rename(mut self) -> Result<FileEntry> {
-        fs::rename(&self.names.temporary, &self.names.path).map_err(Error::io("rename", &self.names.path))?;
-        self.names.published = true;
+    pub(super) fn rename(self) -> Result<FileEntry> {
+        self.file.rename()?;
         Ok(self.entry)
     }
 
     /// Gives the file its name, for good.
     pub(super) fn publish(self) -> Result<FileEntry> {
-        let dir = self.dir().to_path_buf();
-        let entry = self.rename()?;
-        sync_dir(&dir)?;
-        Ok(entry)
+        self.file.commit()?;
+        Ok(self.entry)
     }
 }
 

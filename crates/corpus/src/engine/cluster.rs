@@ -33,8 +33,9 @@ use datafusion::{
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
 use tokio::runtime::Runtime;
 
-use super::shuffle::{SpillFolder, enough_memory, spilling};
+use super::shuffle::{enough_memory, spilling};
 use crate::error::{Error, Result};
+use crate::files::Folder;
 
 /// Workers ask for work; the scheduler need not reach them, and one that was started again is asked as the one before was.
 const POLICY: TaskSchedulingPolicy = TaskSchedulingPolicy::PullStaged;
@@ -182,8 +183,8 @@ pub fn worker(options: &WorkerOptions) -> Result<()> {
     let threads = options.threads.max(1);
     enough_memory(options.memory, threads)?;
     // Ballista cleans up what it does not know in the folder that it is given.
-    let work = SpillFolder::create(&options.work)?;
-    let Some(folder) = work.path.to_str() else {
+    let work = Folder::create(&options.work.join("spill"))?;
+    let Some(folder) = work.path().to_str() else {
         return Err(Error::bad_value(options.work.to_string_lossy(), "a path that is not UTF-8", "use another folder"));
     };
     let start = Instant::now();
@@ -196,7 +197,7 @@ pub fn worker(options: &WorkerOptions) -> Result<()> {
     let listener = TcpListener::bind((options.host, options.port)).and_then(|l| l.local_addr());
     let bound =
         listener.map_err(|e| backend(&options.scheduler, &e, "is this an address of this machine, and the port free?"))?;
-    let spill = work.path.clone();
+    let spill = work.path().to_path_buf();
     let config = ExecutorProcessConfig {
         bind_host: options.host.to_string(),
         external_host: Some(options.host.to_string()),

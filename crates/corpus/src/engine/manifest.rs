@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{ErrorKind, Read},
+    io::{ErrorKind, Read, Write},
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::Atomic;
 
 const FORMAT: &str = "recua shard 1";
 
@@ -173,7 +173,9 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::io("write", path)(e.into()))?;
     text.push(b'\n');
-    write_atomic(path, &text)
+    let mut file = Atomic::create_unswept(path)?;
+    file.write_all(&text).map_err(Error::io("write", path))?;
+    file.commit()
 }
 
 /// Hash of the settings that a stage's result depends on: XXH3-128 of their JSON, 32 hexadecimal digits. Settings in a
@@ -182,8 +184,7 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 /// # Errors
 /// [`Error::BadValue`] if JSON cannot express the settings (a map with keys that are not strings).
 pub fn config_hash(settings: &impl Serialize) -> Result<String> {
-    let json = serde_json::to_vec(settings)
-        .map_err(|e| Error::bad_value("settings", e.to_string(), "this is a mistake in the program, not in your files"))?;
+    let json = serde_json::to_vec(settings).map_err(|e| Error::internal("settings", e.to_string()))?;
     Ok(hex(xxh3_128(&json)))
 }
 

@@ -98,7 +98,7 @@ impl<'a> Output<'a> {
     pub fn keep(&mut self, record: &Record) -> Result<()> {
         let Some(table) = &mut self.documents else {
             let problem = "a document in a stage that was declared to write none";
-            return Err(Error::bad_value(self.spec.name.clone(), problem, "this is a mistake in the program"));
+            return Err(Error::internal(self.spec.name.clone(), problem));
         };
         table.push(record)?;
         self.counts.docs_out += 1;
@@ -183,7 +183,7 @@ impl<'a> Output<'a> {
         let elsewhere = file.sealed.dir() != self.spec.out;
         if elsewhere || own.is_none_or(|n| reserved.contains(&n)) || self.others.insert(name.clone(), file.sealed).is_some() {
             let problem = "an output with the name of another, or in another folder";
-            return Err(Error::bad_value(name, problem, "this is a mistake in the program"));
+            return Err(Error::internal(name, problem));
         }
         Ok(())
     }

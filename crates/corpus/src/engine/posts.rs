@@ -128,7 +128,7 @@ pub(super) fn posts_of(batch: &RecordBatch) -> Result<impl Iterator<Item = Post>
     let types = batch.columns().iter().map(|c| c.data_type());
     if !types.eq(schema().fields().iter().map(|f| f.data_type())) || batch.columns().iter().any(|c| c.null_count() > 0) {
         let problem = format!("unexpected columns from a plan: {}", batch.schema());
-        return Err(Error::bad_value("shuffle", problem, "this is a mistake in the program"));
+        return Err(Error::internal("shuffle", problem));
     }
     let column = |i: usize| batch.column(i);
     let (thread, post) = (column(0).as_primitive::<UInt64Type>().clone(), column(3).as_primitive::<UInt64Type>().clone());

@@ -1,7 +1,6 @@
 //! Runs the plans of [`super::plans`]: here, or on a Ballista cluster.
 
 use std::{
-    fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -31,6 +30,7 @@ use super::{
     table::{ColumnWriter, RowGroups},
 };
 use crate::error::{Error, Result};
+use crate::files::Folder;
 
 /// A partition's least: below, its sorts, which share it, cannot even hold the batches that they merge.
 const LEAST_MEMORY: usize = 64 << 20;
@@ -73,7 +73,7 @@ pub struct ShuffleOptions {
 pub struct Shuffle {
     options: ShuffleOptions,
     runtime: Runtime,
-    spill: SpillFolder,
+    spill: Folder,
 }
 
 impl Shuffle {
@@ -98,7 +98,7 @@ impl Shuffle {
             .enable_all()
             .build()
             .map_err(|e| Error::bad_value("threads", format!("cannot start: {e}"), "ask for fewer"))?;
-        let spill = SpillFolder::create(&options.spill)?;
+        let spill = Folder::create(&options.spill.join("spill"))?;
         Ok(Self { options, runtime, spill })
     }
 
@@ -223,7 +223,7 @@ impl Shuffle {
             .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(self.options.memory)))
-            .with_disk_manager_builder(spilling(&self.spill.path))
+            .with_disk_manager_builder(spilling(&self.spill.path()))
             .build_arc()
             .map_err(failed)?;
         #[cfg(feature = "ballista")]
@@ -243,7 +243,11 @@ impl Shuffle {
             (DataFusionError::IoError(e), None) => {
                 Error::io("spill into", &self.options.spill)(std::io::Error::new(e.kind(), e.to_string()))
             }
-            (e, None) => Error::bad_value("shuffle", e.to_string(), "make its inputs again; if that does not help, report it"),
+            (e, None) => Error::Engine {
+                what: "shuffle",
+                problem: e.to_string(),
+                hint: "make its inputs again; if that does not help, report it".into(),
+            },
             (e, Some(scheduler)) => Error::Backend {
                 name: scheduler.clone(),
                 problem: e.to_string(),
@@ -289,38 +293,4 @@ fn file_url(path: &Path) -> Result<String> {
         }
     }
     Ok(url)
-}
-
-/// A folder for what is spilled, removed at the end; and so are those of processes that were killed.
-pub(super) struct SpillFolder {
-    pub(super) path: PathBuf,
-    _lock: File,
-}
-
-impl SpillFolder {
-    pub(super) fn create(parent: &Path) -> Result<Self> {
-        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-        for entry in fs::read_dir(parent).map_err(Error::io("read", parent))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with("spill-") {
-                // Who holds the lock lives. A leftover that cannot be removed does no harm.
-                if File::open(entry.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_ok()) {
-                    let _ = fs::remove_dir_all(entry.path());
-                }
-            }
-        }
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = parent.join(format!("spill-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
-        let lock = File::create(path.join("lock")).map_err(Error::io("create", &path))?;
-        // Without locks on this file system, leftovers stay or go with their folder.
-        let _ = lock.try_lock();
-        Ok(Self { path, _lock: lock })
-    }
-}
-
-impl Drop for SpillFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }

@@ -116,7 +116,7 @@ impl ColumnWriter {
     /// Appends rows whose columns take `bytes` in memory.
     pub(super) fn write(&mut self, columns: Vec<ArrayRef>, bytes: usize) -> Result<()> {
         let batch = RecordBatch::try_new(self.schema.clone(), columns)
-            .map_err(|e| Error::bad_file(WHAT, &self.path, e.to_string(), "this is a mistake in the program"))?;
+            .map_err(|e| Error::internal(format!("{WHAT} {}", self.path.display()), e.to_string()))?;
         self.rows += batch.num_rows() as u64;
         self.writer.write(&batch).map_err(bad_parquet(WHAT, &self.path))?;
         self.in_group += bytes;

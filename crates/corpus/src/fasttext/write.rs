@@ -1,8 +1,7 @@
 //! Trained models as files of version 12, which fastText reads.
 
 use std::{
-    fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::Path,
 };
 
@@ -12,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    files::sync_dir,
+    files::Atomic,
 };
 
 /// fastText's threshold for subsampling, which supervised models have and do not use.
@@ -27,22 +26,9 @@ impl Trained {
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let written = File::create(&temporary).map_err(Error::io("create", path)).and_then(|file| {
-            let mut writer = BufWriter::new(file);
-            self.write(&mut writer).map_err(Error::io("write", path))?;
-            let file = writer.into_inner().map_err(|error| error.into_error());
-            file.and_then(|file| file.sync_all()).map_err(Error::io("write", path))?;
-            fs::rename(&temporary, path).map_err(Error::io("rename", path))
-        });
-        if written.is_err() {
-            // The first error is the one to tell; what may be left is a temporary file.
-            let _ = fs::remove_file(&temporary);
-        }
-        written?;
-        sync_dir(path.parent().unwrap_or(Path::new("")))
+        let mut file = Atomic::create(path)?;
+        self.write(&mut file).map_err(Error::io("write", path))?;
+        file.commit()
     }
 
     /// The file's bytes.

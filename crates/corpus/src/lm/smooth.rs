@@ -5,9 +5,10 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::spill::{Folder, Gram, MAX_TRAIN_ORDER, Run, RunReader, RunWriter, Sorted, Sorter};
+use super::spill::{Gram, MAX_TRAIN_ORDER, Run, RunReader, RunWriter, Sorted, Sorter};
 use super::train::{BEGIN, END, UNKNOWN};
 use crate::error::{Error, Result};
+use crate::files::{Atomic, Folder};
 
 /// Marks an n-gram that pruning takes out; the other bits are its count.
 const PRUNED: u64 = 1 << 63;
@@ -204,7 +205,7 @@ pub(super) fn normalise(
             1..=3 => discounts[count as usize - 1],
             _ => discounts[2],
         };
-        let mut weights = (n > 1).then(|| RunWriter::create(folder.file(&format!("gamma{n}")), n - 1)).transpose()?;
+        let mut weights = (n > 1).then(|| RunWriter::create(folder.path().join(format!("gamma{n}")), n - 1)).transpose()?;
         let mut next = grams.next()?;
         // The n-grams of a context differ in the last word, so that they are no more than there are words.
         let mut group: Vec<Gram> = Vec::new();
@@ -298,7 +299,8 @@ pub(super) fn interpolate(
     let order = by_end.len();
     let mut grams = by_end.into_iter().map(Peek::new).collect::<Result<Vec<_>>>()?;
     let mut gammas = gammas.into_iter().map(|run| run.read(1 << 16).and_then(Peek::new)).collect::<Result<Vec<_>>>()?;
-    let mut sections = (1..=order).map(|n| Section::create(folder.file(&format!("section{n}")))).collect::<Result<Vec<_>>>()?;
+    let mut sections =
+        (1..=order).map(|n| Section::create(folder.path().join(format!("section{n}")))).collect::<Result<Vec<_>>>()?;
     let mut current = [0; MAX_TRAIN_ORDER];
     let mut depth = 0;
     // probs[n]: of the last n words. Everything but `<s>` has the same share of what the unigrams leave.
@@ -363,11 +365,8 @@ impl Section {
 
 /// Puts the file together, under a temporary name until it is whole.
 fn assemble(sections: Vec<Section>, counts: &[u64], arpa: &Path) -> Result<()> {
-    let mut name = arpa.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = arpa.with_file_name(name);
-    let write = || -> io::Result<()> {
-        let mut out = BufWriter::with_capacity(1 << 16, File::create(&temporary)?);
+    let mut out = Atomic::create(arpa)?;
+    let write = |out: &mut Atomic| -> io::Result<()> {
         writeln!(out, "\\data\\")?;
         for (n, count) in (1..).zip(counts) {
             writeln!(out, "ngram {n}={count}")?;
@@ -375,17 +374,11 @@ fn assemble(sections: Vec<Section>, counts: &[u64], arpa: &Path) -> Result<()> {
         for (n, section) in (1..).zip(sections) {
             write!(out, "\n\\{n}-grams:\n")?;
             section.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-            io::copy(&mut File::open(&section.path)?, &mut out)?;
+            io::copy(&mut File::open(&section.path)?, out)?;
             fs::remove_file(&section.path)?;
         }
-        writeln!(out, "\n\\end\\")?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, arpa)
+        writeln!(out, "\n\\end\\")
     };
-    if let Err(e) = write() {
-        // The first error is the one to tell; what may be left is a temporary file.
-        let _ = fs::remove_file(&temporary);
-        return Err(Error::io("write", arpa)(e));
-    }
-    crate::files::sync_dir(arpa.parent().unwrap_or(Path::new("")))
+    write(&mut out).map_err(Error::io("write", arpa))?;
+    out.commit()
 }

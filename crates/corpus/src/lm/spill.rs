@@ -4,13 +4,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::slice::ParallelSliceMut;
 
 use crate::error::{Error, Result};
+use crate::files::Folder;
 
 /// The longest n-grams that can be trained.
 pub(super) const MAX_TRAIN_ORDER: usize = 6;
@@ -26,30 +26,6 @@ pub(super) const GRAM_BYTES: usize = size_of::<Gram>();
 pub(super) struct Gram {
     pub(super) words: [u32; MAX_TRAIN_ORDER],
     pub(super) value: u64,
-}
-
-/// A folder that goes when its owner goes.
-pub(super) struct Folder(PathBuf);
-
-impl Folder {
-    pub(super) fn create(parent: &Path) -> Result<Arc<Self>> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("recua-lm-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = parent.join(name);
-        fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
-        Ok(Arc::new(Self(path)))
-    }
-
-    pub(super) fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Nothing can be done about a folder that does not go.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Writes sorted records to a file: `len` words and the value of each.
@@ -189,7 +165,7 @@ impl Sorter {
 
     fn run(&mut self) -> Result<RunWriter> {
         self.made += 1;
-        RunWriter::create(self.folder.file(&format!("{}-{}", self.name, self.made)), self.len)
+        RunWriter::create(self.folder.path().join(format!("{}-{}", self.name, self.made)), self.len)
     }
 
     fn spill(&mut self) -> Result<()> {

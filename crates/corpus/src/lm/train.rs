@@ -7,13 +7,15 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3Builder;
 
 use super::model::words;
 use super::smooth::{adjust, interpolate, normalise};
-use super::spill::{Folder, GRAM_BYTES, Gram, MAX_TRAIN_ORDER, Sorter};
+use super::spill::{GRAM_BYTES, Gram, MAX_TRAIN_ORDER, Sorter};
 use crate::error::{Error, Result};
+use crate::files::Folder;
 
 /// Words with a meaning of their own; their ids are their places.
 pub(super) const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
@@ -121,7 +123,7 @@ impl LmTrainer {
         if config.memory < MIN_MEMORY {
             return bad("memory", format!("expected {MIN_MEMORY} bytes or more, got {}", config.memory), "1 GiB is usual");
         }
-        let folder = Folder::create(&config.temp)?;
+        let folder = Arc::new(Folder::create(&config.temp.join("recua-lm"))?);
         let ids = (0..).zip(SPECIAL).map(|(id, word)| (word.into(), id)).collect();
         let sorter = Sorter::new(folder, "count", *order, half(config), true);
         Ok(Self { config: config.clone(), ids, stats: LmTrainStats::default(), sorter })

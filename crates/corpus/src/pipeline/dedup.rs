@@ -16,6 +16,7 @@ use crate::Record;
 use crate::dedup::{minhash, overlap};
 use crate::engine::{Drops, Duplicates, HashWriter, Hashes, Output, Shard, StageSpec, Table, doc_key, pairs_of, read_table};
 use crate::error::{Error, Result};
+use crate::files::Folder;
 use crate::filters::{c4, ccnet};
 use crate::record::Removed;
 
@@ -322,9 +323,8 @@ fn overlapping(build: &Build<'_>, clean: &StageSpec, share: f64) -> Result<Vec<u
         return Ok(Vec::new());
     }
     // The shingles of the candidates, in a file each: a book is compared with several.
-    let folder = build.config.out.join("spill").join(format!("shingles-{}", clean.source));
-    let file = |i: usize| folder.join(format!("{i}.bin"));
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let folder = Folder::create(&build.config.out.join("spill").join(format!("shingles-{}", clean.source)))?;
+    let file = |i: usize| folder.path().join(format!("{i}.bin"));
     let wanted: HashMap<u64, usize> = candidates.iter().flat_map(|&(a, b)| [a, b]).map(|i| (keys[i], i)).collect();
     for (shard, path) in (0..).zip(&tables) {
         for (place, record) in (0..).zip(Table::open(path)?) {
@@ -337,7 +337,6 @@ fn overlapping(build: &Build<'_>, clean: &StageSpec, share: f64) -> Result<Vec<u
     let gone = overlap::duplicates(&candidates, share, |earlier, later| {
         Ok(overlap::overlap_of_sets(&read_documents(&file(earlier))?, &read_documents(&file(later))?))
     })?;
-    fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     let mut documents: Vec<u64> = gone.into_iter().map(|(later, ..)| keys[later]).collect();
     documents.sort_unstable();
     Ok(documents)

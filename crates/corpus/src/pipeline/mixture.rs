@@ -91,7 +91,7 @@ impl Mixture {
 
     /// Writes `mixture.json`, and `train.toml` with what `recua train` needs of it.
     pub(super) fn save(&self, config: &BuildConfig) -> Result<()> {
-        let bad = |e: String| Error::bad_value("mixture", e, "this is a mistake in the program");
+        let bad = |e: String| Error::internal("mixture", e);
         let json = serde_json::to_string_pretty(self).map_err(|e| bad(e.to_string()))?;
         write_atomic(&config.out.join("mixture.json"), json.as_bytes())?;
         let out = std::path::absolute(&config.out).map_err(Error::io("find", &config.out))?;

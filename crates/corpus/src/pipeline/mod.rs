@@ -230,7 +230,7 @@ impl<'a> Build<'a> {
         self.observer.begin(&spec.name, &spec.source, &progress, &mut || {
             result = Some(engine::run_shards(spec, &work, &progress).and_then(|s| Ok((s, spec.complete(self.patience)?))));
         });
-        let none = || Error::bad_value("observer", "the stage was not run", "this is a mistake in the program");
+        let none = || Error::internal("observer", "the stage was not run");
         let (summary, _) = result.ok_or_else(none)??;
         self.observer.end(&spec.name, &spec.source, &summary);
         Ok(summary)

@@ -66,7 +66,7 @@ pub(super) fn run(build: &Build<'_>, common: Common<'_>, mix: &StageSpec) -> Res
         });
     });
     result?;
-    let bytes = serde_json::to_vec(&made).map_err(|e| Error::bad_value("made.json", e.to_string(), "this is a mistake"))?;
+    let bytes = serde_json::to_vec(&made).map_err(|e| Error::internal("made.json", e.to_string()))?;
     write_atomic(&marker, &bytes)?;
     build.observer.end(
         "tokenize",

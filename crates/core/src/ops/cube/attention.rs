@@ -18,22 +18,22 @@ use cubecl::zspace::metadata::Metadata;
 
 use super::attend::{ACROSS, DOWN, delta_kernel, dkv_kernel, dq_kernel, forward_kernel};
 use super::{address, count, elementwise, empty, grid};
-use crate::fault;
-use crate::ops::{Attention, attention_kernels};
+use crate::backend::AttentionKernel;
+use crate::backend::context::{choices, fail};
 
 #[cfg(not(feature = "cuda"))]
 const NO_CUDA: &str = "a build without CUDA";
 
 /// What the kernels in CUDA C++ give, if they are wanted and take the operands.
 fn unless_refused<T>(raw: impl FnOnce() -> Result<T, &'static str>) -> Option<T> {
-    let chosen = attention_kernels();
-    if chosen == Attention::CubeCl {
+    let chosen = choices().attention;
+    if chosen == AttentionKernel::CubeCl {
         return None;
     }
     match raw() {
         Ok(result) => Some(result),
-        Err(reason) if chosen == Attention::Raw => {
-            fault::fail(format!("attention by the kernels in CUDA C++ (`{chosen}`): {reason}"))
+        Err(reason) if chosen == AttentionKernel::Raw => {
+            fail(format!("attention by the kernels in CUDA C++ (`{chosen}`): {reason}"))
         }
         Err(_) => None,
     }

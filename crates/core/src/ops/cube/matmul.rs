@@ -17,8 +17,9 @@ use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::std::InputBinding;
 
 use super::{count, elementwise, empty, own};
-use crate::fault;
-use crate::ops::{Gemm, REFUSED, gemm};
+use crate::backend::Gemm;
+use crate::backend::context::{choices, fail};
+use crate::ops::REFUSED;
 
 /// The routines that `Gemm::Auto` tries, best first. `wgmma` has yet to be measured.
 const ROUTINES: [Gemm; 5] = [Gemm::CublasLt, Gemm::TmaMma, Gemm::CyclicMma, Gemm::CyclicCmma, Gemm::Unit];
@@ -123,10 +124,10 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
     if count(&a) == 0 {
         return elementwise::zero(y);
     }
-    let chosen = if a.dtype == DType::F32 { Gemm::Unit } else { gemm() };
+    let chosen = if a.dtype == DType::F32 { Gemm::Unit } else { choices().gemm };
     if chosen == Gemm::Burn {
         let product = burn_cubecl::kernel::matmul::matmul(a, b, Some(y), Default::default(), out);
-        return product.unwrap_or_else(|e| fault::fail(format!("matrix product by Burn's choice: {e:?}")));
+        return product.unwrap_or_else(|e| fail(format!("matrix product by Burn's choice: {e:?}")));
     }
     // For reasons that may be the operands' own: each product asks anew.
     let mut refused = Vec::new();
@@ -138,14 +139,14 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
         }
     }
     let (a_shape, dtype) = (a.meta.shape(), a.dtype);
-    fault::fail(format!("{REFUSED}: {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; ")));
+    fail(format!("{REFUSED}: {a_shape:?} x {b_shape:?} of {dtype:?} as {out:?}: {}", refused.join("; ")));
 }
 
 /// `sum + a b` in the type of `sum`, in place: in the product's own pass where a routine can, else by one more.
 pub(super) fn product_add<R: CubeRuntime>(sum: CubeTensor<R>, a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTensor<R> {
     let dtype = sum.dtype;
     let fits = a.dtype != DType::F32 && a.dtype == b.dtype && count(&a) > 0 && count(&b) > 0;
-    let routine = match gemm() {
+    let routine = match choices().gemm {
         Gemm::Auto | Gemm::CublasLt => Some(Gemm::CublasLt),
         Gemm::Wgmma => Some(Gemm::Wgmma),
         _ => None,

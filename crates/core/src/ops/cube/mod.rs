@@ -31,10 +31,11 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::MemoryAllocationMode;
+use cubecl::device::Device as _;
 use cubecl::prelude::*;
 
-use super::{AdamWScalars, AdamWState, AttentionSaved, Gemm, LlamaOps, SelfAttention};
-use crate::fault;
+use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
+use crate::backend::{Gemm, context};
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
     fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -156,16 +157,26 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
 
     fn resident<T>(device: &Self::Device, make: impl FnOnce() -> T) -> T {
-        fault::watch();
-        let client = R::client(device);
-        // SAFETY: the mode is that of this thread's stream, and is put back; "memory leaks" means that what is allocated in it is
-        // only given back by `memory_cleanup`.
-        unsafe { client.allocation_mode(MemoryAllocationMode::Persistent) };
-        let made = make();
-        // SAFETY: as above.
-        unsafe { client.allocation_mode(MemoryAllocationMode::Auto) };
-        client.memory_cleanup(); // what was made on the way
-        made
+        /// The mode of this thread's stream, until it is dropped.
+        struct Persistent<R: CubeRuntime>(ComputeClient<R>);
+        impl<R: CubeRuntime> Persistent<R> {
+            fn set(&self, mode: MemoryAllocationMode) {
+                // SAFETY: the mode is put back; "memory leaks" means that what is allocated in `Persistent` is only given back by
+                // `memory_cleanup`.
+                unsafe { self.0.allocation_mode(mode) };
+            }
+        }
+        impl<R: CubeRuntime> Drop for Persistent<R> {
+            fn drop(&mut self) {
+                self.set(MemoryAllocationMode::Auto);
+                self.0.memory_cleanup(); // what was made on the way
+            }
+        }
+        let id = device.to_id();
+        context::listen([id.type_id, id.index_id]);
+        let persistent = Persistent(R::client(device));
+        persistent.set(MemoryAllocationMode::Persistent);
+        make()
     }
 
     fn gemms(device: &Self::Device) -> Vec<(Gemm, Option<String>)> {

@@ -25,7 +25,8 @@ use cubecl::stream_id::StreamId;
 
 use super::cublaslt::{CublasLt, Key, Side, WORKSPACE, api};
 use super::order::Order;
-use crate::fault;
+use crate::backend::context::faults;
+use crate::fault::caught;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
@@ -125,15 +126,16 @@ pub(crate) fn product<R: CubeRuntime>(matrices: [&CubeTensor<R>; 3], accumulate:
     let buffers = matrices.map(|x| x.handle.clone().binding());
     let device = DeviceHandle::<Server>::new(id);
     if known.is_some() {
+        let faults = faults();
         device.submit(move |server| {
-            if let Err(e) = launch(server, stream, key, buffers, workspace) {
-                fault::report(format!("product of {:?}: {e}", key.size));
+            if let Err(e) = caught(|| launch(server, stream, key, buffers, workspace)) {
+                faults.note(format!("product of {:?}: {e}", key.size));
             }
         });
         return Ok(());
     }
-    let first = device.submit_blocking(move |server| launch(server, stream, key, buffers, workspace));
-    let first = first.unwrap_or_else(|_| Err(fault::take().unwrap_or_else(|| "CubeCL's thread gave no answer".into())));
+    let first = device.submit_blocking(move |server| caught(|| launch(server, stream, key, buffers, workspace)));
+    let first = first.unwrap_or_else(|_| Err("CubeCL's thread gave no answer".into()));
     if let Err(e) = &first {
         log::warn!("a product of {:?} is left to another routine than cuBLASLt: {e}", key.size);
     }

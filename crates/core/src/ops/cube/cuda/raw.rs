@@ -12,7 +12,7 @@ use cubecl::server::{Binding, KernelArguments, MetadataBindingInfo};
 use cubecl::{CompilationError, Compiler, CubeTask};
 use cubecl_cpp::shared::{Elem, Item, SharedMemory};
 
-use crate::fault;
+use crate::backend::context::fail;
 
 /// A text, of the files that belong together.
 pub(super) struct KernelText {
@@ -124,7 +124,7 @@ pub(super) unsafe fn launch(
     }
     if let Err(e) = client.flush() {
         launched().remove(&(device, entry, value));
-        fault::fail(format!(
+        fail(format!(
             "{entry} (CUDA C++; {name} {value}, {threads} threads, {shared} bytes of shared memory), or something launched before \
              it, failed: {e}"
         ));

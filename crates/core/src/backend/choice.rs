@@ -1,21 +1,20 @@
-//! Which of several kernels compute an operation on CUDA and wgpu: settings of the process. Other backends have one body each.
+//! Which of several kernels compute an operation on CUDA and wgpu: settings of a [`DeviceContext`](super::DeviceContext). Other
+//! backends have one body each.
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 /// A setting with named values, of which the first is the default.
 macro_rules! choice {
     (
-        $(#[$doc:meta])* $name:ident, $what:literal, $slot:ident, $get:ident, $set:ident,
+        $(#[$doc:meta])* $name:ident, $what:literal,
         $(#[$default_doc:meta])* $default:ident = $default_text:literal,
         $($(#[$value_doc:meta])* $value:ident = $text:literal,)*
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[repr(u8)]
         pub enum $name {
             $(#[$default_doc])*
             #[default]
@@ -57,26 +56,13 @@ macro_rules! choice {
                 })
             }
         }
-
-        static $slot: AtomicU8 = AtomicU8::new(0);
-
-        /// Chooses for the whole process.
-        pub fn $set(choice: $name) {
-            $slot.store(choice as u8, Ordering::Relaxed);
-        }
-
-        /// What is chosen.
-        pub fn $get() -> $name {
-            let chosen = $slot.load(Ordering::Relaxed);
-            $name::ALL.iter().copied().find(|x| *x as u8 == chosen).unwrap_or_default()
-        }
     };
 }
 
 choice! {
     /// The routine for matrix products of narrower types than float32 (float32 is always computed on the units, in float32). One
     /// that the device or the operands do not allow is an error, but for `Auto`.
-    Gemm, "way to multiply matrices", GEMM, gemm, set_gemm,
+    Gemm, "way to multiply matrices",
     /// The first of `CublasLt`, `TmaMma`, `CyclicMma`, `CyclicCmma` and `Unit` that the device and the operands allow.
     Auto = "auto",
     /// NVIDIA's cuBLASLt (CUDA; libcublasLt).
@@ -97,11 +83,20 @@ choice! {
 
 choice! {
     /// The kernels for attention over a packed projection.
-    Attention, "kernel for attention", ATTENTION, attention_kernels, set_attention_kernels,
+    AttentionKernel, "kernel for attention",
     /// Those in CUDA C++ where they can be, else those in CubeCL.
     Auto = "auto",
     /// Those in CUDA C++ (tensor cores; bfloat16, heads of a multiple of 16 up to 128); an error where they cannot be.
     Raw = "raw",
     /// Those in CubeCL (float32 on the units; any type and width).
     CubeCl = "cubecl",
+}
+
+/// What is chosen for the jobs of a context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// The routine for matrix products.
+    pub gemm: Gemm,
+    /// The kernels for attention.
+    pub attention: AttentionKernel,
 }
