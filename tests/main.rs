@@ -10,6 +10,7 @@ mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
+mod faults_model;
 mod files;
 mod golden;
 mod memory;

@@ -299,6 +299,10 @@ impl Machine {
                 if end.is_none_or(|end| end > storage.elements) {
                     return Err(format!("a tensor of shape {shape:?} that reaches beyond its storage"));
                 }
+                // An expanded view is no weight, and could ask for any memory.
+                if shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_none_or(|n| n > storage.elements) {
+                    return Err(format!("a tensor of shape {shape:?} that repeats the elements of its storage"));
+                }
                 Ok(Item::Tensor(Rc::new(View { storage: storage.clone(), offset, shape, stride })))
             }
             _ => Err("a call with arguments that no tensor has".into()),
