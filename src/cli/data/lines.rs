@@ -7,10 +7,13 @@ use clap::Args;
 use rayon::prelude::*;
 use recua::corpus::fasttext::{FastText, rank_labels};
 use recua::corpus::lm::Model;
-use recua::corpus::pipeline::{Source, clean_text};
+use recua::corpus::pipeline::clean_text;
+use recua::corpus::sources::SourceName;
 use recua::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
+
+use super::super::written;
 
 /// Lines that are worked on at a time.
 const BATCH: usize = 1024;
@@ -53,13 +56,9 @@ fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()>
         let answers: Vec<_> = batch.par_iter().map(|text| serde_json::to_string(&work(text))).collect();
         for answer in answers {
             let answer = answer.map_err(|e| Error::internal("answer", e.to_string()))?;
-            if writeln!(out, "{answer}").is_err() {
-                return Ok(()); // a closed pipe
-            }
+            written(writeln!(out, "{answer}"));
         }
-        if out.flush().is_err() {
-            return Ok(());
-        }
+        written(out.flush());
         if let Some(problem) = problem {
             return Err(problem);
         }
@@ -78,7 +77,7 @@ fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()>
 pub(crate) struct Clean {
     /// commoncrawl, c4, github, wikipedia, books, arxiv or stackexchange
     #[arg(long, value_name = "NAME")]
-    source: Source,
+    source: SourceName,
     /// wikipedia: the language's code
     #[arg(long, value_name = "CODE", conflicts_with = "path")]
     language: Option<String>,

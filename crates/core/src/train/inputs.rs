@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::native::{self, NativeCheckpoint, Need};
 use crate::data::{Loader, MixturePart, Shards};
 use crate::error::{Error, Result};
+use crate::generate::{Bos, encode_prompt};
 use crate::model::ModelConfig;
 use crate::tokenizer::{Tokenizer, TokenizerFiles, find_tokenizer};
 
@@ -33,6 +34,8 @@ pub(super) struct Inputs {
     pub(super) tokenizer: Option<RunTokenizer>,
     /// The token that begins a document, where attention stays inside documents.
     pub(super) bos: Option<i32>,
+    /// Whether samples begin with BOS: as the documents of the data do.
+    pub(super) sample_bos: Bos,
     /// The checkpoint to go on from.
     pub(super) resumed: Option<NativeCheckpoint>,
     /// The checkpoint whose weights are taken.
@@ -61,8 +64,9 @@ impl Inputs {
                 return Err(Error::bad_value("train.document_mask", problem, "pass --tokenizer FILE, or set it to false"));
             }
         };
+        let sample_bos = opened.map(|tokenizer| sample_bos(tokenizer, first, observer)).transpose()?.unwrap_or_default();
         if config.sample.every > 0 {
-            check_prompt(config, opened, observer)?;
+            check_prompt(config, opened, sample_bos, observer)?;
         }
         let valid = config.data.valid.as_ref();
         let valid = valid.map(|sets| {
@@ -85,7 +89,7 @@ impl Inputs {
             None => RunState::fresh(config, &loader),
         };
         state.set_text_ends(opened);
-        Ok(Self { loader, valid, tokenizer, bos, resumed, init, state })
+        Ok(Self { loader, valid, tokenizer, bos, sample_bos, resumed, init, state })
     }
 }
 
@@ -157,15 +161,36 @@ fn check_model(found: &ModelConfig, config: &RunConfig, path: &Path, observer: &
     Err(Error::bad_value("model", problem, "leave these settings out, or pass --allow-model-changes if that is meant"))
 }
 
+/// Samples begin as the documents of the data do.
+fn sample_bos(tokenizer: &Tokenizer, data: &Shards, observer: &mut dyn Observer) -> Result<Bos> {
+    let mut first = Vec::new();
+    data.read(0..1, &mut first)?;
+    let there = tokenizer.bos_id().is_some_and(|bos| first == [bos]);
+    if there && tokenizer.prefix().is_empty() {
+        observer
+            .note("documents begin with BOS, which the tokenizer's file does not put before a text: generate with --bos always");
+    }
+    Ok(if there { Bos::Always } else { Bos::Never })
+}
+
+/// What a sample begins with; an empty prompt is what comes after the document before.
+pub(super) fn sample_prompt(tokenizer: &Tokenizer, text: &str, bos: Bos) -> Result<Vec<u32>> {
+    let mut prompt = encode_prompt(tokenizer, text, bos, false)?;
+    if prompt.is_empty() {
+        prompt.extend(tokenizer.eos_id().or(tokenizer.bos_id()));
+    }
+    Ok(prompt)
+}
+
 /// A prompt that no sample could begin with is told at once.
-fn check_prompt(config: &RunConfig, tokenizer: Option<&Tokenizer>, observer: &mut dyn Observer) -> Result<()> {
+fn check_prompt(config: &RunConfig, tokenizer: Option<&Tokenizer>, bos: Bos, observer: &mut dyn Observer) -> Result<()> {
     let Some(tokenizer) = tokenizer else {
         observer.note("without a tokenizer, no samples are written");
         return Ok(());
     };
-    let prompt = tokenizer.encode_document(&config.sample.prompt, true, false);
+    let prompt = sample_prompt(tokenizer, &config.sample.prompt, bos)?;
     if prompt.is_empty() {
-        observer.note("sample.prompt is empty and the tokenizer has no BOS token: no samples are written");
+        observer.note("sample.prompt is empty and the tokenizer has neither BOS nor EOS: no samples are written");
     }
     if prompt.len() >= config.model.max_seq_len {
         let what = "sample.prompt".to_string();

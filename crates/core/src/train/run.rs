@@ -205,8 +205,8 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
         batch_loss(self.model(), batch)
     }
 
-    fn write(&self, prompt: &[u32], max_new: usize, eos: Option<u32>, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        Ok(generate(self.model(), prompt, max_new, eos.as_slice(), sampler, &mut |_| ControlFlow::Continue(()))?.0)
+    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>> {
+        Ok(generate(self.model(), prompt, max_new, ends, sampler, &mut |_| ControlFlow::Continue(()))?.0)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {

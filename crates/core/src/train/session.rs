@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::config::RunConfig;
-use super::inputs::{Inputs, Start};
+use super::inputs::{Inputs, Start, sample_prompt};
 use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord, Validation};
 use super::observe::{Observer, RunInfo, RunSummary};
 use super::report::ReportInfo;
@@ -22,7 +22,7 @@ use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
 use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::Sampler;
+use crate::generate::{Bos, Sampler, end_ids};
 use crate::tokenizer::Tokenizer;
 
 /// A model that learns, on a device of some backend.
@@ -38,7 +38,7 @@ pub(super) trait Learner {
     /// Mean loss in nats, and the number of targets.
     fn loss(&self, batch: &MicroBatch) -> (f64, u64);
     /// Tokens after a prompt.
-    fn write(&self, prompt: &[u32], max_new: usize, eos: Option<u32>, sampler: &mut Sampler) -> Result<Vec<u32>>;
+    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>>;
     /// Weights and moments into a checkpoint.
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
     /// Whether the device is sound.
@@ -64,6 +64,8 @@ pub(super) struct Session {
     pub(super) tokenizer: Option<Tokenizer>,
     /// The token that begins a document, where attention stays inside documents.
     bos: Option<i32>,
+    /// Whether texts begin with BOS in the data.
+    sample_bos: Bos,
     state: RunState,
     /// Steps made.
     step: u64,
@@ -101,7 +103,7 @@ impl Opening {
     /// Begins to write, once the model is there: a start that is refused leaves the run as it was.
     pub(super) fn begin(self) -> Result<Session> {
         let Self { config, inputs, dir, lock } = self;
-        let Inputs { loader, valid, tokenizer, bos, resumed, state, .. } = inputs;
+        let Inputs { loader, valid, tokenizer, bos, sample_bos, resumed, state, .. } = inputs;
         if let Some(tokenizer) = &tokenizer {
             tokenizer.files.write_missing(&dir)?;
         }
@@ -110,7 +112,7 @@ impl Opening {
         let step = resumed.as_ref().map_or(0, NativeCheckpoint::step);
         let saved = resumed.map(|c| c.dir().to_path_buf());
         let tokenizer = tokenizer.map(|t| t.tokenizer);
-        Ok(Session { config, dir, loader, valid, tokenizer, bos, state, step, metrics, saved, _lock: lock })
+        Ok(Session { config, dir, loader, valid, tokenizer, bos, sample_bos, state, step, metrics, saved, _lock: lock })
     }
 }
 
@@ -164,9 +166,10 @@ impl Session {
                 valid = Some(v);
             }
             if due(self.config.sample.every) {
-                // Nothing but the next step or save ends a training.
+                // Nothing but the device, the next step or a save ends a training.
                 match self.sample(learner) {
                     Ok(text) => last.sample = text,
+                    Err(e @ Error::Backend { .. }) => return Err(e),
                     Err(e) => observer.note(&format!("step {}: no sample: {e}", self.step)),
                 }
             }
@@ -246,21 +249,21 @@ impl Session {
 
     /// Tokens after a prompt, up to the tokenizer's end.
     pub(super) fn write(&self, learner: &dyn Learner, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        learner.write(prompt, max_new, self.tokenizer.as_ref().and_then(Tokenizer::eos_id), sampler)
+        let ends = self.tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(None, tokenizer));
+        learner.write(prompt, max_new, &ends, sampler)
     }
 
     /// A text by the model as it stands; `None` without a tokenizer.
     fn sample(&self, learner: &dyn Learner) -> Result<Option<String>> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
         let c = &self.config.sample;
-        let prompt = tokenizer.encode_document(&c.prompt, true, false);
+        let prompt = sample_prompt(tokenizer, &c.prompt, self.sample_bos)?;
         if prompt.is_empty() {
             return Ok(None);
         }
         let mut sampler = Sampler::new(c.sampler.clone())?;
         let tokens = self.write(learner, &prompt, c.tokens, &mut sampler)?;
-        // Prompt and text in one: apart, some kinds of tokenizer take off the space between.
-        Ok(Some(tokenizer.decode(&[prompt, tokens].concat())?))
+        Ok(Some(format!("{}{}", c.prompt, tokenizer.decode_after(&prompt, &tokens)?)))
     }
 
     /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.
