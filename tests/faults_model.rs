@@ -443,12 +443,22 @@ fn views_of_storages_are_read() {
         let path = dir.path().join("consolidated.00.pth");
         write_pth(&path, &storages, &tensors, checksums);
         assert_same(&memory, &MetaFolder::open(dir.path()).unwrap());
-        // Beyond the storage, and the same element over and over.
-        for (offset, strides) in [(1, vec![32, 1]), (0, vec![33, 1]), (0, vec![0, 0]), (0, vec![0, 1])] {
+        // A row, or one element, over and over.
+        let at = names.iter().position(|(name, _)| name == "layers.0.attention.wq.weight").unwrap();
+        for (strides, row) in [([0, 1], (0..32).map(|i| i as f32).collect::<Vec<_>>()), ([0, 0], vec![3.0; 32])] {
+            let mut repeated = tensors.clone();
+            (storages[at], repeated[at].2, repeated[at].4) = (row.clone(), 0, &strides);
+            write_pth(&path, &storages, &repeated, checksums);
+            let got = MetaFolder::open(dir.path()).unwrap().read_f32("layers.0.attention.wq.weight").unwrap().1;
+            assert_eq!(got, row.repeat(32));
+        }
+        // Beyond the storage, and far larger than it.
+        for (offset, shape, strides) in
+            [(1, [32, 32], [32, 1]), (0, [32, 32], [33, 1]), (0, [1 << 12, 1 << 12], [0, 0]), (0, [1 << 40, 1 << 40], [0, 0])]
+        {
             let mut bad = tensors.clone();
-            let at = names.iter().position(|(name, _)| name == "layers.0.attention.wq.weight").unwrap();
-            storages[at] = vec![0.0; if offset == 0 && strides[0] == 0 { 32 } else { 32 * 32 }];
-            bad[at] = (bad[at].0, at, offset, bad[at].3, &strides);
+            storages[at] = vec![0.0; 32 * 32];
+            (bad[at].2, bad[at].3, bad[at].4) = (offset, &shape, &strides);
             write_pth(&path, &storages, &bad, checksums);
             let e = MetaFolder::open(dir.path()).err().expect("a view outside its storage").to_string();
             assert!(e.contains("storage"), "{e}");
@@ -832,6 +842,19 @@ fn values_that_become_infinite_are_told() {
     let out = run(&["convert", text(&from), text(&to), "--to", "hf", "--dtype", "f16"], "");
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert!(out.status.success() && stderr.contains("4 values") && stderr.contains("infinite"), "{stderr}");
+}
+
+/// A training whose last step had no loss is no success, however few its steps.
+#[test]
+fn training_without_a_loss_fails() {
+    let dir = TempDir::new().unwrap();
+    let mut config = rt_run(&data("rt_tokens"));
+    (config.train.steps, config.train.checkpoint_every, config.init.std) = (2, 1, 1e40);
+    match go(&config, &dir.path().join("run"), &Start::Fresh).unwrap_err() {
+        Error::Diverged { step: 2, in_a_row: 2, .. } => {}
+        e => panic!("{e}"),
+    }
+    assert_eq!(fs::read_dir(dir.path().join("run/checkpoints")).unwrap().count(), 0);
 }
 
 /// What was published without its moments is read by all but --resume; what is not needed is not looked at.
