@@ -259,6 +259,9 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
         })
     }
 
+    fn element_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        one::<B>("element_sum", vec![x], vec![], (vec![1], DType::F32), |x| B::element_sum(x.float()))
+    }
     fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
         one::<B>("square_sum", vec![x], vec![], (vec![1], DType::F32), |x| B::square_sum(x.float()))
     }

@@ -210,7 +210,11 @@ pub trait LlamaOps: Backend {
         embedding::backward::<Self>(ids, order, dx, sum)
     }
 
-    /// Sum of squares of all elements, `[1]`, float32.
+    /// Sum of all elements, `[1]`, float32. Its order depends on their number alone: equal inputs give equal bits.
+    fn element_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        adamw::element_sum::<Self>(x)
+    }
+    /// Sum of squares of all elements, `[1]`, float32; likewise.
     fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
         adamw::square_sum::<Self>(x)
     }

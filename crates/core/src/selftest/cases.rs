@@ -566,6 +566,14 @@ fn square_sum<B: LlamaOps>(n: usize, device: &B::Device, checks: &mut Checks<'_>
     checks.row("square_sum", &format!("{n}"), checks.tolerance.sum(n), || {
         vec![Output::new::<B>(B::square_sum(x.at::<B>(device)), &want)]
     });
+    // Of positive numbers, as losses are; two of them, which must be the same to the bit.
+    let x = Input { values: x.values.iter().map(|x| x.abs()).collect(), ..x };
+    let want = [x.f64().iter().sum::<f64>()];
+    checks.row("element_sum", &format!("{n}"), checks.tolerance.sum(n), || {
+        let [one, two] = [0, 1].map(|_| Output::new::<B>(B::element_sum(x.at::<B>(device)), &want));
+        let same = one.got.iter().zip(&two.got).all(|(a, b)| a.to_bits() == b.to_bits());
+        if same { vec![one, two] } else { vec![one, Output { got: vec![f32::NAN], ..two }] }
+    });
 }
 
 fn adamw<B: LlamaOps>(n: usize, device: &B::Device, checks: &mut Checks<'_>) {
