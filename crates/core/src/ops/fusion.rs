@@ -288,6 +288,10 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
         AdamWState { w, m, v, copy: Some(copy) }
     }
 
+    fn flush_uploads(device: &Self::Device) {
+        B::flush_uploads(device);
+    }
+
     fn resident<T>(device: &Self::Device, make: impl FnOnce() -> T) -> T {
         B::resident(device, || {
             let made = make();

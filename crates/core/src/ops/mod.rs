@@ -228,6 +228,9 @@ pub trait LlamaOps: Backend {
         make()
     }
 
+    /// Sends on its way what was uploaded so far, where uploads are queued: the host's copies live until the second time.
+    fn flush_uploads(_device: &Self::Device) {}
+
     /// The routines for products among which a context chooses, and why one is not to be had on this device. Empty where there is no
     /// choice.
     fn gemms(_device: &Self::Device) -> Vec<(Gemm, Option<String>)> {

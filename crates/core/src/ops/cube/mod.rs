@@ -182,6 +182,12 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         make()
     }
 
+    fn flush_uploads(device: &Self::Device) {
+        if let Err(e) = R::client(device).flush() {
+            context::faults().note(format!("{e:?}"));
+        }
+    }
+
     fn gemms(device: &Self::Device) -> Vec<(Gemm, Option<String>)> {
         let client = R::client(device);
         Gemm::ALL.iter().map(|&routine| (routine, matmul::missing(routine, &client))).collect()
