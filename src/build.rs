@@ -1,12 +1,13 @@
-//! What a build of the pipeline is handed of tokenizers and token datasets.
+//! What the pipeline is handed of tokenizers and token datasets.
 
 use std::path::Path;
 
 use crate::corpus::Document;
+use crate::corpus::lm::{PerplexityTrained, PerplexityTraining};
 use crate::corpus::tokens::{DatasetWriter, Pieces, Tokens, Windows};
 use crate::data::{DatasetIndex, Schedule, TokenizeConfig, Vocab, tokenize_documents};
 use crate::error::Result;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, UnigramConfig, UnigramTrainer, save_unigram};
 
 /// The tokenizers and datasets of this crate, for [`crate::corpus::pipeline::Build::new`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +29,37 @@ impl Pieces for SentencePieces {
     fn piece(&self, id: u32) -> Option<String> {
         self.0.token_of(id)
     }
+}
+
+/// Trains CCNet's perplexity model of a language in the folder `out`: a unigram model of `pieces` pieces, which cover `coverage` of all
+/// characters, and its n-grams.
+///
+/// # Errors
+/// Those of [`UnigramTrainer::new`] and [`PerplexityTraining::pieces`].
+pub fn train_perplexity(
+    training: &PerplexityTraining,
+    pieces: usize,
+    coverage: f64,
+    out: &Path,
+    note: &mut dyn FnMut(&str),
+) -> Result<PerplexityTrained> {
+    let config = UnigramConfig {
+        vocab_size: pieces,
+        character_coverage: coverage,
+        seed_size: UnigramConfig::default().seed_size.max(pieces),
+        ..UnigramConfig::default()
+    };
+    let mut trainer = Some(UnigramTrainer::new(&config)?);
+    let path = out.join("sp.model");
+    let mut learn = |texts: &mut dyn Iterator<Item = Result<String>>| -> Result<Box<dyn Pieces>> {
+        let mut trainer = trainer.take().map_or_else(|| UnigramTrainer::new(&config), Ok)?;
+        for text in texts {
+            trainer.add(&text?);
+        }
+        save_unigram(&trainer.finish()?, &path)?;
+        Ok(Box::new(SentencePieces(Tokenizer::open(&path)?)))
+    };
+    training.pieces(out, &mut learn, note)
 }
 
 struct Encoder(Tokenizer);

@@ -9,9 +9,12 @@ use std::process::{Command, Stdio};
 use flate2::{Compression, write::GzEncoder};
 use recua::build::RecuaTokens;
 use recua::corpus::engine::{Fate, Manifest, Table};
-use recua::corpus::pipeline::{Build, BuildConfig, Mixture, Silent, Source, Stage, explain};
+use recua::corpus::pipeline::{Build, BuildConfig, Mixture, Part, Silent, Stage, explain};
+use recua::corpus::sources::{SourceName, all};
 use recua::train::{Layers, RunConfig};
 use serde_json::{Value, json};
+
+use crate::common::outside;
 
 /// No two are the same, digits counting as equal (as to CCNet).
 fn sentence(n: usize) -> String {
@@ -164,8 +167,8 @@ fn run(config: &BuildConfig, stages: &[Stage]) {
 }
 
 /// The final documents of a source.
-fn documents(config: &BuildConfig, source: Source) -> Vec<(String, String)> {
-    let dir = config.out.join("mix").join(source.name());
+fn documents(config: &BuildConfig, source: &str) -> Vec<(String, String)> {
+    let dir = config.out.join("mix").join(source);
     let mut files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     files.retain(|p| p.extension().is_some_and(|e| e == "parquet") && !p.to_string_lossy().contains("dropped"));
@@ -201,27 +204,27 @@ fn seven_sources_become_text() {
     let config = dumps(dir.path());
     run(&config, &Stage::ALL);
 
-    let crawl = documents(&config, Source::Commoncrawl);
+    let crawl = documents(&config, "commoncrawl");
     assert_eq!(crawl.iter().map(|d| d.0.as_str()).collect::<Vec<_>>(), ["http://a.org/1", "http://a.org/2", "http://a.org/3"]);
     assert_eq!(crawl[0].1, paragraphs(10, 6), "the menu that three pages share must go, and nothing else");
-    assert_eq!(documents(&config, Source::C4).len(), 2);
-    let code = documents(&config, Source::Github);
+    assert_eq!(documents(&config, "c4").len(), 2);
+    let code = documents(&config, "github");
     let all: Vec<_> = code.iter().map(|d| d.0.as_str()).collect();
     assert!(all.iter().all(|id| !id.contains("three")), "a GPL project was read: {all:?}");
     let sources: Vec<_> = code.iter().filter(|d| d.0.ends_with("lib.rs")).collect();
     assert_eq!(sources.len(), 1, "the same file in two projects stays once: {all:?}");
     assert!(sources[0].1.starts_with("/// Adds"), "{}", sources[0].1);
-    let wiki = documents(&config, Source::Wikipedia);
+    let wiki = documents(&config, "wikipedia");
     assert_eq!(wiki.len(), 3);
     assert!(wiki[0].1.starts_with("River 600 is a stream of the north. The"), "{}", wiki[0].1);
-    let books = documents(&config, Source::Books);
+    let books = documents(&config, "books");
     assert_eq!(books.iter().map(|d| d.0.as_str()).collect::<Vec<_>>(), ["one", "two"], "the later copy goes");
     assert_eq!(books[0].1.trim(), paragraphs(1000, 200));
-    let papers = documents(&config, Source::Arxiv);
+    let papers = documents(&config, "arxiv");
     assert_eq!(papers.len(), 1);
     assert!(papers[0].1.trim_start().starts_with("\\section{Results}"), "{}", papers[0].1);
     assert!(papers[0].1.trim_end().ends_with("in $\\mathbb{R}^n$"), "{}", papers[0].1);
-    let threads = documents(&config, Source::Stackexchange);
+    let threads = documents(&config, "stackexchange");
     assert_eq!(threads.len(), 1);
     assert_eq!(threads[0].1, "Q: How long?\n\nHow long must rice boil?\n\nA: Eleven, and then rest.\n\nA: Twelve minutes.");
 
@@ -280,7 +283,7 @@ fn a_second_run_changes_nothing_and_a_changed_rule_redoes_what_depends_on_it() {
     let read = fs::metadata(config.out.join("read/commoncrawl/shard-00000.parquet")).unwrap().modified().unwrap();
     run(&config, &Stage::ALL);
     assert_eq!(fs::metadata(config.out.join("read/commoncrawl/shard-00000.parquet")).unwrap().modified().unwrap(), read);
-    assert_eq!(documents(&config, Source::Commoncrawl).len(), 4, "the short page stays now");
+    assert_eq!(documents(&config, "commoncrawl").len(), 4, "the short page stays now");
 }
 
 #[test]
@@ -326,20 +329,23 @@ fn mistakes_in_a_configuration_are_named() {
 
 #[test]
 fn a_mixture_has_the_wanted_shares_and_keeps_the_caps() {
+    let name = |name: &str| name.parse::<SourceName>().unwrap();
+    let part =
+        |source: &str, weight, max_epochs, tokens| Part { source: name(source), weight, max_epochs, tokens, paper_epochs: 1.0 };
     let sources = [
-        (Source::Commoncrawl, 67.0, 4.0, 1_000_000_000),
-        (Source::C4, 15.0, 4.0, 250_000_000),
-        (Source::Wikipedia, 4.5, 2.0, 20_000_000),
-        (Source::Books, 4.5, 4.0, 0),
+        part("commoncrawl", 67.0, 4.0, 1_000_000_000),
+        part("c4", 15.0, 4.0, 250_000_000),
+        part("wikipedia", 4.5, 2.0, 20_000_000),
+        part("books", 4.5, 4.0, 0),
     ];
     let mixture = Mixture::new(&sources, None, &RecuaTokens).unwrap();
     // Wikipedia's 20 M tokens, twice, are 4.5 of 86.5 parts.
-    assert_eq!(mixture.limited_by, Source::Wikipedia);
+    assert_eq!(mixture.limited_by, name("wikipedia"));
     let most = 2.0 * 20e6 * 86.5 / 4.5;
     assert!(mixture.tokens as f64 <= most && mixture.tokens as f64 > most - 20.0 * 2048.0, "{}", mixture.tokens);
     for share in &mixture.shares {
         assert!((share.got - share.wanted).abs() < 3.0 * 2048.0 / mixture.tokens as f64, "{share:?}");
-        assert!(share.epochs <= if share.source == Source::Wikipedia { 2.0 } else { 4.0 }, "{share:?}");
+        assert!(share.epochs <= if share.source == name("wikipedia") { 2.0 } else { 4.0 }, "{share:?}");
     }
     assert_eq!(mixture.shares.len(), 3, "a source without tokens has no share");
     assert!((mixture.shares.iter().map(|s| s.got).sum::<f64>() - 1.0).abs() < 1e-12);
@@ -348,7 +354,7 @@ fn a_mixture_has_the_wanted_shares_and_keeps_the_caps() {
     let error = Mixture::new(&sources, Some(10_000_000_000), &RecuaTokens).unwrap_err().to_string();
     assert!(error.contains("wikipedia") && error.contains("max_epochs"), "{error}");
     // At the paper's sizes its epochs come out: bytes of table 1 stand for tokens, epochs for shares.
-    let total: f64 = Source::ALL.iter().map(|s| s.paper().0).sum();
+    let total: f64 = all().iter().map(|s| s.common().paper.0).sum();
     assert!((total - 100.0).abs() < 1e-9);
 }
 
@@ -505,10 +511,8 @@ fn models_are_trained_and_asked() {
 /// All of the samples in one build.
 #[test]
 fn samples_of_all_sources_go_through() {
-    let Ok(samples) = std::env::var("RECUA_DATA") else {
-        println!("RECUA_DATA is not set: no samples");
-        return;
-    };
+    let Some(samples) = outside("RECUA_DATA", "") else { return };
+    let samples = samples.to_str().unwrap().trim_end_matches('/');
     let dir = tempfile::tempdir().unwrap();
     let list = |patterns: &[&str]| {
         toml::Value::Array(patterns.iter().map(|p| toml::Value::String(format!("{samples}/{p}"))).collect()).to_string()
@@ -544,7 +548,7 @@ fn samples_of_all_sources_go_through() {
         held_out.folders().len() > 2 && held_out.folders().iter().all(|(_, path)| path.join("dataset.json").exists()),
         "{held_out:?}"
     );
-    let books = documents(&config, Source::Books);
+    let books = documents(&config, "books");
     let names: Vec<_> = books.iter().map(|b| b.0.as_str()).collect();
     // The samples have two books twice.
     assert!(names.contains(&"books__120-0") && names.contains(&"books__pg161"), "{names:?}");

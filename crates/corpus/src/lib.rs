@@ -36,6 +36,7 @@ mod text;
 pub mod tokens;
 #[cfg(feature = "pipeline")]
 mod unpack;
+mod walk;
 
 #[cfg(feature = "pipeline")]
 pub use record::{Cleaned, Record, Rejected, Removed, Sink};

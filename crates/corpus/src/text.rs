@@ -12,6 +12,7 @@ use std::{
 };
 
 use crate::error::{Error, Result};
+use crate::walk::walk;
 
 /// A line of a `.jsonl` file longer than this is an error: it is not a document but a damaged file.
 const MAX_LINE: u64 = 1 << 30;
@@ -20,6 +21,8 @@ const PROBE: u64 = 1 << 13;
 /// How many skipped places are kept by name.
 const NAMED: usize = 20;
 const JSONL: &str = "JSON lines file";
+/// The byte order mark that some programs write before UTF-8. It is no part of the text.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// A document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,10 @@ pub struct Skipped {
     pub not_text: u64,
     /// Documents with nothing but white space.
     pub empty: u64,
+    /// Files and folders whose names begin with a dot, with all that is in them.
+    pub hidden: u64,
+    /// In folders: links to folders or to nothing, pipes, devices.
+    pub special: u64,
     /// The first of the places in `not_text`.
     pub examples: Vec<String>,
 }
@@ -45,8 +52,8 @@ pub struct Skipped {
 ///
 /// Folders are walked in the order of their names' bytes, hidden files and folders (`.name`) left out. A file is one
 /// document, of whatever size, and read whole; `.jsonl` and `.ndjson` files have one a line and are streamed. A file
-/// that is not UTF-8, or has a zero byte near its start, is skipped and counted; nothing is ever converted. Ends after
-/// the first error.
+/// that is not UTF-8, or has a zero byte near its start, is skipped and counted; nothing is ever converted, and only a byte order
+/// mark at a file's start is taken off. What was left out is in the log at the end. Ends after the first error.
 pub struct Documents {
     files: vec::IntoIter<PathBuf>,
     lines: Option<Lines>,
@@ -54,7 +61,8 @@ pub struct Documents {
     skipped: Skipped,
     total_bytes: u64,
     read_bytes: Arc<AtomicU64>,
-    failed: bool,
+    ended: bool,
+    silent: bool,
 }
 
 /// A `.jsonl` file being read.
@@ -71,16 +79,20 @@ impl Documents {
     /// # Errors
     /// [`Error::Io`] for an input that cannot be read, [`Error::Nothing`] if there is no file at all.
     pub fn open(inputs: &[PathBuf], text_key: &str) -> Result<Self> {
-        let (mut files, mut total_bytes) = (Vec::new(), 0);
+        let (mut files, mut skipped) = (Vec::new(), Skipped::default());
         for input in inputs {
             let metadata = fs::metadata(input).map_err(Error::io("read", input))?;
             if metadata.is_dir() {
-                walk(input, &mut files, &mut total_bytes)?;
+                // A link to a folder is not followed: it may lead back up. Pipes and devices are no documents.
+                let found = walk(input)?;
+                skipped.hidden += found.hidden;
+                skipped.special += found.passed.len() as u64;
+                files.extend(found.files);
             } else {
-                total_bytes += metadata.len();
                 files.push(input.clone());
             }
         }
+        let total_bytes = files.iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum();
         if files.is_empty() {
             return Err(no_text(inputs, "there is no file that is not hidden"));
         }
@@ -88,11 +100,19 @@ impl Documents {
             files: files.into_iter(),
             lines: None,
             text_key: text_key.into(),
-            skipped: Skipped::default(),
+            skipped,
             total_bytes,
             read_bytes: Arc::default(),
-            failed: false,
+            ended: false,
+            silent: false,
         })
+    }
+
+    /// The same, without a word in the log at the end: for those who read the files more than once and tell of [`Documents::skipped`]
+    /// themselves.
+    #[must_use]
+    pub fn silent(self) -> Self {
+        Self { silent: true, ..self }
     }
 
     /// Bytes of all files.
@@ -142,11 +162,14 @@ impl Iterator for Documents {
     type Item = Result<Document>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
+        if self.ended {
             return None;
         }
         let next = self.advance();
-        self.failed = next.is_err();
+        self.ended = !matches!(next, Ok(Some(_)));
+        if matches!(next, Ok(None)) && !self.silent {
+            self.skipped.warn();
+        }
         next.transpose()
     }
 }
@@ -163,7 +186,15 @@ impl Skipped {
     pub fn warn(&self) {
         if self.not_text > 0 {
             let (more, names) = (if self.not_text as usize > NAMED { ", ..." } else { "" }, self.examples.join(", "));
-            log::warn!("skipped {} files or lines that are not UTF-8 text: {names}{more}", self.not_text);
+            log::warn!("skipped {} files or lines that are not UTF-8 text, or hold a zero byte: {names}{more}", self.not_text);
+        }
+        let others = [
+            (self.empty, "documents of nothing but white space"),
+            (self.hidden, "hidden files and folders"),
+            (self.special, "links to folders or to nothing, pipes and devices"),
+        ];
+        for (count, what) in others.into_iter().filter(|(count, _)| *count > 0) {
+            log::warn!("skipped {count} {what}");
         }
     }
 }
@@ -177,27 +208,6 @@ pub fn no_text(inputs: &[PathBuf], problem: &str) -> Error {
     let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
     let hint = "pass files of UTF-8 text, or .jsonl, not compressed, or folders of them";
     Error::Nothing { what: "text to read".into(), path: first.clone(), hint: format!("{problem}{more}; {hint}") }
-}
-
-/// Adds the files of a folder and of those in it, sorted by name.
-fn walk(dir: &Path, files: &mut Vec<PathBuf>, bytes: &mut u64) -> Result<()> {
-    let entries = fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
-    let mut entries = entries.map_err(Error::io("read", dir))?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        let path = entry.path();
-        // A link to a folder is not followed: it may lead back up. Pipes and devices are no documents.
-        if entry.file_type().map_err(Error::io("read", &path))?.is_dir() {
-            walk(&path, files, bytes)?;
-        } else if let Some(metadata) = fs::metadata(&path).ok().filter(fs::Metadata::is_file) {
-            *bytes += metadata.len();
-            files.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn is_jsonl(path: &Path) -> bool {
@@ -214,6 +224,9 @@ fn read_text(file: &mut File) -> std::io::Result<Option<String>> {
         return Ok(None);
     }
     file.read_to_end(&mut bytes)?;
+    if bytes.starts_with(BOM) {
+        bytes.drain(..BOM.len());
+    }
     Ok(String::from_utf8(bytes).ok())
 }
 
@@ -228,6 +241,9 @@ impl Lines {
             }
             self.number += 1;
             read.fetch_add(length as u64, Ordering::Relaxed);
+            if self.number == 1 && self.line.starts_with(BOM) {
+                self.line.drain(..BOM.len());
+            }
             if length as u64 == MAX_LINE {
                 let problem = format!("line {}: longer than {} MiB", self.number, MAX_LINE >> 20);
                 return Err(Error::bad_file(JSONL, &self.path, problem, "put one JSON object a line"));

@@ -1,10 +1,6 @@
 //! arXiv: archives to documents.
 
-use std::{
-    io::Write,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{io::Write, path::Path};
 
 use flate2::{Compression, write::GzEncoder};
 use rand::SeedableRng;
@@ -179,9 +175,8 @@ fn sizes_are_bounded() {
         files.push((format!("{name}.tex"), format!("\\input{{{next}}}").repeat(10)));
     }
     let files: Vec<_> = files.iter().map(|(n, t)| (n.as_str(), t.as_bytes())).collect();
-    let started = Instant::now();
     let record = read_bytes("1.gz", &gz(&tar(&files)), &small).remove(0).unwrap();
-    assert!(started.elapsed() < Duration::from_secs(5) && record.text.len() < 1 << 16);
+    assert!(record.text.len() < 1 << 16);
 }
 
 #[test]
@@ -240,7 +235,6 @@ fn fuzz_archives() {
         // A new file: to write over one waits for the disk.
         let _ = std::fs::remove_file(&path);
         std::fs::write(&path, &bytes).unwrap();
-        let started = Instant::now();
         for paper in read_all(&path, &options[round % 2]) {
             match paper {
                 Ok(record) => {
@@ -250,7 +244,6 @@ fn fuzz_archives() {
                 Err(_) => rejected += 1,
             }
         }
-        assert!(started.elapsed() < Duration::from_secs(4), "round {round}");
     }
     assert!(read_papers > 0 && rejected > 0, "{read_papers} read, {rejected} rejected");
 }

@@ -28,7 +28,7 @@ use recua_corpus::{
 fn samples(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("RECUA_DATA").map(|d| PathBuf::from(d).join(name));
     if path.is_none() {
-        eprintln!("RECUA_DATA is not set: {name} is not read");
+        println!("skipped: RECUA_DATA is not set, {name} is not read");
     }
     path
 }
@@ -84,7 +84,7 @@ fn response(headers: &str, body: &[u8]) -> Vec<u8> {
     [format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n{headers}\r\n").as_bytes(), body].concat()
 }
 
-fn read_all(bytes: &[u8], options: &commoncrawl::Options) -> (Vec<Record>, Vec<Rejected>, commoncrawl::Summary) {
+fn read_all(bytes: &[u8], options: &commoncrawl::Options) -> (Vec<Record>, Vec<Rejected>, commoncrawl::CrawlCounts) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
     let (mut records, mut rejected) = (Vec::new(), Vec::new());

@@ -13,8 +13,8 @@ use std::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use recua_corpus::engine::{
-    Drops, Duplicates, Fate, HashWriter, Hashes, Manifest, Output, Pending, Post, PostWriter, Progress, Shard, Shuffle,
-    ShuffleOptions, StageSpec, Table, TableWriter, config_hash, doc_key, find, input_hash, run_shards, shard_of,
+    Drops, Duplicates, Fate, HashWriter, Hashes, Manifest, Output, Pending, Progress, Shard, Shuffle, ShuffleOptions, SortRow,
+    SortWriter, StageSpec, Table, TableWriter, config_hash, descending, doc_key, find, input_hash, run_shards, shard_of,
 };
 use recua_corpus::{Cleaned, Record, Rejected, Removed};
 use recua_corpus::{Error, Result};

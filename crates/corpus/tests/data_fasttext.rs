@@ -21,7 +21,7 @@ use self::spec::{Spec, Table, WORDS, random_line, specs};
 fn samples() -> Option<PathBuf> {
     let folder = env::var_os("RECUA_DATA").map(PathBuf::from);
     if folder.is_none() {
-        println!("left out: RECUA_DATA is not set");
+        println!("skipped: RECUA_DATA is not set");
     }
     folder
 }

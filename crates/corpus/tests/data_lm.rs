@@ -3,7 +3,6 @@
 //! Samples are found by `RECUA_DATA`; `RECUA_FUZZ` is the number of mutated inputs (3,000 by default, under two seconds).
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -286,7 +285,7 @@ fn what_is_wrong_with_a_binary_file_is_said() {
 #[test]
 fn kenlm_gives_the_same_scores() {
     let Some(data) = std::env::var_os("RECUA_DATA").map(PathBuf::from) else {
-        println!("left out: RECUA_DATA is not set");
+        println!("skipped: RECUA_DATA is not set");
         return;
     };
     let oracle = std::fs::read(data.join("../golden/oracles/kenlm.json")).unwrap();
@@ -367,9 +366,8 @@ fn damaged_files_are_refused_or_read() {
     let mut binaries: Vec<Vec<u8>> = [REST_PROBING, TRIE, ARRAY_TRIE, QUANTISED_TRIE, QUANTISED_ARRAY_TRIE].map(binary).to_vec();
     binaries.push(std::fs::read(&path).unwrap());
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let (mut read, mut slowest) = ([0, 0], Duration::ZERO);
+    let mut read = [0, 0];
     for i in 0..inputs {
-        let begun = Instant::now();
         let kind = i % 2;
         let bytes = mutate(&mut rng, if kind == 0 { &texts } else { &binaries });
         let options = LoadOptions { positive_as_zero: i % 4 == 0, without_markers: i % 8 == 0, ..Default::default() };
@@ -388,8 +386,6 @@ fn damaged_files_are_refused_or_read() {
             Err(Error::BadFile { .. }) => {}
             Err(e) => panic!("{e}"),
         }
-        slowest = slowest.max(begun.elapsed());
     }
     assert!(read.iter().all(|n| *n > inputs / 50), "{read:?} of {inputs} were read: the mutations are too hard");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
 }

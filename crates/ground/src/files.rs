@@ -116,6 +116,20 @@ impl Seek for Atomic {
 }
 
 impl Sealed {
+    /// A second name, `path`, for the complete file `from`: a link, or a copy where the file system has no links.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn link(from: &Path, path: &Path) -> Result<Self> {
+        let temporary = Temporary::beside(path)?;
+        if fs::hard_link(from, &temporary.path).is_err() {
+            fs::copy(from, &temporary.path).map_err(Error::io("write", path))?;
+            File::open(&temporary.path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))?;
+        }
+        // A lock would be one on the first name too.
+        Ok(Self { _lock: File::open(&temporary.path).map_err(Error::io("read", path))?, temporary })
+    }
+
     /// The name that the file will have.
     pub fn path(&self) -> &Path {
         &self.temporary.whole

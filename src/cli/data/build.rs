@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use recua::build::RecuaTokens;
-use recua::corpus::engine::{Fate, Progress, Summary};
+use recua::corpus::engine::{Fate, Progress, StageSummary};
 use recua::corpus::pipeline::{self, BuildConfig, Observer, Stage};
 use recua::{Error, Result};
 use serde_json::json;
@@ -62,6 +62,9 @@ pub(crate) struct Build {
     /// Run the shuffles on the Ballista cluster of this scheduler, df://host:port
     #[arg(long, value_name = "URL")]
     scheduler: Option<String>,
+    /// Look at every setting and file, say what there is to read, and stop
+    #[arg(long)]
+    dry_run: bool,
     /// Print the mixture as JSON
     #[arg(long)]
     json: bool,
@@ -80,6 +83,10 @@ impl Build {
         let stages = if self.stage.is_empty() { Stage::ALL.to_vec() } else { self.stage };
         let shown = Shown { quiet: self.json };
         let build = pipeline::Build::new(&config, (self.rank, self.world_size), &shown, &RecuaTokens)?;
+        if self.dry_run {
+            build.check(&stages)?.iter().for_each(|line| print(line));
+            return Ok(());
+        }
         build.run(&stages)?;
         if self.json && stages.contains(&Stage::Tokenize) {
             return print_json(&build.mixture()?);
@@ -130,7 +137,7 @@ impl Observer for Shown {
         });
     }
 
-    fn end(&self, stage: &str, source: &str, s: &Summary) {
+    fn end(&self, stage: &str, source: &str, s: &StageSummary) {
         let c = &s.counts;
         let rejected = if c.rejected > 0 { format!(", {} rejected", c.rejected) } else { String::new() };
         let dropped: u64 = c.dropped.values().sum();
@@ -141,8 +148,12 @@ impl Observer for Shown {
         } else {
             String::new()
         };
-        let docs =
-            if c.docs_in > 0 { format!("{} -> {} documents{dropped}{rejected}, ", c.docs_in, c.docs_out) } else { String::new() };
+        let passed: u64 = c.skipped.values().sum();
+        let passed = if passed > 0 { format!(", {passed} passed over") } else { String::new() };
+        let docs = match stage {
+            "tokenize" => String::new(),
+            _ => format!("{} -> {} documents{dropped}{rejected}{passed}, ", c.docs_in, c.docs_out),
+        };
         say(&format!("{source:<13} {stage:<10} {docs}{}{rate}{skipped}", duration(s.seconds)));
     }
 

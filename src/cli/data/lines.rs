@@ -7,7 +7,8 @@ use clap::Args;
 use rayon::prelude::*;
 use recua::corpus::fasttext::{FastText, rank_labels};
 use recua::corpus::lm::Model;
-use recua::corpus::pipeline::{Source, clean_text};
+use recua::corpus::pipeline::clean_text;
+use recua::corpus::sources::SourceName;
 use recua::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -76,7 +77,7 @@ fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()>
 pub(crate) struct Clean {
     /// commoncrawl, c4, github, wikipedia, books, arxiv or stackexchange
     #[arg(long, value_name = "NAME")]
-    source: Source,
+    source: SourceName,
     /// wikipedia: the language's code
     #[arg(long, value_name = "CODE", conflicts_with = "path")]
     language: Option<String>,

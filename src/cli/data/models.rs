@@ -3,14 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use recua::build::SentencePieces;
-use recua::corpus::Documents;
-use recua::corpus::fasttext::{self, ClassDocuments, Examples, LabelledLines, Texts, TrainOptions};
-use recua::corpus::filters::perplexity::{Cutoffs, PerplexityModel, normalize_for_lm, pieces_line};
-use recua::corpus::lm::{LmTrainConfig, LmTrainer, Model};
-use recua::tokenizer::{Tokenizer, UnigramConfig, UnigramTrainer, save_unigram};
-use recua::{Error, Result};
-use recua_core::files::write_atomic;
+use recua::Result;
+use recua::build::train_perplexity;
+use recua::corpus::fasttext::{self, ClassDocuments, Examples, LabelledLines, TrainOptions};
+use recua::corpus::filters::perplexity::Cutoffs;
+use recua::corpus::lm::{LmTrainConfig, PerplexityTrained, PerplexityTraining};
 use serde_json::json;
 
 use super::super::{print, print_json, say};
@@ -63,80 +60,28 @@ pub(crate) struct TrainLm {
     json: bool,
 }
 
-/// One document in so many is not learnt, but gives the cut-offs.
-const HELD_OUT: usize = 20;
-/// Perplexities that decide about the cut-offs, at most.
-const MAX_SAMPLE: usize = 1_000_000;
-
 impl TrainLm {
     pub(super) fn run(self) -> Result<()> {
-        std::fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
-        let file = |name: &str| self.out.join(name);
-        let config = LmTrainConfig {
-            order: self.order,
-            memory: self.memory << 20,
-            prune: self.prune.clone(),
-            temp: self.out.clone(),
-            skip_symbols: true,
-            ..LmTrainConfig::default()
+        let training = PerplexityTraining {
+            input: self.input,
+            cutoffs_from: self.cutoffs_from,
+            text_key: self.text_key,
+            language: self.language,
+            lm: LmTrainConfig {
+                order: self.order,
+                memory: self.memory << 20,
+                prune: self.prune,
+                temp: self.out.clone(),
+                skip_symbols: true,
+                ..LmTrainConfig::default()
+            },
         };
-        let mut trainer = LmTrainer::new(&config)?;
-        let own = self.cutoffs_from.is_empty();
-        let learnt = |i: usize| self.words || !own || !i.is_multiple_of(HELD_OUT);
-        if self.words {
-            for document in self.documents(&self.input)? {
-                document?.lines().try_for_each(|line| trainer.line(line))?;
-            }
-        } else {
-            let mut pieces = UnigramTrainer::new(&UnigramConfig {
-                vocab_size: self.pieces,
-                character_coverage: self.coverage,
-                seed_size: UnigramConfig::default().seed_size.max(self.pieces),
-                ..UnigramConfig::default()
-            })?;
-            for (i, document) in self.documents(&self.input)?.enumerate() {
-                let document = document?;
-                if learnt(i) {
-                    pieces.add(&normalize_for_lm(&document));
-                }
-            }
-            say(&format!("{}: training the pieces", self.out.display()));
-            save_unigram(&pieces.finish()?, &file("sp.model"))?;
-            let tokenizer = SentencePieces(Tokenizer::open(file("sp.model"))?);
-            for (i, document) in self.documents(&self.input)?.enumerate() {
-                let document = document?;
-                if learnt(i) {
-                    trainer.line(&pieces_line(&tokenizer, &normalize_for_lm(&document)))?;
-                }
-            }
-        }
-        say(&format!("{}: smoothing", self.out.display()));
-        let stats = trainer.finish(&file("lm.arpa"))?;
-        let model = Model::open(file("lm.arpa"))?;
-        model.save_binary(file("lm.bin"))?;
-        let mut cutoffs = None;
-        if !self.words {
-            let model = PerplexityModel::new(Box::new(SentencePieces(Tokenizer::open(file("sp.model"))?)), model);
-            let mut sample = Vec::new();
-            for (i, document) in self.documents(if own { &self.input } else { &self.cutoffs_from })?.enumerate() {
-                let document = document?;
-                if sample.len() < MAX_SAMPLE && !(own && learnt(i)) {
-                    sample.extend(model.perplexity(&document));
-                }
-            }
-            cutoffs = Cutoffs::from_perplexities(&sample, Cutoffs::PERCENTILES);
-            if let Some(Cutoffs { head, tail }) = cutoffs {
-                let path = |name| toml::Value::String(file(name).display().to_string());
-                let text = format!(
-                    "# The percentiles 30 and 60 of {} perplexities.\n[models.lm.{}]\nsentencepiece = {}\nngrams = {}\ncutoffs = {{ head = {head:.1}, tail = {tail:.1} }}\n",
-                    sample.len(),
-                    self.language,
-                    path("sp.model"),
-                    path("lm.bin"),
-                );
-                write_atomic(&file("cutoffs.toml"), text.as_bytes())?;
-            }
-        }
+        let mut note = |step: &str| say(&format!("{}: {step}", self.out.display()));
+        let PerplexityTrained { stats, cutoffs, skipped } = match self.words {
+            true => training.words(&self.out, &mut note)?,
+            false => train_perplexity(&training, self.pieces, self.coverage, &self.out, &mut note)?,
+        };
+        skipped.warn();
         if self.json {
             return print_json(&json!({
                 "lines": stats.lines, "words": stats.words, "ngrams": stats.counts, "discounts": stats.discounts, "cutoffs": cutoffs,
@@ -145,13 +90,10 @@ impl TrainLm {
         let counts: Vec<String> = stats.counts.iter().map(u64::to_string).collect();
         print(&format!("{}: {} lines, {} words, n-grams {}", self.out.display(), stats.lines, stats.words, counts.join(" ")));
         if let Some(Cutoffs { head, tail }) = cutoffs {
-            print(&format!("head below {head:.1}, middle below {tail:.1}; see {}", file("cutoffs.toml").display()));
+            let file = self.out.join("cutoffs.toml");
+            print(&format!("head below {head:.1}, middle below {tail:.1}; see {}", file.display()));
         }
         Ok(())
-    }
-
-    fn documents(&self, paths: &[PathBuf]) -> Result<impl Iterator<Item = Result<String>> + use<>> {
-        Ok(Documents::open(paths, &self.text_key)?.map(|d| d.map(|d| d.text)))
     }
 }
 
@@ -228,16 +170,8 @@ impl TrainClassifier {
         let examples: Box<dyn Examples> = match &self.input {
             Some(file) => Box::new(LabelledLines(file.clone())),
             None => {
-                let class = |label: &str, paths: &Vec<PathBuf>| {
-                    let (paths, key) = (paths.clone(), self.text_key.clone());
-                    let open = move || -> Result<Texts<'static>> {
-                        Ok(Box::new(Documents::open(&paths, &key)?.map(|d| d.map(|d| d.text))))
-                    };
-                    let open: Box<dyn Fn() -> Result<Texts<'static>>> = Box::new(open);
-                    (label.to_owned(), open)
-                };
-                let classes = vec![class(&self.positive_label, &self.positives), class("other", &self.negatives)];
-                Box::new(ClassDocuments::new(classes))
+                let classes = vec![(self.positive_label, self.positives), ("other".to_owned(), self.negatives)];
+                Box::new(ClassDocuments::open(classes, &self.text_key))
             }
         };
         let bar = super::super::progress::bytes_bar("training", 1000);

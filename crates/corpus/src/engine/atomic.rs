@@ -59,6 +59,11 @@ impl Pending {
 }
 
 impl Sealed {
+    /// A second name for a complete file. `entry` says what is in it.
+    pub(super) fn link(from: &Path, to: &Path, entry: FileEntry) -> Result<Self> {
+        Ok(Self { file: files::Sealed::link(from, to)?, entry })
+    }
+
     /// The folder that it is in.
     pub(super) fn dir(&self) -> &Path {
         self.file.path().parent().unwrap_or(Path::new(""))

@@ -106,7 +106,7 @@ fn has_workers(host: &str, port: u16) -> std::io::Result<bool> {
 }
 
 /// `df://host:port`.
-fn address(scheduler: &str) -> Result<(&str, u16)> {
+pub(super) fn address(scheduler: &str) -> Result<(&str, u16)> {
     let parts = scheduler.strip_prefix("df://").and_then(|a| a.rsplit_once(':'));
     match parts.map(|(host, port)| (host, port.parse())) {
         Some((host, Ok(port))) if !host.is_empty() => Ok((host, port)),

@@ -193,6 +193,11 @@ impl Drops {
         Ok(drops)
     }
 
+    /// Whether nothing goes that was not given out yet.
+    pub fn is_empty(&self) -> bool {
+        self.next.is_none_or(|(doc, _)| shard_of(doc) > self.shard)
+    }
+
     fn advance(&mut self) -> Result<Option<(u64, u32)>> {
         if self.batch.first().is_none_or(|docs| self.row >= docs.len()) {
             let Some(batch) = self.rows.next_batch(ROWS)? else { return Ok(None) };

@@ -68,6 +68,9 @@ pub struct Counts {
     pub dropped: BTreeMap<String, u64>,
     /// Pieces removed from documents that stay, by rule.
     pub removed: BTreeMap<String, u64>,
+    /// What is in the input and is no document, by reason: pages of other namespaces, pictures, projects under other licences.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, u64>,
 }
 
 impl Counts {
@@ -78,7 +81,8 @@ impl Counts {
         self.docs_out += other.docs_out;
         self.bytes_out += other.bytes_out;
         self.rejected += other.rejected;
-        for (mine, theirs) in [(&mut self.dropped, &other.dropped), (&mut self.removed, &other.removed)] {
+        let all = [(&mut self.dropped, &other.dropped), (&mut self.removed, &other.removed), (&mut self.skipped, &other.skipped)];
+        for (mine, theirs) in all {
             for (reason, n) in theirs {
                 *mine.entry(reason.clone()).or_default() += n;
             }

@@ -4,7 +4,7 @@
 //!   with a [`Manifest`], and a run that was killed redoes only what has no valid manifest.
 //! - Documents between stages are Parquet ([`Table`], [`TableWriter`]); so is what stages say about documents that went
 //!   ([`find`]).
-//! - What needs all shards at once (duplicates, threads, candidate pairs) is a DataFusion plan ([`Shuffle`]) over small
+//! - What needs all shards at once (duplicates, sorts, candidate pairs) is a DataFusion plan ([`Shuffle`]) over small
 //!   Parquet files of numbers, embedded with a bounded memory pool, or on a Ballista cluster.
 //!
 //! # Memory
@@ -22,9 +22,10 @@ mod look;
 mod manifest;
 mod output;
 mod plans;
-mod posts;
 mod shards;
 mod shuffle;
+mod sort;
+mod spec;
 mod table;
 
 pub use atomic::Pending;
@@ -35,7 +36,8 @@ pub use hashes::{Drops, HashWriter, Hashes, doc_key, shard_of};
 pub use look::{FileWriter, Shown, pairs_of, shown};
 pub use manifest::{Counts, FileEntry, Manifest, config_hash, input_hash};
 pub use output::{BATCH_BYTES, Output, read_table};
-pub use posts::{Post, PostWriter};
-pub use shards::{Missing, Progress, Shard, StageSpec, Summary, run_shards};
-pub use shuffle::{Duplicates, Shuffle, ShuffleOptions};
+pub use shards::{StageSummary, run_shards};
+pub use shuffle::{Duplicates, Shuffle, ShuffleOptions, check_scheduler};
+pub use sort::{SortRow, SortWriter, descending};
+pub use spec::{Missing, Progress, Shard, StageSpec};
 pub use table::{ROW_GROUP_BYTES, Table, TableWriter};

@@ -19,8 +19,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     atomic::{AtomicFile, Pending, Sealed},
-    manifest::Counts,
-    shards::{Progress, StageSpec},
+    manifest::{Counts, FileEntry, Manifest},
+    spec::{Progress, StageSpec},
     table::{TableWriter, TextWriter},
 };
 use crate::{
@@ -46,6 +46,7 @@ pub struct Output<'a> {
     index: u32,
     counts: Counts,
     documents: Option<TableWriter>,
+    passed: Option<Sealed>,
     dropped: Option<TextWriter>,
     removed: Option<TextWriter>,
     rejected: Option<AtomicFile>,
@@ -68,9 +69,9 @@ impl<'a> Output<'a> {
     ) -> Result<Self> {
         let table = spec.out.join(format!("{shard}.parquet"));
         let documents = spec.documents.then(|| TableWriter::create(table, &spec.source)).transpose()?;
-        let (dropped, removed, rejected) = (None, None, None);
+        let (passed, dropped, removed, rejected) = (None, None, None, None);
         let (counts, others) = (Counts::default(), BTreeMap::new());
-        Ok(Self { spec, progress, pool, shard, index, counts, documents, dropped, removed, rejected, others })
+        Ok(Self { spec, progress, pool, shard, index, counts, documents, passed, dropped, removed, rejected, others })
     }
 
     /// The shard's place in the stage: what [`doc_key`](super::doc_key) wants.
@@ -106,6 +107,41 @@ impl<'a> Output<'a> {
         add(&self.progress.docs_out, 1);
         add(&self.progress.bytes_out, record.text.len() as u64);
         Ok(())
+    }
+
+    /// Takes the table of the stage before as it is: all of its documents stay, and none is read. `made` is its shard's manifest.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be linked or copied, [`Error::BadValue`] if documents were written before.
+    pub fn pass(&mut self, table: &Path, made: &Manifest) -> Result<()> {
+        let name = |shard: &str| format!("{shard}.parquet");
+        let entry = made.outputs.iter().find(|o| o.name == name(&made.shard)).cloned();
+        let (Some(entry), None, 0) = (entry, &self.passed, self.counts.docs_out) else {
+            let problem = "a table that is none of the stage before, or beside others";
+            return Err(Error::internal(self.spec.name.clone(), problem));
+        };
+        self.documents = None;
+        let entry = FileEntry { name: name(self.shard), ..entry };
+        self.passed = Some(Sealed::link(table, &self.path("parquet"), entry)?);
+        let Counts { docs_out: documents, bytes_out: bytes, .. } = made.counts;
+        (self.counts.docs_in, self.counts.docs_out) = (documents, documents);
+        (self.counts.bytes_in, self.counts.bytes_out) = (bytes, bytes);
+        for (counter, n) in [
+            (&self.progress.docs_in, documents),
+            (&self.progress.docs_out, documents),
+            (&self.progress.bytes_in, bytes),
+            (&self.progress.bytes_out, bytes),
+        ] {
+            add(counter, n);
+        }
+        Ok(())
+    }
+
+    /// Counts what is in the input and is no document.
+    pub fn skip(&mut self, reason: &str, n: u64) {
+        if n > 0 {
+            *self.counts.skipped.entry(reason.to_owned()).or_default() += n;
+        }
     }
 
     /// Writes down that a document goes: id, reason, and the beginning of its text.
@@ -209,7 +245,30 @@ impl<'a> Output<'a> {
         &mut self,
         read: impl FnOnce(&mut Sink<'_>) -> Result<()> + Send,
         work: impl Fn(Record) -> U + Sync,
+        write: impl FnMut(&mut Self, U) -> Result<()>,
+    ) -> Result<()> {
+        self.batches(read, work, write, true)
+    }
+
+    /// [`Output::map`] that does not count what is read: for what is written beside a table that [`Output::pass`] takes.
+    ///
+    /// # Errors
+    /// Those of [`Output::map`].
+    pub fn each<U: Send>(
+        &mut self,
+        read: impl FnOnce(&mut Sink<'_>) -> Result<()> + Send,
+        work: impl Fn(Record) -> U + Sync,
+        write: impl FnMut(&mut Self, U) -> Result<()>,
+    ) -> Result<()> {
+        self.batches(read, work, write, false)
+    }
+
+    fn batches<U: Send>(
+        &mut self,
+        read: impl FnOnce(&mut Sink<'_>) -> Result<()> + Send,
+        work: impl Fn(Record) -> U + Sync,
         mut write: impl FnMut(&mut Self, U) -> Result<()>,
+        count: bool,
     ) -> Result<()> {
         thread::scope(|scope| {
             let (send, receive) = sync_channel::<Vec<Result<Record, Rejected>>>(1);
@@ -231,7 +290,9 @@ impl<'a> Output<'a> {
                 Ok(())
             });
             let worked = receive.iter().try_for_each(|batch| {
-                batch.iter().flatten().for_each(|record| self.read(record));
+                if count {
+                    batch.iter().flatten().for_each(|record| self.read(record));
+                }
                 let done: Vec<_> = self.pool.install(|| batch.into_par_iter().map(|item| item.map(&work)).collect());
                 done.into_iter().try_for_each(|item| match item {
                     Ok(done) => write(self, done),
@@ -263,6 +324,7 @@ impl<'a> Output<'a> {
     pub(super) fn seal(self) -> Result<(Counts, Vec<Sealed>)> {
         let mut sealed = Vec::new();
         sealed.extend(self.documents.map(TableWriter::seal).transpose()?);
+        sealed.extend(self.passed);
         sealed.extend(self.dropped.map(TextWriter::seal).transpose()?);
         sealed.extend(self.removed.map(TextWriter::seal).transpose()?);
         sealed.extend(self.rejected.map(AtomicFile::seal).transpose()?);

@@ -81,13 +81,7 @@ pub(super) fn overlaps(table: DataFrame, hashes: Hashes, max_docs: i64, min_shar
         .sort(ascending(&["doc", "other"]))
 }
 
-/// Posts in the order of their threads: the question, then the answers by score, the best first.
-pub(super) fn threads(table: DataFrame) -> Result<DataFrame> {
-    let sorted = vec![
-        ident("thread").sort(true, false),
-        ident("answer").sort(true, false),
-        ident("score").sort(false, false),
-        ident("post").sort(true, false),
-    ];
-    table.sort(sorted)
+/// Rows in the order of their keys.
+pub(super) fn sort(table: DataFrame, keys: &[String]) -> Result<DataFrame> {
+    table.sort(ascending(&keys.iter().map(String::as_str).collect::<Vec<_>>()))
 }

@@ -26,7 +26,7 @@ use super::{
     atomic::Pending,
     hashes::Hashes,
     plans,
-    posts::{Post, posts_of, schema as posts_schema},
+    sort::{self, SortRow},
     table::{ColumnWriter, RowGroups},
 };
 use crate::error::{Error, Result};
@@ -36,9 +36,9 @@ use crate::files::Folder;
 const LEAST_MEMORY: usize = 64 << 20;
 /// With one partition DataFusion plans hash joins, whatever its settings say, and those cannot spill.
 const LEAST_PARTITIONS: usize = 2;
-/// Rows of numbers, and of posts, whose rows are long, that plans hand on at a time.
+/// Rows of numbers, and of texts, which are long, that plans hand on at a time.
 const BATCH_NUMBERS: usize = 4096;
-const BATCH_POSTS: usize = 128;
+const BATCH_TEXTS: usize = 128;
 /// Spilled runs that a sort merges at a time, a batch each; where there are more, it merges in several passes.
 const MERGED: usize = 16;
 
@@ -86,12 +86,8 @@ impl Shuffle {
         if options.scheduler.is_none() {
             enough_memory(options.memory, options.threads)?;
         }
-        if let (Some(scheduler), false) = (&options.scheduler, cfg!(feature = "ballista")) {
-            return Err(Error::Backend {
-                name: scheduler.clone(),
-                problem: "this build has no Ballista".into(),
-                hint: "build with `--features ballista`, or leave out `--scheduler`".into(),
-            });
+        if let Some(scheduler) = &options.scheduler {
+            check_scheduler(scheduler)?;
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(options.threads.max(1))
@@ -138,13 +134,13 @@ impl Shuffle {
         self.to_file(inputs, &hashes.schema(), columns, out, plan)
     }
 
-    /// Posts thread by thread, the question first, then the answers by score, the best first, ties by number. Consecutive
-    /// posts of one thread make a document.
+    /// The rows of files of a [`SortWriter`](super::SortWriter) in the order of their keys.
     ///
     /// # Errors
     /// Those of [`Shuffle::duplicates`], and those of `take`.
-    pub fn threads(&self, inputs: &[PathBuf], take: &mut dyn FnMut(Post) -> Result<()>) -> Result<()> {
-        self.run(inputs, &posts_schema(), BATCH_POSTS, plans::threads, &mut |batch| posts_of(&batch)?.try_for_each(&mut *take))
+    pub fn sort<const N: usize>(&self, inputs: &[PathBuf], take: &mut dyn FnMut(SortRow<N>) -> Result<()>) -> Result<()> {
+        let plan = |table| plans::sort(table, &sort::keys(N));
+        self.run(inputs, &sort::schema(N), BATCH_TEXTS, plan, &mut |batch| sort::rows_of(&batch)?.try_for_each(&mut *take))
     }
 
     fn to_file(
@@ -255,6 +251,23 @@ impl Shuffle {
             },
         }
     }
+}
+
+/// Looks at the address of a scheduler, without asking it.
+///
+/// # Errors
+/// [`Error::BadValue`] for what is no address, [`Error::Backend`] without the feature.
+pub fn check_scheduler(scheduler: &str) -> Result<()> {
+    if !cfg!(feature = "ballista") {
+        return Err(Error::Backend {
+            name: scheduler.into(),
+            problem: "this build has no Ballista".into(),
+            hint: "build with `--features ballista`, or leave out `--scheduler`".into(),
+        });
+    }
+    #[cfg(feature = "ballista")]
+    super::cluster::address(scheduler)?;
+    Ok(())
 }
 
 /// Whether memory is enough for a number of threads, each with a partition.

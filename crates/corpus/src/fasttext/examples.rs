@@ -1,12 +1,14 @@
 //! What models are trained on.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     fs::File,
     io::{BufRead, BufReader, Read},
     path::PathBuf,
+    rc::Rc,
 };
 
+use crate::Documents;
 use crate::error::{Error, Result};
 
 /// A line longer than this is not an example but a damaged file.
@@ -66,6 +68,38 @@ pub struct ClassDocuments<'a> {
 
 /// What opens a stream of documents: the same ones each time.
 pub type OpenTexts<'a> = Box<dyn Fn() -> Result<Texts<'a>> + 'a>;
+
+impl ClassDocuments<'static> {
+    /// Of labels, each with the files and folders of its documents. What is left out of them is told once, in the log.
+    pub fn open(classes: Vec<(String, Vec<PathBuf>)>, text_key: &str) -> Self {
+        let class = |(label, paths): (String, Vec<PathBuf>)| {
+            let (key, told) = (text_key.to_owned(), Rc::new(Cell::new(false)));
+            let open = move || -> Result<Texts<'static>> {
+                Ok(Box::new(Told { documents: Documents::open(&paths, &key)?.silent(), told: told.clone() }))
+            };
+            (label, Box::new(open) as OpenTexts<'static>)
+        };
+        Self::new(classes.into_iter().map(class).collect())
+    }
+}
+
+/// Texts that say at their end, the first time, what was left out.
+struct Told {
+    documents: Documents,
+    told: Rc<Cell<bool>>,
+}
+
+impl Iterator for Told {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.documents.next();
+        if next.is_none() && !self.told.replace(true) {
+            self.documents.skipped().warn();
+        }
+        Some(next?.map(|document| document.text))
+    }
+}
 
 impl<'a> ClassDocuments<'a> {
     /// Of labels, each with what opens its documents.

@@ -107,15 +107,3 @@ pub fn rank_labels(predictor: &mut Predictor<'_>, text: &str, k: usize) -> Ranke
     let (labels, probs) = found.iter().map(|prediction| (prediction.label.to_owned(), prediction.probability)).unzip();
     RankedLabels { labels, probs }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn line_feeds_are_deleted() {
-        let mut line = "old".to_owned();
-        assert_eq!(without_line_feeds("a\nb\n\nc d\n", &mut line), "abc d");
-        assert_eq!(without_line_feeds("a b", &mut line), "a b");
-    }
-}

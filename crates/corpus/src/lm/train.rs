@@ -23,6 +23,9 @@ pub(super) const UNKNOWN: u32 = 0;
 pub(super) const BEGIN: u32 = 1;
 pub(super) const END: u32 = 2;
 
+/// Bytes of a word. The lines of an ARPA file, six words at the most, must stay below what [`arpa`](super::arpa) reads.
+const MAX_WORD: usize = 128 << 10;
+
 /// The least memory that is worth a start.
 const MIN_MEMORY: u64 = 1 << 20;
 
@@ -132,7 +135,8 @@ impl LmTrainer {
     /// Counts a line: its words, which white space sets apart, between `<s>` and `</s>`.
     ///
     /// # Errors
-    /// [`Error::Io`] if a spill file cannot be written, [`Error::BadValue`] for `<s>`, `</s>` or `<unk>` among the words.
+    /// [`Error::Io`] if a spill file cannot be written, [`Error::BadValue`] for `<s>`, `</s>` or `<unk>` among the words, and for a word
+    /// of more than 128 KiB.
     pub fn line(&mut self, line: &str) -> Result<()> {
         self.stats.lines += 1;
         let order = self.config.order;
@@ -140,6 +144,10 @@ impl LmTrainer {
         let mut gram = Gram { words: [0; MAX_TRAIN_ORDER], value: 1 };
         gram.words[..order].fill(BEGIN);
         for word in words(line) {
+            if word.len() > MAX_WORD {
+                let problem = format!("expected words of at most {MAX_WORD} bytes, got one of {}", word.len());
+                return Err(Error::bad_value(format!("corpus, line {}", self.stats.lines), problem, "set words apart by blanks"));
+            }
             let fresh = self.ids.len();
             let id = match self.ids.get(word) {
                 Some(id) => *id,

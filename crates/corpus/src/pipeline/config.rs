@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::names::Source;
 use crate::error::{Error, Result};
-use crate::filters::perplexity::{Bucket, Cutoffs};
-use crate::sources::{arxiv, books, github, stackexchange, wikipedia};
+use crate::filters::perplexity::Cutoffs;
+use crate::sources::{NAMES, Sources};
+
+/// MiB that a shuffle needs at the least.
+const LEAST_MB: usize = 128;
 
 /// All settings of a build. Paths are relative to where the program runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,7 +81,7 @@ pub struct LmFiles {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Decontaminate {
-    /// Text, JSON or CSV files of the sets. Empty: nothing is done.
+    /// Text, JSON, CSV or Parquet files of the sets, or folders of them. Empty: nothing is done.
     pub files: Vec<String>,
     /// Words of a run (GPT-3 and later work: 13).
     pub ngram: usize,
@@ -113,207 +115,6 @@ impl Default for Mix {
     }
 }
 
-/// What goes when documents are the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Lines {
-    /// Nothing.
-    None,
-    /// Every copy of a line that two documents have (CCNet).
-    #[default]
-    Everywhere,
-    /// Every copy but the first document's.
-    KeepFirst,
-}
-
-/// Defines a source's settings: those that all have, and its own.
-macro_rules! source {
-    ($(#[$doc:meta])* $name:ident, $source:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Serialize, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
-        pub struct $name {
-            /// Files and folders; `*` and `?` in a name stand for any characters.
-            pub inputs: Vec<String>,
-            /// Share of the mixture, in any unit; over the sources that are used (LLaMA, table 1).
-            pub weight: f64,
-            /// A source is repeated at most so often: four times are nearly as good as new text (Muennighoff et al. 2023).
-            pub max_epochs: f64,
-            /// Removes near-duplicate documents (MinHash).
-            pub near_duplicates: bool,
-            /// Masks e-mail addresses, IP addresses and phone numbers.
-            pub mask_pii: bool,
-            $($(#[$field_doc])* pub $field: $type,)*
-        }
-
-        impl Default for $name {
-            fn default() -> Self {
-                Self {
-                    inputs: Vec::new(),
-                    weight: Source::$source.paper().0,
-                    max_epochs: 4.0,
-                    near_duplicates: false,
-                    mask_pii: false,
-                    $($field: $default,)*
-                }
-            }
-        }
-
-        impl $name {
-            fn common(&self) -> Common<'_> {
-                Common {
-                    source: Source::$source,
-                    inputs: &self.inputs,
-                    weight: self.weight,
-                    max_epochs: self.max_epochs,
-                    near_duplicates: self.near_duplicates,
-                    mask_pii: self.mask_pii,
-                }
-            }
-        }
-    };
-}
-
-source!(
-    /// CommonCrawl by CCNet (LLaMA section 2.1): WET or WARC files.
-    CommonCrawl, Commoncrawl {
-        /// Characters that a page must have before lines are removed.
-        min_chars: usize = 300,
-        /// What goes of lines that several pages have.
-        lines: Lines = Lines::Everywhere,
-        /// Languages that stay, if there is `models.lid`. Empty: all.
-        languages: Vec<String> = vec!["en".into()],
-        /// Least probability of the language, after rounding to two decimals.
-        min_language: f32 = 0.5,
-        /// Buckets of perplexity that stay, if there is a model of the language; CCNet keeps them apart, RedPajama takes these.
-        buckets: Vec<Bucket> = vec![Bucket::Head, Bucket::Middle, Bucket::All],
-        /// The classifier's label of pages that stay, if there is `models.classifier`.
-        classifier_label: String = "wiki".into(),
-        /// Its least probability.
-        min_classifier: f32 = 0.25,
-    }
-);
-
-source!(
-    /// C4 (section 2.1): the published JSON lines, or WET and WARC files with `rules = true`.
-    C4, C4 {
-        /// Applies C4's rules: for those who make their own. The published files have them applied.
-        rules: bool = false,
-        /// A list of words, one a line, that a page must not have. `None`: no such rule.
-        bad_words: Option<PathBuf> = None,
-        /// With `rules`: least probability of English, if there is `models.lid`.
-        min_english: f32 = 0.99,
-        /// With `rules`: removes the lines that another page has.
-        line_duplicates: bool = true,
-    }
-);
-
-source!(
-    /// Source files of projects under MIT, BSD and Apache licences (section 2.1).
-    Github, Github {
-        /// What is read.
-        read: github::ReadOptions = github::ReadOptions::default(),
-        /// What stays.
-        rules: github::Options = github::Options::default(),
-        /// Removes files that another project has, byte for byte.
-        exact_duplicates: bool = true,
-    }
-);
-
-source!(
-    /// Wikipedia dumps, `pages-articles` (section 2.1).
-    Wikipedia, Wikipedia {
-        /// What is read.
-        read: wikipedia::Options = wikipedia::Options::default(),
-        /// What stays.
-        rules: wikipedia::CleanOptions = wikipedia::CleanOptions::default(),
-    }
-);
-
-source!(
-    /// Books of Project Gutenberg, or any folder of books (section 2.1).
-    Books, Books {
-        /// How they are read and cleaned.
-        rules: books::Options = books::Options::default(),
-        /// A book of which more than this share is in an earlier one goes. 1: none goes.
-        max_overlap: f64 = crate::dedup::overlap::THRESHOLD,
-    }
-);
-
-source!(
-    /// LaTeX sources of arXiv (section 2.1).
-    Arxiv, Arxiv {
-        /// How they are read and cleaned.
-        rules: arxiv::Options = arxiv::Options::default(),
-    }
-);
-
-source!(
-    /// Dumps of Stack Exchange sites (section 2.1).
-    StackExchange, Stackexchange {
-        /// How threads are written.
-        rules: stackexchange::Options = stackexchange::Options::default(),
-        /// Only the largest sites, by posts. `None`: all.
-        largest: Option<usize> = Some(28),
-    }
-);
-
-/// What all sources have.
-#[derive(Clone, Copy, Debug)]
-pub struct Common<'a> {
-    /// Which.
-    pub source: Source,
-    /// Files, folders, patterns.
-    pub inputs: &'a [String],
-    /// Share of the mixture.
-    pub weight: f64,
-    /// Cap.
-    pub max_epochs: f64,
-    /// Whether near-duplicates go.
-    pub near_duplicates: bool,
-    /// What is masked.
-    pub mask_pii: bool,
-}
-
-/// The sources that are used.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "the types say it")]
-pub struct Sources {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub commoncrawl: Option<CommonCrawl>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub c4: Option<C4>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub github: Option<Github>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub wikipedia: Option<Wikipedia>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub books: Option<Books>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub arxiv: Option<Arxiv>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stackexchange: Option<StackExchange>,
-}
-
-impl Sources {
-    /// Those that are used, in the order of the paper's table.
-    pub fn used(&self) -> Vec<Common<'_>> {
-        [
-            self.commoncrawl.as_ref().map(CommonCrawl::common),
-            self.c4.as_ref().map(C4::common),
-            self.github.as_ref().map(Github::common),
-            self.wikipedia.as_ref().map(Wikipedia::common),
-            self.books.as_ref().map(Books::common),
-            self.arxiv.as_ref().map(Arxiv::common),
-            self.stackexchange.as_ref().map(StackExchange::common),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-}
-
 impl BuildConfig {
     /// Defaults, then a file, then `--set a.b=c`.
     ///
@@ -333,34 +134,21 @@ impl BuildConfig {
         toml::to_string(self).map_err(|e| Error::bad_value("config", e.to_string(), "TOML holds no integer above 2^63 - 1"))
     }
 
+    /// Looks at the settings, and at the files that sources' settings name.
+    ///
     /// # Errors
     /// [`Error::BadValue`] that names the key.
     pub fn validate(&self) -> Result<()> {
         let bad = |key: String, problem: String, hint: &str| Err(Error::bad_value(key, problem, hint));
         let used = self.sources.used();
         if used.is_empty() {
-            let names = Source::ALL.map(Source::name).join(", ");
-            return bad(
-                "sources".into(),
-                "none is given".into(),
-                &format!("write a table [sources.NAME] with inputs = [...]; names: {names}"),
-            );
+            let hint =
+                format!("write a table [sources.NAME] with inputs = [...]; names: {}", NAMES.map(|n| n.as_str()).join(", "));
+            return bad("sources".into(), "none is given".into(), &hint);
         }
-        for s in &used {
-            let key = |k: &str| format!("sources.{}.{k}", s.source.name());
-            if s.inputs.is_empty() {
-                return bad(key("inputs"), "no file or folder is given".into(), "e.g. inputs = [\"dumps/*.gz\"]");
-            }
-            if !(s.weight > 0.0 && s.weight.is_finite()) {
-                return bad(
-                    key("weight"),
-                    format!("expected a number above 0, got {}", s.weight),
-                    "leave the source out to not use it",
-                );
-            }
-            if s.max_epochs.is_nan() || s.max_epochs <= 0.0 {
-                return bad(key("max_epochs"), format!("expected a number above 0, got {}", s.max_epochs), "inf: no cap");
-            }
+        for source in used {
+            source.common().check()?;
+            source.check()?;
         }
         if !(0.0..1.0).contains(&self.mix.valid) {
             return bad("mix.valid".into(), format!("expected 0 to below 1, got {}", self.mix.valid), "0: nothing is held out");
@@ -370,6 +158,28 @@ impl BuildConfig {
         }
         if self.threads == Some(0) {
             return bad("threads".into(), "expected a number above 0, got 0".into(), "leave it out for all cores");
+        }
+        if self.mix.tokens == Some(0) {
+            return bad("mix.tokens".into(), "expected a number above 0, got 0".into(), "leave it out for as many as there are");
+        }
+        if self.mix.shard_tokens == 0 {
+            return bad("mix.shard_tokens".into(), "expected a number above 0, got 0".into(), "the usual number is 134217728");
+        }
+        if self.memory_mb < LEAST_MB {
+            let problem = format!("expected at least {LEAST_MB}, got {}", self.memory_mb);
+            return bad("memory_mb".into(), problem, "1024 is the default");
+        }
+        for (language, lm) in &self.models.lm {
+            if let Some(Cutoffs { head, tail }) = lm.cutoffs
+                && !(head > 0.0 && head <= tail && tail.is_finite())
+            {
+                let problem = format!("expected perplexities above 0, head not above tail, got {head} and {tail}");
+                return bad(
+                    format!("models.lm.{language}.cutoffs"),
+                    problem,
+                    "`recua data train-lm` writes them to cutoffs.toml",
+                );
+            }
         }
         Ok(())
     }

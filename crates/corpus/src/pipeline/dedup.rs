@@ -10,18 +10,17 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::Build;
-use super::config::{Common, Lines};
-use super::names::Source;
 use crate::Record;
-use crate::dedup::{minhash, overlap};
-use crate::engine::{Drops, Duplicates, HashWriter, Hashes, Output, Shard, StageSpec, Table, doc_key, pairs_of, read_table};
+use crate::dedup::{CONTENT_KEY, Rule, minhash, overlap};
+use crate::engine::{
+    Drops, Duplicates, HashWriter, Hashes, Manifest, Output, Shard, StageSpec, Table, doc_key, pairs_of, read_table, shard_of,
+};
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::filters::{c4, ccnet};
 use crate::record::Removed;
+use crate::sources::Source;
 
-/// Where `clean` leaves the hash of a raw file.
-pub(super) const CONTENT_KEY: &str = "content_key";
 /// What the hash step writes beside its manifests.
 const KEYS: &str = "keys.parquet";
 const NEAR: &str = "near.parquet";
@@ -29,24 +28,12 @@ const NEAR: &str = "near.parquet";
 const DROPS: &str = "drops.parquet";
 const DOCUMENTS: &str = "documents.bin";
 
-/// What is looked for by keys.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Rule {
-    Nothing,
-    /// CCNet's paragraphs.
-    Paragraphs(Duplicates),
-    /// C4's lines.
-    C4Lines,
-    /// Whole documents, by [`CONTENT_KEY`].
-    Exact,
-    /// Books of which more than this share is in an earlier one.
-    Overlap(f64),
-}
-
 /// The steps of the stage.
 pub(super) struct Dedup {
     rule: Rule,
     near: bool,
+    /// Whether documents bear a [`CONTENT_KEY`], which goes here.
+    keyed: bool,
     hash: StageSpec,
     found: StageSpec,
     /// The last step, whose tables the next stage reads.
@@ -54,29 +41,16 @@ pub(super) struct Dedup {
 }
 
 impl Dedup {
-    pub(super) fn plan(build: &Build<'_>, common: Common<'_>, clean: &StageSpec) -> Result<Self> {
-        let sources = &build.config.sources;
-        let rule = match common.source {
-            Source::Commoncrawl => match sources.commoncrawl.as_ref().map(|s| s.lines).unwrap_or_default() {
-                Lines::None => Rule::Nothing,
-                Lines::Everywhere => Rule::Paragraphs(Duplicates::Everywhere),
-                Lines::KeepFirst => Rule::Paragraphs(Duplicates::KeepFirst),
-            },
-            Source::C4 if sources.c4.as_ref().is_some_and(|s| s.rules && s.line_duplicates) => Rule::C4Lines,
-            Source::Github if sources.github.as_ref().is_some_and(|s| s.exact_duplicates) => Rule::Exact,
-            Source::Books => match sources.books.as_ref().map(|s| s.max_overlap) {
-                Some(share) if share < 1.0 => Rule::Overlap(share),
-                _ => Rule::Nothing,
-            },
-            _ => Rule::Nothing,
-        };
+    pub(super) fn plan(build: &Build<'_>, source: &dyn Source, clean: &StageSpec) -> Result<Self> {
+        let rule = source.duplicates();
+        let common = source.common();
         let near = common.near_duplicates;
         let config = minhash::Config::default();
         let settings = json!({
             "rule": format!("{rule:?}"),
             "near": near.then(|| json!(config)),
         });
-        let mut hash = build.next("hash", clean, &settings)?;
+        let mut hash = build.next("hash", source, clean, &settings)?;
         hash.documents = false;
         let mut files: Vec<PathBuf> = Vec::new();
         if matches!(rule, Rule::Overlap(_)) {
@@ -89,9 +63,9 @@ impl Dedup {
         if near {
             files.extend(hashed(NEAR));
         }
-        let mut found = build.next("duplicates", clean, &settings)?;
+        let mut found = build.next("duplicates", source, clean, &settings)?;
         (found.documents, found.inputs) = (false, vec![Shard::new("all", files)]);
-        let mut spec = build.next("dedup", clean, &settings)?;
+        let mut spec = build.next("dedup", source, clean, &settings)?;
         for shard in &mut spec.inputs {
             let found = |name: &str| found.out.join(format!("all.{name}"));
             if rule.columns().is_some() {
@@ -101,18 +75,18 @@ impl Dedup {
                 shard.files.push(found(DOCUMENTS));
             }
         }
-        Ok(Self { rule, near, hash, found, spec })
+        Ok(Self { rule, near, keyed: source.keyed(), hash, found, spec })
     }
 
     pub(super) fn run(&self, build: &Build<'_>, clean: &StageSpec) -> Result<()> {
-        clean.complete(build.patience)?;
+        let made = clean.complete(build.patience)?;
         if self.rule.columns().is_some() || self.near {
             build.stage(&self.hash, |shard, out| self.hash(shard, out))?;
         }
         if self.rule != Rule::Nothing || self.near {
             build.stage(&self.found, |_, out| self.find(build, clean, out))?;
         }
-        build.stage(&self.spec, |shard, out| self.apply(shard, out))?;
+        build.stage(&self.spec, |shard, out| self.apply(shard, &made, out))?;
         Ok(())
     }
 
@@ -179,8 +153,8 @@ impl Dedup {
         Ok(())
     }
 
-    /// Takes out of a shard what goes.
-    fn apply(&self, shard: &Shard, out: &mut Output<'_>) -> Result<()> {
+    /// Takes out of a shard what goes. A shard of which nothing goes is passed on as it is.
+    fn apply(&self, shard: &Shard, made: &[Manifest], out: &mut Output<'_>) -> Result<()> {
         let [table, found @ ..] = shard.files.as_slice() else { return Ok(()) };
         let index = out.index();
         let mut drops = None;
@@ -191,6 +165,10 @@ impl Dedup {
             } else {
                 documents = read_documents(path)?;
             }
+        }
+        let stays = drops.as_ref().is_none_or(Drops::is_empty) && !documents.iter().any(|doc| shard_of(*doc) == index);
+        if let (true, false, Some(made)) = (stays, self.keyed, made.get(index as usize)) {
+            return out.pass(table, made);
         }
         let reason = if matches!(self.rule, Rule::Overlap(_)) { "overlap" } else { "near_duplicate" };
         let mut place = 0;
@@ -233,6 +211,7 @@ impl Dedup {
     }
 }
 
+/// How a rule is worked out with the engine.
 impl Rule {
     fn columns(self) -> Option<Hashes> {
         match self {

@@ -20,7 +20,6 @@ mod dedup;
 mod inputs;
 mod mix;
 mod mixture;
-mod names;
 mod read;
 mod report;
 mod score;
@@ -33,16 +32,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use clean::clean_text;
-pub use config::{
-    Arxiv, Books, BuildConfig, C4, Common, CommonCrawl, Decontaminate, Github, Lines, LmFiles, Mix, Models, Sources,
-    StackExchange, Wikipedia,
-};
-pub use mixture::{Mixture, Share};
-pub use names::Source;
+pub use config::{BuildConfig, Decontaminate, LmFiles, Mix, Models};
+pub use mixture::{Mixture, Part, Share};
 
-use crate::engine::{self, Output, Progress, Shard, Shuffle, ShuffleOptions, StageSpec, Summary};
+use crate::engine::{self, Counts, Output, Progress, Shard, Shuffle, ShuffleOptions, StageSpec, StageSummary};
 use crate::error::{Error, Result};
+use crate::sources::{NAMES, Source, SourceName};
 use crate::tokens::Tokens;
+use crate::walk;
 
 /// A step of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,9 +90,13 @@ pub trait Observer: Sync {
     /// A stage begins; `progress` is written to while it runs.
     fn begin(&self, stage: &str, source: &str, progress: &Progress, work: &mut dyn FnMut());
     /// It ended.
-    fn end(&self, stage: &str, source: &str, summary: &Summary);
+    fn end(&self, stage: &str, source: &str, summary: &StageSummary);
     /// Something that a reader should know.
     fn note(&self, text: &str);
+    /// Something that was left out and may have been meant.
+    fn warn(&self, text: &str) {
+        log::warn!("{text}");
+    }
 }
 
 /// Sees nothing.
@@ -106,8 +107,14 @@ impl Observer for Silent {
     fn begin(&self, _: &str, _: &str, _: &Progress, work: &mut dyn FnMut()) {
         work();
     }
-    fn end(&self, _: &str, _: &str, _: &Summary) {}
+    fn end(&self, _: &str, _: &str, _: &StageSummary) {}
     fn note(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+}
+
+/// Tells what was left out of a source.
+fn say(observer: &dyn Observer, source: &str, text: &str) {
+    observer.warn(&format!("{source}: {text}"));
 }
 
 /// A build and its part in it.
@@ -118,6 +125,17 @@ pub struct Build<'a> {
     observer: &'a dyn Observer,
     tokens: &'a dyn Tokens,
     shuffle: OnceLock<Shuffle>,
+    models: OnceLock<score::OpenModels>,
+}
+
+/// The stages of a source that write documents.
+struct Stages<'a> {
+    source: &'a dyn Source,
+    read: read::Read,
+    clean: StageSpec,
+    dedup: dedup::Dedup,
+    score: StageSpec,
+    mix: StageSpec,
 }
 
 impl<'a> Build<'a> {
@@ -138,57 +156,123 @@ impl<'a> Build<'a> {
         }
         // Alone, what is not there now will not come.
         let patience = if world.1 > 1 { Duration::from_secs(7 * 24 * 3600) } else { Duration::ZERO };
-        Ok(Self { config, world, patience, observer, tokens, shuffle: OnceLock::new() })
+        Ok(Self { config, world, patience, observer, tokens, shuffle: OnceLock::new(), models: OnceLock::new() })
     }
 
-    /// Runs some stages, in their order, over all sources.
+    /// Looks at every setting and every file that some stages need, and says what there is to do. Nothing is read or written.
     ///
     /// # Errors
-    /// The first error; what is done stays done.
+    /// The first mistake, which names its setting or file.
+    pub fn check(&self, stages: &[Stage]) -> Result<Vec<String>> {
+        let runs = |stage: Stage| stages.contains(&stage);
+        let mut lines = Vec::new();
+        for source in self.config.sources.used() {
+            let inputs::Found { dumps, passed } = inputs::dumps(source)?;
+            let passed = if passed.is_empty() { String::new() } else { format!(", {} files passed over", passed.len()) };
+            lines.push(format!("{:<13} {} files or folders to read{passed}", source.common().name, dumps.len()));
+        }
+        if let Some(scheduler) = &self.config.scheduler {
+            engine::check_scheduler(scheduler)?;
+        }
+        inputs::files("decontaminate.files", &self.config.decontaminate.files)?;
+        if runs(Stage::Score) {
+            self.models()?;
+        }
+        if let Some(path) = self.config.mix.tokenizer.as_ref().filter(|_| runs(Stage::Tokenize)) {
+            self.tokens.tokenizer(path)?;
+        }
+        Ok(lines)
+    }
+
+    /// Runs some stages, in their order, over all sources. Everything is looked at before the first begins.
+    ///
+    /// # Errors
+    /// The first error; what is done stays done. [`Error::Nothing`] if no source had a document to read.
     pub fn run(&self, stages: &[Stage]) -> Result<()> {
         let out = &self.config.out;
+        self.check(stages)?;
         std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
         if self.world.0 == 0 {
+            let mark = out.join(walk::BUILD);
+            if !mark.exists() {
+                crate::files::write_atomic(&mark, b"A build of recua: never read as an input.\n")?;
+            }
             crate::files::write_atomic(&out.join("config.toml"), self.config.to_toml()?.as_bytes())?;
         }
-        let runs = |stage: Stage| stages.contains(&stage);
-        for common in self.config.sources.used() {
-            let read = read::plan(self, common)?;
-            let clean = clean::plan(self, common, &read.spec)?;
-            let dedup = dedup::Dedup::plan(self, common, &clean)?;
-            let score = score::plan(self, common, &dedup.spec)?;
-            let mix = mix::plan(self, common, &score)?;
-            if runs(Stage::Read) {
-                read.run(self)?;
-            }
-            if runs(Stage::Clean) {
-                clean::run(self, common, &read.spec, &clean)?;
-            }
-            if runs(Stage::Dedup) {
-                dedup.run(self, &clean)?;
-            }
-            if runs(Stage::Score) {
-                score::run(self, common, &dedup.spec, &score)?;
-            }
-            if runs(Stage::Mix) {
-                mix::run(self, common, &score, &mix)?;
-            }
-            if runs(Stage::Tokenize) && self.world.0 == 0 {
-                tokenize::run(self, common, &mix)?;
-            }
+        let mut nothing = true;
+        for source in self.config.sources.used() {
+            nothing &= self.run_source(source, stages)? == Some(0);
         }
-        if runs(Stage::Tokenize) && self.world.0 == 0 {
-            let mixture = self.mixture()?;
-            if let Some(mixture) = &mixture {
-                mixture.save(self.config)?;
-                self.observer.note(&mixture.to_string());
-            }
-        }
-        if runs(Stage::Report) && self.world.0 == 0 {
+        let runs = |stage: Stage| stages.contains(&stage) && self.world.0 == 0;
+        if runs(Stage::Report) {
             let path = report::write(self)?;
             self.observer.note(&format!("report: {}", path.display()));
         }
+        if nothing {
+            let hint = "see the warnings above, *.rejected.jsonl in its folder `read`, and report.html".into();
+            return Err(Error::Nothing { what: "document to build from".into(), path: out.clone(), hint });
+        }
+        if runs(Stage::Tokenize)
+            && let Some(mixture) = self.mixture()?
+        {
+            mixture.save(self.config)?;
+            self.observer.note(&mixture.to_string());
+        }
         Ok(())
+    }
+
+    /// Runs some stages of a source; gives the number of documents that were read, if that stage is complete.
+    fn run_source(&self, source: &dyn Source, stages: &[Stage]) -> Result<Option<u64>> {
+        let stage = self.stages(source)?;
+        let runs = |stage: Stage| stages.contains(&stage);
+        if runs(Stage::Read) {
+            stage.read.tell(self);
+            stage.read.run(self, source)?;
+        }
+        if runs(Stage::Clean) {
+            clean::run(self, source, &stage.read.spec, &stage.clean)?;
+        }
+        if runs(Stage::Dedup) {
+            stage.dedup.run(self, &stage.clean)?;
+        }
+        if runs(Stage::Score) {
+            score::run(self, source, &stage.dedup.spec, &stage.score)?;
+        }
+        if runs(Stage::Mix) {
+            mix::run(self, source, &stage.score, &stage.mix)?;
+        }
+        if runs(Stage::Tokenize) && self.world.0 == 0 {
+            tokenize::run(self, source, &stage.mix)?;
+        }
+        self.tell_losses(&stage)
+    }
+
+    /// The stages of a source, planned.
+    fn stages<'s>(&self, source: &'s dyn Source) -> Result<Stages<'s>> {
+        let read = read::plan(self, source)?;
+        let clean = clean::plan(self, source, &read.spec)?;
+        let dedup = dedup::Dedup::plan(self, source, &clean)?;
+        let score = score::plan(self, source, &dedup.spec)?;
+        let mix = mix::plan(self, source, &score)?;
+        Ok(Stages { source, read, clean, dedup, score, mix })
+    }
+
+    /// Says it where nothing was read of a source, or nothing is left of it. Gives the number of documents that were read.
+    fn tell_losses(&self, stages: &Stages<'_>) -> Result<Option<u64>> {
+        let name = stages.source.common().name;
+        let specs = [&stages.read.spec, &stages.clean, &stages.dedup.spec, &stages.score, &stages.mix];
+        let mut read = None;
+        for spec in specs {
+            let Some(counts) = counts(spec)? else { break };
+            let read = *read.get_or_insert(counts.docs_out);
+            if counts.docs_out == 0 {
+                let of = if read == 0 { String::new() } else { format!(" of {read} documents") };
+                let why = reasons(&counts);
+                say(self.observer, name.as_str(), &format!("nothing is left{of} after `{}`: {why}", spec.name));
+                break;
+            }
+        }
+        Ok(read)
     }
 
     /// The mixture of the token datasets that are there; `None` where the build has no tokenizer.
@@ -199,19 +283,28 @@ impl<'a> Build<'a> {
         if self.config.mix.tokenizer.is_none() {
             return Ok(None);
         }
-        let used = self.config.sources.used();
-        let sources = used.iter().map(|c| Ok((c.source, c.weight, c.max_epochs, tokenize::count(self, c.source)?)));
-        Mixture::new(&sources.collect::<Result<Vec<_>>>()?, self.config.mix.tokens, self.tokens).map(Some)
+        let part = |source: &dyn Source| {
+            let common = source.common();
+            Ok(Part {
+                source: common.name,
+                weight: common.weight,
+                max_epochs: common.max_epochs,
+                tokens: tokenize::count(self, common.name)?,
+                paper_epochs: common.paper.1,
+            })
+        };
+        let parts = self.config.sources.used().into_iter().map(part).collect::<Result<Vec<_>>>()?;
+        Mixture::new(&parts, self.config.mix.tokens, self.tokens).map(Some)
     }
 
     /// `OUT/STAGE/SOURCE`.
-    pub fn folder(&self, stage: &str, source: Source) -> PathBuf {
-        self.config.out.join(stage).join(source.name())
+    pub fn folder(&self, stage: &str, source: SourceName) -> PathBuf {
+        self.config.out.join(stage).join(source.as_str())
     }
 
-    fn spec(&self, stage: &str, source: Source, inputs: Vec<Shard>, settings: &impl Serialize) -> Result<StageSpec> {
+    fn spec(&self, stage: &str, source: SourceName, inputs: Vec<Shard>, settings: &impl Serialize) -> Result<StageSpec> {
         let hash = engine::config_hash(settings)?;
-        let mut spec = StageSpec::new(stage, source.name(), inputs, self.folder(stage, source), hash);
+        let mut spec = StageSpec::new(stage, source.as_str(), inputs, self.folder(stage, source), hash);
         spec.world = self.world;
         spec.threads = self.config.threads();
         spec.show_one_in = self.config.show_one_in;
@@ -219,12 +312,21 @@ impl<'a> Build<'a> {
     }
 
     /// A stage that reads the tables of another.
-    fn next(&self, stage: &str, before: &StageSpec, settings: &impl Serialize) -> Result<StageSpec> {
-        self.spec(stage, before.source.parse()?, before.tables(), settings)
+    fn next(&self, stage: &str, source: &dyn Source, before: &StageSpec, settings: &impl Serialize) -> Result<StageSpec> {
+        self.spec(stage, source.common().name, before.tables(), settings)
+    }
+
+    /// The models, opened at their first use.
+    fn models(&self) -> Result<&score::OpenModels> {
+        if let Some(models) = self.models.get() {
+            return Ok(models);
+        }
+        let models = score::OpenModels::open(self)?;
+        Ok(self.models.get_or_init(|| models))
     }
 
     /// Runs this rank's shards of a stage, and waits for those of the others.
-    fn stage(&self, spec: &StageSpec, work: impl Fn(&Shard, &mut Output<'_>) -> Result<()> + Sync) -> Result<Summary> {
+    fn stage(&self, spec: &StageSpec, work: impl Fn(&Shard, &mut Output<'_>) -> Result<()> + Sync) -> Result<StageSummary> {
         let progress = Progress::default();
         let mut result = None;
         self.observer.begin(&spec.name, &spec.source, &progress, &mut || {
@@ -253,6 +355,25 @@ impl<'a> Build<'a> {
     }
 }
 
+/// What happened to the documents of a stage, in all of its shards; `None` if one is missing.
+fn counts(spec: &StageSpec) -> Result<Option<Counts>> {
+    let mut all = Counts::default();
+    for shard in &spec.inputs {
+        let Some(manifest) = engine::Manifest::read(&spec.out, &shard.name)? else { return Ok(None) };
+        all.add(&manifest.counts);
+    }
+    Ok(Some(all))
+}
+
+/// Why documents are not there, the commonest first.
+fn reasons(counts: &Counts) -> String {
+    let mut all: Vec<_> = counts.dropped.iter().chain(&counts.skipped).map(|(why, n)| (*n, why.as_str())).collect();
+    all.extend((counts.rejected > 0).then_some((counts.rejected, "rejected")));
+    all.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    let all: Vec<_> = all.iter().take(6).map(|(n, why)| format!("{n} {why}")).collect();
+    if all.is_empty() { "the inputs have no record".into() } else { all.join(", ") }
+}
+
 /// What each stage did with a document, in their order.
 ///
 /// # Errors
@@ -260,11 +381,16 @@ impl<'a> Build<'a> {
 pub fn explain(config: &BuildConfig, id: &str) -> Result<Vec<(String, engine::Fate)>> {
     let mut all = Vec::new();
     for stage in Stage::TABLES {
-        for source in Source::ALL {
-            let dir = config.out.join(stage.name()).join(source.name());
-            if dir.is_dir() {
-                let place = format!("{}/{}", stage.name(), source.name());
-                all.extend(engine::find(&dir, id)?.into_iter().map(|fate| (place.clone(), fate)));
+        for source in NAMES {
+            let dir = config.out.join(stage.name()).join(source.as_str());
+            if !dir.is_dir() {
+                continue;
+            }
+            for mut fate in engine::find(&dir, id)? {
+                if let (Stage::Mix, engine::Fate::Kept { meta, .. }) = (stage, &mut fate) {
+                    mix::mark(meta, id, config.mix.valid);
+                }
+                all.push((format!("{}/{source}", stage.name()), fate));
             }
         }
     }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::names::Source;
 use super::{Build, Stage};
 use crate::engine::{Counts, Manifest, Shown, Table, shown};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::sources::SourceName;
 
 /// Documents of a source that the histograms are of: its first ones.
 const COUNTED: usize = 20_000;
@@ -46,7 +46,7 @@ pub(super) fn write(build: &Build<'_>) -> Result<PathBuf> {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>recua data</title>\n",
     );
     let _ = write!(page, "<style>{STYLE}</style>\n</head>\n<body>\n<h1>From dumps to tokens</h1>\n");
-    let used: Vec<Source> = build.config.sources.used().iter().map(|c| c.source).collect();
+    let used: Vec<_> = build.config.sources.used().iter().map(|source| source.common().name).collect();
     let mut all = Vec::new();
     for &source in &used {
         let mut steps = Vec::new();
@@ -131,7 +131,7 @@ fn step(stage: &'static str, dir: &Path) -> Result<Option<Step>> {
 }
 
 /// The documents as they leave the last stage that there is.
-fn look(build: &Build<'_>, source: Source) -> Result<Look> {
+fn look(build: &Build<'_>, source: SourceName) -> Result<Look> {
     let mut look = Look::default();
     let dirs = Stage::TABLES.iter().rev().map(|s| build.folder(s.name(), source));
     let Some(dir) = dirs.into_iter().find(|d| d.is_dir()) else { return Ok(look) };
@@ -163,7 +163,7 @@ fn look(build: &Build<'_>, source: Source) -> Result<Look> {
     Ok(look)
 }
 
-fn overview(page: &mut String, all: &[(Source, Vec<Step>, Look)]) {
+fn overview(page: &mut String, all: &[(SourceName, Vec<Step>, Look)]) {
     page.push_str(
         "<table><tr><th>source<th>stage<th>documents in<th>out<th>bytes in<th>out<th>kept<th>dropped<th>rejected</tr>\n",
     );
@@ -193,7 +193,7 @@ fn overview(page: &mut String, all: &[(Source, Vec<Step>, Look)]) {
     page.push_str("</table>\n");
 }
 
-fn source_section(page: &mut String, source: Source, steps: &[Step], look: &Look) {
+fn source_section(page: &mut String, source: SourceName, steps: &[Step], look: &Look) {
     let _ = writeln!(page, "<h2 id=\"{source}\">{source}</h2>\n<section class=\"charts\">");
     let lengths: Vec<_> = range(&look.lengths).map(|(k, n)| (bytes(1 << k), n)).collect();
     columns(page, &format!("Bytes of a document (from), of {} documents", grouped(look.documents as u64)), &lengths);

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Build;
-use super::config::Common;
-use super::mix::SPLIT;
-use super::names::Source;
+use super::mix::held_out;
 use crate::Document;
-use crate::engine::{self, Progress, StageSpec, Summary, Table};
+use crate::engine::{self, Manifest, Progress, StageSpec, StageSummary, Table};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::sources::{Source, SourceName};
 
 /// The two datasets of a source.
 pub(super) const SPLITS: [&str; 2] = ["train", "valid"];
@@ -21,21 +20,42 @@ pub(super) const SPLITS: [&str; 2] = ["train", "valid"];
 struct Made {
     settings: String,
     tables: Vec<String>,
+    /// The settings of the stage before, which say what is held out. `None`: made when the tables themselves said it.
+    #[serde(default)]
+    mix: Option<String>,
+}
+
+impl Made {
+    /// Whether datasets that were made `before` are what is to be made now.
+    fn is(&self, before: &Self, mix: &[Manifest]) -> bool {
+        let same = before.settings == self.settings && before.tables == self.tables;
+        // Tables that say it themselves differ from those that they were made of.
+        let say_it = || mix.iter().any(|m| tables(m).ne(m.inputs.iter().map(|i| &i.hash)));
+        same && (before.mix == self.mix || (before.mix.is_none() && say_it()))
+    }
+}
+
+/// The hashes of a shard's tables.
+fn tables(manifest: &Manifest) -> impl Iterator<Item = &String> {
+    manifest.outputs.iter().filter(|o| is_table(&o.name)).map(|o| &o.hash)
 }
 
 /// Makes the datasets of a source, unless they are there and of the same text and settings.
-pub(super) fn run(build: &Build<'_>, common: Common<'_>, mix: &StageSpec) -> Result<()> {
+pub(super) fn run(build: &Build<'_>, source: &dyn Source, mix: &StageSpec) -> Result<()> {
+    let name = source.common().name;
     let Some(path) = &build.config.mix.tokenizer else { return Ok(()) };
     let manifests = mix.complete(build.patience)?;
     let tokenizer = build.tokens.tokenizer(path)?;
-    let folder = build.folder("tokenize", common.source);
+    let folder = build.folder("tokenize", name);
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     let settings = engine::config_hash(&(format!("{:016x}", tokenizer.hash()), build.config.mix.shard_tokens))?;
-    let tables = manifests.iter().flat_map(|m| &m.outputs).filter(|o| is_table(&o.name)).map(|o| o.hash.clone()).collect();
-    let made = Made { settings, tables };
+    let made =
+        Made { settings, tables: manifests.iter().flat_map(tables).cloned().collect(), mix: Some(mix.config_hash.clone()) };
     let marker = folder.join("made.json");
     let before = std::fs::read(&marker).ok().and_then(|bytes| serde_json::from_slice::<Made>(&bytes).ok());
-    if before.as_ref() == Some(&made) && SPLITS.iter().any(|split| build.tokens.count(&folder.join(split)).is_ok()) {
+    if before.is_some_and(|before| made.is(&before, &manifests))
+        && SPLITS.iter().any(|split| build.tokens.count(&folder.join(split)).is_ok())
+    {
         return Ok(());
     }
     if marker.exists() {
@@ -45,13 +65,14 @@ pub(super) fn run(build: &Build<'_>, common: Common<'_>, mix: &StageSpec) -> Res
     let progress = Progress::default();
     let mut result = Ok(());
     let start = std::time::Instant::now();
-    build.observer.begin("tokenize", common.source.name(), &progress, &mut || {
+    build.observer.begin("tokenize", name.as_str(), &progress, &mut || {
         result = SPLITS.iter().try_for_each(|split| {
             let out = folder.join(split);
             if out.exists() {
                 std::fs::remove_dir_all(&out).map_err(Error::io("remove", &out))?;
             }
-            let documents = Rows { files: files.clone().into_iter(), table: None, valid: *split == "valid" };
+            let share = build.config.mix.valid;
+            let documents = Rows { files: files.clone().into_iter(), table: None, valid: *split == "valid", share };
             let mut counted = |documents, bytes| {
                 progress.docs_out.store(documents, std::sync::atomic::Ordering::Relaxed);
                 progress.bytes_out.store(bytes, std::sync::atomic::Ordering::Relaxed);
@@ -62,7 +83,7 @@ pub(super) fn run(build: &Build<'_>, common: Common<'_>, mix: &StageSpec) -> Res
                 return Ok(());
             }
             let shard_tokens = build.config.mix.shard_tokens;
-            tokenizer.write(&out, shard_tokens, common.source.name(), &mut documents, &mut counted)
+            tokenizer.write(&out, shard_tokens, name.as_str(), &mut documents, &mut counted)
         });
     });
     result?;
@@ -70,8 +91,8 @@ pub(super) fn run(build: &Build<'_>, common: Common<'_>, mix: &StageSpec) -> Res
     write_atomic(&marker, &bytes)?;
     build.observer.end(
         "tokenize",
-        common.source.name(),
-        &Summary { seconds: start.elapsed().as_secs_f64(), ..Summary::default() },
+        name.as_str(),
+        &StageSummary { seconds: start.elapsed().as_secs_f64(), ..StageSummary::default() },
     );
     Ok(())
 }
@@ -81,7 +102,7 @@ fn is_table(name: &str) -> bool {
 }
 
 /// Tokens of a source's training set; 0 if all of its documents are held out.
-pub(super) fn count(build: &Build<'_>, source: Source) -> Result<u64> {
+pub(super) fn count(build: &Build<'_>, source: SourceName) -> Result<u64> {
     let folder = build.folder("tokenize", source);
     let train = folder.join(SPLITS[0]);
     if !train.exists() && folder.join("made.json").exists() {
@@ -95,6 +116,8 @@ struct Rows {
     files: std::vec::IntoIter<PathBuf>,
     table: Option<Table>,
     valid: bool,
+    /// That are held out.
+    share: f64,
 }
 
 impl Iterator for Rows {
@@ -112,8 +135,7 @@ impl Iterator for Rows {
                 None => self.table = None,
                 Some(Err(e)) => return Some(Err(e)),
                 Some(Ok(record)) => {
-                    let valid = record.meta.get(SPLIT).is_some_and(|split| split == "valid");
-                    if valid == self.valid {
+                    if held_out(&record.id, self.share) == self.valid {
                         return Some(Ok(Document { text: record.text, source: record.id }));
                     }
                 }

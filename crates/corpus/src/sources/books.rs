@@ -9,12 +9,63 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::Map;
+use serde_json::{Map, Value, json};
 
+use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::each};
 use crate::{
     Cleaned, Record, Rejected, Removed, Sink,
+    dedup::{Rule, overlap},
     error::{Error, Result},
 };
+
+settings::settings! {
+    /// Books of Project Gutenberg, or any folder of books (LLaMA section 2.1).
+    Books, books, paper = (4.5, 2.23),
+    {
+        /// How they are read and cleaned.
+        rules: Options = Options::default(),
+        /// A book of which more than this share is in an earlier one goes. 1: none goes.
+        max_overlap: f64 = overlap::THRESHOLD,
+    }
+}
+
+impl Source for Books {
+    fn common(&self) -> Common<'_> {
+        self.shared()
+    }
+
+    fn check(&self) -> Result<()> {
+        settings::share(self.shared(), "max_overlap", self.max_overlap)
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::Whole
+    }
+
+    fn read_settings(&self) -> Value {
+        json!(self.rules)
+    }
+
+    fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
+        each(dumps, sink, |dump, sink| read(dump, &self.rules, sink).map(|()| Skipped::new()))
+    }
+
+    fn clean_settings(&self) -> Value {
+        json!(self.rules)
+    }
+
+    fn cleaner(&self) -> Result<Cleaner<'_>> {
+        Ok(Box::new(|record| clean(&record.text, &self.rules)))
+    }
+
+    fn clean_text(&self, text: &str, _: Option<&str>) -> Cleaned {
+        clean(text, &self.rules)
+    }
+
+    fn duplicates(&self) -> Rule {
+        if self.max_overlap < 1.0 { Rule::Overlap(self.max_overlap) } else { Rule::Nothing }
+    }
+}
 
 /// Lines in which a header's marker can be; the longest headers, with the small print before the book, have about 400.
 const HEADER_LINES: usize = 600;

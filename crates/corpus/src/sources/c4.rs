@@ -1,19 +1,117 @@
-//! C4 as it is published: JSON lines (`.json.gz`, also `.jsonl`, `.zst`), an object a line with `text`, `timestamp` and `url`.
+//! C4 as it is published: JSON lines (`.json.gz`, also `.jsonl`, `.zst`), an object a line with `text`, `timestamp` and `url`. Or made
+//! anew, by its rules, from WET and WARC files.
 
 use std::{
     collections::HashSet,
     io::{self, BufRead, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::{
+    Cleaner, Common, Inputs, Quality, ReadTools, Skipped, Source, commoncrawl, settings,
+    source::{as_it_is, each},
+};
 use crate::{
-    Record, Rejected, Sink,
+    Cleaned, Record, Rejected, Sink,
+    dedup::Rule,
     error::{Error, Result},
+    filters::c4::{BadWords, C4Rules, Scope, clean_page},
     unpack,
 };
+
+settings::settings! {
+    /// C4 (LLaMA section 2.1): the published JSON lines, or WET and WARC files with `rules = true`.
+    C4, c4, paper = (15.0, 1.06),
+    {
+        /// Applies C4's rules: for those who make their own. The published files have them applied.
+        rules: bool = false,
+        /// A list of words, one a line, that a page must not have. `None`: no such rule.
+        bad_words: Option<PathBuf> = None,
+        /// With `rules`: least probability of English, if there is `models.lid`.
+        min_english: f32 = 0.99,
+        /// With `rules`: removes the lines that another page has.
+        line_duplicates: bool = true,
+    }
+}
+
+impl C4 {
+    fn bad_words(&self) -> Result<Option<BadWords>> {
+        let path = self.bad_words.as_ref().filter(|_| self.rules);
+        path.map(|path| BadWords::open(path, Scope::Page)).transpose()
+    }
+}
+
+impl Source for C4 {
+    fn common(&self) -> Common<'_> {
+        self.shared()
+    }
+
+    fn check(&self) -> Result<()> {
+        settings::share(self.shared(), "min_english", self.min_english.into())?;
+        self.bad_words().map(|_| ())
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::Files(is_c4)
+    }
+
+    fn read_settings(&self) -> Value {
+        json!({ "title_in_text": true })
+    }
+
+    fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
+        each(dumps, sink, |dump, sink| {
+            if begins_as_crawl(dump)? {
+                let options = commoncrawl::Options { title_in_text: true, ..Default::default() };
+                return Ok(commoncrawl::read(dump, &options, sink)?.skipped);
+            }
+            read(dump, Options::default(), sink)?;
+            Ok(Skipped::new())
+        })
+    }
+
+    fn clean_settings(&self) -> Value {
+        json!((self.rules, &self.bad_words))
+    }
+
+    fn cleaner(&self) -> Result<Cleaner<'_>> {
+        if !self.rules {
+            return Ok(Box::new(|record| as_it_is(&record.text)));
+        }
+        let rules = C4Rules { bad_words: self.bad_words()?, ..C4Rules::default() };
+        Ok(Box::new(move |record| clean_page(&record.text, &rules)))
+    }
+
+    fn clean_text(&self, text: &str, _: Option<&str>) -> Cleaned {
+        clean_page(text, &C4Rules::default())
+    }
+
+    fn duplicates(&self) -> Rule {
+        if self.rules && self.line_duplicates { Rule::C4Lines } else { Rule::Nothing }
+    }
+
+    fn quality(&self) -> Quality<'_> {
+        Quality { min_english: self.rules.then_some(self.min_english), ..Quality::default() }
+    }
+}
+
+/// Whether a file is C4's, or one to make it from, by its name.
+fn is_c4(name: &str) -> bool {
+    let plain = unpack::without_packing(name);
+    name.ends_with(".zst") || [".json", ".jsonl", ".ndjson"].iter().any(|end| plain.ends_with(end)) || commoncrawl::is_crawl(name)
+}
+
+/// Whether a file is a WARC or WET file: by its first bytes, and by its name where they are damaged.
+fn begins_as_crawl(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    // What cannot be unpacked shows when it is read.
+    let _ = unpack::open(path)?.take(5).read_to_end(&mut start);
+    Ok(start == b"WARC/" || commoncrawl::is_crawl(&name))
+}
 
 /// Bounds of the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +158,7 @@ pub fn read(path: &Path, options: Options, sink: &mut Sink<'_>) -> Result<u64> {
                 }
                 Err(reason) => reason,
             },
-            Err(e) if damage(&e) => {
+            Err(e) if unpack::is_damage(&e) => {
                 sink(Err(Rejected { place, reason: format!("the compressed file is damaged or cut here: {e}") }))?;
                 return Ok(records);
             }
@@ -68,12 +166,6 @@ pub fn read(path: &Path, options: Options, sink: &mut Sink<'_>) -> Result<u64> {
         };
         sink(Err(Rejected { place, reason }))?;
     }
-}
-
-/// Errors that the decompressors make of bad bytes, as against those of the disk.
-fn damage(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
-    matches!(error.kind(), InvalidData | InvalidInput | Other | UnexpectedEof) && error.raw_os_error().is_none()
 }
 
 enum Next {

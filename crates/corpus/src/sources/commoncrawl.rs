@@ -8,22 +8,134 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashSet},
     fs::File,
-    io::Read,
-    path::Path,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
 };
 
-use serde_json::Map;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    html,
+    Cleaner, Common, Inputs, PageQuality, Quality, ReadTools, Skipped, Source, html, settings,
+    source::each,
     warc::{Head, Limits, WarcReader, WarcRecord, head_len},
 };
 use crate::{
-    Record, Rejected, Sink,
+    Cleaned, Record, Rejected, Sink,
+    dedup::Rule,
+    engine::Duplicates,
     error::{Error, Result},
-    filters::ccnet::is_space,
+    filters::{
+        ccnet::{CcnetRules, clean_page, is_space},
+        perplexity::Bucket,
+    },
+    unpack,
 };
+
+/// What goes when documents have lines in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lines {
+    /// Nothing.
+    None,
+    /// Every copy of a line that two documents have (CCNet).
+    #[default]
+    Everywhere,
+    /// Every copy but the first document's.
+    KeepFirst,
+}
+
+settings::settings! {
+    /// CommonCrawl by CCNet (LLaMA section 2.1): WET or WARC files.
+    CommonCrawl, commoncrawl, paper = (67.0, 1.10),
+    {
+        /// Characters that a page must have before lines are removed.
+        min_chars: usize = 300,
+        /// What goes of lines that several pages have.
+        lines: Lines = Lines::Everywhere,
+        /// Languages that stay, if there is `models.lid`. Empty: all.
+        languages: Vec<String> = vec!["en".into()],
+        /// Least probability of the language, after rounding to two decimals.
+        min_language: f32 = 0.5,
+        /// Buckets of perplexity that stay, if there is a model of the language; CCNet keeps them apart, RedPajama takes these.
+        buckets: Vec<Bucket> = vec![Bucket::Head, Bucket::Middle, Bucket::All],
+        /// The classifier's label of pages that stay, if there is `models.classifier`.
+        classifier_label: String = "wiki".into(),
+        /// Its least probability.
+        min_classifier: f32 = 0.25,
+    }
+}
+
+impl Source for CommonCrawl {
+    fn common(&self) -> Common<'_> {
+        self.shared()
+    }
+
+    fn check(&self) -> Result<()> {
+        settings::share(self.shared(), "min_language", self.min_language.into())?;
+        settings::share(self.shared(), "min_classifier", self.min_classifier.into())?;
+        if self.buckets.is_empty() {
+            let problem = "an empty list lets no document through";
+            return Err(Error::bad_value(
+                self.shared().key("buckets"),
+                problem,
+                "e.g. buckets = [\"head\", \"middle\", \"all\"]",
+            ));
+        }
+        Ok(())
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::Files(is_crawl)
+    }
+
+    fn read_settings(&self) -> Value {
+        json!({ "title_in_text": false })
+    }
+
+    fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
+        each(dumps, sink, |dump, sink| Ok(read(dump, &Options::default(), sink)?.skipped))
+    }
+
+    fn clean_settings(&self) -> Value {
+        json!(self.min_chars)
+    }
+
+    fn cleaner(&self) -> Result<Cleaner<'_>> {
+        let rules = CcnetRules { min_chars: self.min_chars };
+        Ok(Box::new(move |record| clean_page(&record.text, &rules)))
+    }
+
+    fn clean_text(&self, text: &str, _: Option<&str>) -> Cleaned {
+        clean_page(text, &CcnetRules::default())
+    }
+
+    fn duplicates(&self) -> Rule {
+        match self.lines {
+            Lines::None => Rule::Nothing,
+            Lines::Everywhere => Rule::Paragraphs(Duplicates::Everywhere),
+            Lines::KeepFirst => Rule::Paragraphs(Duplicates::KeepFirst),
+        }
+    }
+
+    fn quality(&self) -> Quality<'_> {
+        let page = PageQuality {
+            languages: &self.languages,
+            min_language: self.min_language,
+            buckets: &self.buckets,
+            classifier_label: &self.classifier_label,
+            min_classifier: self.min_classifier,
+        };
+        Quality { page: Some(page), ..Quality::default() }
+    }
+}
+
+/// Whether a file is a WARC or WET file by its name.
+pub(super) fn is_crawl(name: &str) -> bool {
+    let name = unpack::without_packing(name);
+    name.ends_with(".warc") || name.ends_with(".wet")
+}
 
 /// What is read, and how much of it at most.
 #[derive(Clone, Debug)]
@@ -46,7 +158,7 @@ impl Default for Options {
 
 /// What was in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
+pub struct CrawlCounts {
     /// Whole records of any kind.
     pub records: u64,
     /// Records that became documents.
@@ -57,7 +169,7 @@ pub struct Summary {
     pub skipped: BTreeMap<&'static str, u64>,
 }
 
-/// Reads a `.warc`, `.warc.gz`, `.warc.wet` or `.warc.wet.gz` file, each document's id being its URL, or the URL, a space and
+/// Reads a WARC or WET file, plain or packed, each document's id being its URL, or the URL, a space and
 /// the record's id where the file has the URL a second time.
 ///
 /// Meta: `url`, `date` (`WARC-Date`), `digest`, `title`, `language` (`WARC-Identified-Content-Language`, WET only), `charset` (WARC only).
@@ -65,16 +177,36 @@ pub struct Summary {
 ///
 /// # Errors
 /// The file cannot be read, is no WARC file (an ARC file, say), or the sink fails.
-pub fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Result<Summary> {
+pub fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Result<CrawlCounts> {
     let file = File::open(path).map_err(Error::io("read", path))?;
-    let mut reader = WarcReader::new(file, options.limits).map_err(Error::io("read", path))?;
-    let mut summary = Summary::default();
+    let mut file = BufReader::with_capacity(unpack::CHUNK, file);
+    let start = file.fill_buf().map_err(Error::io("read", path))?;
+    // Gzip the WARC reader unpacks itself: a damaged member costs a record and not the rest of the file.
+    let bytes: Box<dyn Read> = match unpack::is_packed(start) && !start.starts_with(&[0x1f, 0x8b]) {
+        true => Box::new(unpack::unpack(file).map_err(Error::io("read", path))?),
+        false => Box::new(file),
+    };
+    let mut reader = WarcReader::new(bytes, options.limits).map_err(Error::io("read", path))?;
+    let mut counts = CrawlCounts::default();
     let mut urls = HashSet::new();
     let mut first_problem = None;
-    while let Some(record) = reader.next().map_err(Error::io("read", path))? {
+    loop {
+        let record = match reader.next() {
+            Ok(Some(record)) => record,
+            Ok(None) => break,
+            Err(e) if unpack::is_damage(&e) => {
+                counts.rejected += 1;
+                sink(Err(Rejected {
+                    place: path.display().to_string(),
+                    reason: format!("the packed file is damaged or cut: {e}"),
+                }))?;
+                break;
+            }
+            Err(e) => return Err(Error::io("read", path)(e)),
+        };
         let document = match record {
             Ok(record) => {
-                summary.records += 1;
+                counts.records += 1;
                 document(&record, options).map_err(|reason| Rejected { place: place(&record), reason })
             }
             Err(rejected) => Err(rejected),
@@ -84,23 +216,23 @@ pub fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Result<Summa
                 if !urls.insert(xxh3_64(record.id.as_bytes())) {
                     record.id = format!("{} {record_id}", record.id);
                 }
-                summary.documents += 1;
+                counts.documents += 1;
                 sink(Ok(record))?;
             }
-            Ok(Outcome::Skipped(why)) => *summary.skipped.entry(why).or_default() += 1,
+            Ok(Outcome::Skipped(why)) => *counts.skipped.entry(why).or_default() += 1,
             Err(rejected) => {
-                summary.rejected += 1;
+                counts.rejected += 1;
                 first_problem.get_or_insert_with(|| rejected.clone());
                 sink(Err(rejected))?;
             }
         }
     }
     match first_problem {
-        Some(problem) if summary.records == 0 && problem.reason.starts_with("no record begins here") => {
+        Some(problem) if counts.records == 0 && problem.reason.starts_with("no record begins here") => {
             let hint = "give WARC or WET files (ARC files, of 2008 to 2012, are not read)";
             Err(Error::bad_file("WARC file", path, format!("{}: {}", problem.place, problem.reason), hint))
         }
-        _ => Ok(summary),
+        _ => Ok(counts),
     }
 }
 

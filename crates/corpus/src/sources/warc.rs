@@ -156,7 +156,7 @@ impl<'a> WarcRecord<'a> {
 
 /// Reads the records of one file in their order.
 pub struct WarcReader<R> {
-    source: Source<R>,
+    source: Packing<R>,
     limits: Limits,
     /// Decoded bytes; those before `start` are done with.
     buf: Vec<u8>,
@@ -194,8 +194,8 @@ impl<R: Read> WarcReader<R> {
         read.by_ref().take(2).read_to_end(&mut first)?;
         let gzip = first == [0x1f, 0x8b];
         let (source, buf) = match gzip {
-            true => (Source::Gzip(Box::new(Gunzip::new(read, &first))), Vec::new()),
-            false => (Source::Plain(read), first),
+            true => (Packing::Gzip(Box::new(Gunzip::new(read, &first))), Vec::new()),
+            false => (Packing::Plain(read), first),
         };
         let (head, damages) = (Head::default(), VecDeque::new());
         Ok(Self { source, limits, buf, start: 0, base: 0, ended: false, next: 0, head, records: 0, damages })
@@ -287,7 +287,7 @@ impl<R: Read> WarcReader<R> {
     /// Decoded offset of the gzip member that is being decoded.
     fn member_start(&self) -> Option<u64> {
         match &self.source {
-            Source::Gzip(gzip) if gzip.within => Some((self.base + self.buf.len() as u64).saturating_sub(gzip.produced)),
+            Packing::Gzip(gzip) if gzip.within => Some((self.base + self.buf.len() as u64).saturating_sub(gzip.produced)),
             _ => None,
         }
     }
@@ -379,10 +379,10 @@ impl<R: Read> WarcReader<R> {
         while !self.ended && self.buf.len() == had {
             self.buf.reserve(CHUNK);
             match &mut self.source {
-                Source::Plain(read) => {
+                Packing::Plain(read) => {
                     self.ended = read.by_ref().take(CHUNK as u64).read_to_end(&mut self.buf)? == 0;
                 }
-                Source::Gzip(gzip) => {
+                Packing::Gzip(gzip) => {
                     let at = self.base + had as u64;
                     match gzip.fill(&mut self.buf)? {
                         Filled::Some => {}
@@ -403,7 +403,7 @@ impl<R: Read> WarcReader<R> {
     }
 }
 
-enum Source<R> {
+enum Packing<R> {
     Plain(R),
     Gzip(Box<Gunzip<R>>),
 }

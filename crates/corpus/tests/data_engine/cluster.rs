@@ -1,9 +1,6 @@
 //! The same shuffles on a scheduler and two workers, each a process of its own.
 
-use std::{
-    io::{BufRead, BufReader},
-    time::Instant,
-};
+use std::io::{BufRead, BufReader};
 
 use recua_corpus::engine::{SchedulerOptions, WorkerOptions, scheduler, worker};
 
@@ -100,32 +97,33 @@ fn a_cluster_gives_the_same_bytes() {
             assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap(), "shuffle {what} of {hashes:?}");
         }
     }
-    // Threads, some of them long; and both workers had part in it all.
-    let paths: Vec<_> = (0..3).map(|i| dir.path().join(format!("posts {i}.parquet"))).collect();
+    // Rows, some of them long; and both workers had part in it all.
+    let paths: Vec<_> = (0..3).map(|i| dir.path().join(format!("rows {i}.parquet"))).collect();
     for (file, path) in paths.iter().enumerate() {
-        let mut writer = PostWriter::create(path).unwrap();
-        for post in (file as u64..3000).step_by(paths.len()) {
-            let (thread, score) = (below(&mut rng, 300), below(&mut rng, 9) as i64);
-            let text = "é ".repeat(if post % 500 == 0 { 1_000_000 } else { 100 });
-            writer.push(&Post { thread, answer: post >= 300, score, post, text, meta: "{}".into() }).unwrap();
+        let mut writer = SortWriter::<3>::create(path).unwrap();
+        for row in (file as u64..3000).step_by(paths.len()) {
+            let key = [below(&mut rng, 300), descending(below(&mut rng, 9) as i64), row];
+            let text = "é ".repeat(if row % 500 == 0 { 1_000_000 } else { 100 });
+            writer.push(&SortRow { key, text }).unwrap();
         }
         writer.finish().unwrap().publish().unwrap();
     }
-    let threads = |shuffle: &Shuffle| {
-        let mut posts = Vec::new();
-        let mut take = |post| {
-            posts.push(post);
+    let sorted = |shuffle: &Shuffle| {
+        let mut rows = Vec::new();
+        let mut take = |row: SortRow<3>| {
+            rows.push(row);
             Ok(())
         };
-        shuffle.threads(&paths, &mut take).unwrap();
-        posts
+        shuffle.sort(&paths, &mut take).unwrap();
+        rows
     };
-    let posts = threads(&here);
-    assert!(posts.len() == 3000 && posts == threads(&there));
-    let start = Instant::now();
+    let rows = sorted(&here);
+    assert!(rows.len() == 3000 && rows.is_sorted_by_key(|row| row.key) && rows == sorted(&there));
+    let mut attempts = 0;
     while works.iter().any(|work| jobs(work) == 0) {
-        assert!(start.elapsed() < Duration::from_secs(60), "a worker did nothing: {:?}", works.each_ref().map(|w| jobs(w)));
-        assert!(posts == threads(&there));
+        attempts += 1;
+        assert!(attempts < 100, "a worker did nothing: {:?}", works.each_ref().map(|w| jobs(w)));
+        assert!(rows == sorted(&there));
     }
     drop((workers, scheduler));
 }
@@ -151,17 +149,13 @@ fn a_scheduler_that_is_gone_is_an_error() {
         thread::sleep(Duration::from_secs(2));
         finished = waiting.is_finished();
         drop(scheduler);
-        let start = Instant::now();
         let dying = waiting.join().unwrap();
         assert!(matches!(&dying, Err(Error::Backend { name, .. }) if *name == address), "{dying:?}");
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     });
     assert!(!finished, "a shuffle without workers ended: the test shows nothing");
-    let start = Instant::now();
     let missing = there.pairs(&inputs, Hashes::NARROW, &out).map(|_| ()).unwrap_err();
     assert!(missing.to_string().starts_with(&format!("backend `{address}`: ")), "{missing}");
     assert!(missing.to_string().ends_with("is `recua data scheduler` running there?"), "{missing}");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(!out.exists(), "a shuffle that failed leaves nothing");
     // An address that is none is named before anything is asked.
     for scheduler in ["localhost:50050", "df://localhost", "df://:1", "df://localhost:port"] {

@@ -205,31 +205,32 @@ fn posts_come_in_threads() {
     let dir = tempdir().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(13);
     for (round, (count, files)) in [(0, 1), (1, 1), (300, 1), (5000, 4)].into_iter().enumerate() {
-        let mut posts: Vec<_> = (0..count)
-            .map(|post| {
-                let answer = below(&mut rng, 3) > 0;
-                let thread = if answer { below(&mut rng, 1 + count / 5) } else { post };
+        // The second key from the highest to the lowest.
+        let mut rows: Vec<_> = (0..count)
+            .map(|row| {
                 let score = below(&mut rng, 25) as i64 - 5;
-                let text = format!("{post} é").repeat(below(&mut rng, 40) as usize);
-                Post { thread, answer, score, post, text, meta: format!("{{\"n\":{post}}}") }
+                let text = format!("{row} é").repeat(below(&mut rng, 40) as usize);
+                (below(&mut rng, 1 + count / 5), score, SortRow { key: [0, descending(score), row], text })
             })
             .collect();
+        rows.iter_mut().for_each(|(first, _, row)| row.key[0] = *first);
         let paths: Vec<_> = (0..files).map(|f| dir.path().join(format!("{round}-{f}.parquet"))).collect();
-        let mut writers: Vec<_> = paths.iter().map(|p| PostWriter::create(p).unwrap()).collect();
-        posts.iter().for_each(|p| writers[below(&mut rng, files as u64) as usize].push(p).unwrap());
+        let mut writers: Vec<_> = paths.iter().map(|p| SortWriter::<3>::create(p).unwrap()).collect();
+        rows.iter().for_each(|(.., row)| writers[below(&mut rng, files as u64) as usize].push(row).unwrap());
         writers.into_iter().for_each(|w| drop(w.finish().unwrap().publish().unwrap()));
-        posts.sort_by_key(|p| (p.thread, p.answer, -p.score, p.post));
+        rows.sort_by_key(|(first, score, row)| (*first, -score, row.key[2]));
+        let rows: Vec<_> = rows.into_iter().map(|(.., row)| row).collect();
         for threads in [1, 2] {
             let mut got = Vec::new();
-            let mut take = |post| {
-                got.push(post);
+            let mut take = |row: SortRow<3>| {
+                got.push(row);
                 Ok(())
             };
-            shuffle(dir.path(), threads, 128 << 20).threads(&paths, &mut take).unwrap();
-            assert!(got == posts, "round {round}, {threads} threads");
+            shuffle(dir.path(), threads, 128 << 20).sort(&paths, &mut take).unwrap();
+            assert!(got == rows, "round {round}, {threads} threads");
         }
-        let mut fail = |_| Err(Error::bad_value("take", "no more", "-"));
-        let stopped = shuffle(dir.path(), 1, 128 << 20).threads(&paths, &mut fail);
+        let mut fail = |_: SortRow<3>| Err(Error::bad_value("take", "no more", "-"));
+        let stopped = shuffle(dir.path(), 1, 128 << 20).sort(&paths, &mut fail);
         assert_eq!(stopped.is_err(), count > 0, "the error of the closure comes back");
     }
 }

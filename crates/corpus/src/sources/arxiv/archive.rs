@@ -11,7 +11,7 @@ use serde_json::Map;
 
 use super::{
     FILE_SEPARATOR, Options,
-    include::{self, Document, Source},
+    include::{self, Document, TexFile},
 };
 use crate::{
     Record, Rejected, Sink,
@@ -128,7 +128,7 @@ impl<R: Read> Read for Bounded<R> {
 }
 
 /// The text files of a paper's source, a tar or one file, and the names of those that are Latin-1.
-fn source(name: &str, mut file: impl Read, options: &Options) -> Result<(Vec<Source>, Vec<String>), String> {
+fn source(name: &str, mut file: impl Read, options: &Options) -> Result<(Vec<TexFile>, Vec<String>), String> {
     let mut head = Vec::with_capacity(BLOCK);
     (&mut file).take(BLOCK as u64).read_to_end(&mut head).map_err(|e| format!("damaged: {e}"))?;
     let is_tar = is_tar(&head);
@@ -171,7 +171,7 @@ fn is_tar(block: &[u8]) -> bool {
 /// The text files of a paper, as they come.
 struct Files<'o> {
     options: &'o Options,
-    files: Vec<Source>,
+    files: Vec<TexFile>,
     latin1: Vec<String>,
     left: u64,
 }
@@ -206,7 +206,7 @@ impl<'o> Files<'o> {
         };
         // Something else under LaTeX's name.
         if self.options.rp_compat || !text.contains('\0') {
-            self.files.push(Source { name: name.to_owned(), text });
+            self.files.push(TexFile { name: name.to_owned(), text });
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ struct Paper {
     latin1: Vec<String>,
 }
 
-fn assemble(mut files: Vec<Source>, latin1: Vec<String>, options: &Options) -> Result<Paper, String> {
+fn assemble(mut files: Vec<TexFile>, latin1: Vec<String>, options: &Options) -> Result<Paper, String> {
     if options.rp_compat {
         let names = files.iter().map(|f| f.name.clone()).collect();
         let texts: Vec<_> = files.into_iter().map(|f| f.text.replace(FILE_SEPARATOR, "")).collect();
@@ -290,7 +290,7 @@ fn list(path: &Path) -> Result<Vec<std::path::PathBuf>> {
 
 /// The text files of a folder; the inner error is a paper's.
 #[allow(clippy::type_complexity)] // two results: of the disk and of the paper
-fn folder(root: &Path, options: &Options) -> Result<Result<(Vec<Source>, Vec<String>), String>> {
+fn folder(root: &Path, options: &Options) -> Result<Result<(Vec<TexFile>, Vec<String>), String>> {
     let mut files = Files::new(options);
     let mut folders = vec![(root.to_path_buf(), 0)];
     while let Some((folder, depth)) = folders.pop() {

@@ -15,7 +15,7 @@ const MAX_PATH: usize = 300;
 
 /// A file of a paper.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct TexFile {
     /// Its path in the archive, with `/`.
     pub(super) name: String,
     pub(super) text: String,
@@ -39,7 +39,7 @@ pub(super) fn is_tex(name: &str) -> bool {
 
 /// Puts a paper together, with at most `max` bytes of text. The main file is, of those with `\documentclass` and
 /// `\begin{document}` (of all, where none has: plain TeX), the one that makes the longest document; the first of equals.
-pub(super) fn assemble(files: &[Source], max: u64) -> Result<Document, String> {
+pub(super) fn assemble(files: &[TexFile], max: u64) -> Result<Document, String> {
     let by_name: HashMap<&str, usize> = files.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
     let candidates = |wanted: fn(&Marks) -> bool| {
         let tex = files.iter().enumerate().filter(|(_, f)| is_tex(&f.name));
@@ -130,7 +130,7 @@ fn join(dir: &str, path: &str) -> String {
 }
 
 struct Assembly<'a> {
-    files: &'a [Source],
+    files: &'a [TexFile],
     by_name: &'a HashMap<&'a str, usize>,
     environments: Environments,
     /// The main file's folder, from which TeX looks for files.

@@ -12,10 +12,56 @@ mod macros;
 mod redpajama;
 mod strip;
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 pub use archive::read;
 pub use latex::clean;
+
+use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::each};
+use crate::error::Result;
+use crate::{Cleaned, Sink};
+
+settings::settings! {
+    /// LaTeX sources of arXiv (LLaMA section 2.1).
+    Arxiv, arxiv, paper = (2.5, 1.06),
+    {
+        /// How they are read and cleaned.
+        rules: Options = Options::default(),
+    }
+}
+
+impl Source for Arxiv {
+    fn common(&self) -> Common<'_> {
+        self.shared()
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::Whole
+    }
+
+    fn read_settings(&self) -> Value {
+        json!(self.rules)
+    }
+
+    fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
+        each(dumps, sink, |dump, sink| read(dump, &self.rules, sink).map(|()| Skipped::new()))
+    }
+
+    fn clean_settings(&self) -> Value {
+        json!(self.rules)
+    }
+
+    fn cleaner(&self) -> Result<Cleaner<'_>> {
+        Ok(Box::new(|record| clean(&record.text, &self.rules)))
+    }
+
+    fn clean_text(&self, text: &str, _: Option<&str>) -> Cleaned {
+        clean(text, &self.rules)
+    }
+}
 
 /// Between the files of a paper in a record's text with [`Options::rp_compat`]: ASCII's file separator.
 pub const FILE_SEPARATOR: char = '\u{1c}';

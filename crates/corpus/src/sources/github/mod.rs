@@ -14,14 +14,85 @@ pub mod licence;
 mod parquet;
 mod read;
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
 pub use filter::{Shape, count_pieces, is_source, is_source_redpajama};
 pub use header::{strip_header, strip_header_redpajama};
-pub use read::{ReadOptions, Skipped, read};
+pub use read::{ReadOptions, read};
 
-use crate::{Cleaned, Removed};
+use super::{Cleaner, Common, Inputs, Quality, ReadTools, Skipped, Source, settings, source::each};
+use crate::dedup::{CONTENT_KEY, Rule};
+use crate::error::Result;
+use crate::{Cleaned, Removed, Sink};
+
+settings::settings! {
+    /// Source files of projects under MIT, BSD and Apache licences (LLaMA section 2.1).
+    Github, github, paper = (4.5, 0.64),
+    {
+        /// What is read.
+        read: ReadOptions = ReadOptions::default(),
+        /// What stays.
+        rules: Options = Options::default(),
+        /// Removes files that another project has, byte for byte.
+        exact_duplicates: bool = true,
+    }
+}
+
+impl Source for Github {
+    fn common(&self) -> Common<'_> {
+        self.shared()
+    }
+
+    fn check(&self) -> Result<()> {
+        settings::share(self.shared(), "rules.min_alphanumeric", self.rules.min_alphanumeric)
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::Whole
+    }
+
+    fn read_settings(&self) -> Value {
+        json!(self.read)
+    }
+
+    fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
+        each(dumps, sink, |dump, sink| read(dump, &self.read, sink))
+    }
+
+    fn clean_settings(&self) -> Value {
+        json!(self.rules)
+    }
+
+    fn cleaner(&self) -> Result<Cleaner<'_>> {
+        Ok(Box::new(|record| {
+            // Copies are told by the raw file, before its header goes.
+            let key = content_key(record.text.as_bytes());
+            record.meta.insert(CONTENT_KEY.into(), format!("{key:032x}").into());
+            let path = record.meta.get("path").and_then(Value::as_str);
+            clean(&record.text, path, &self.rules)
+        }))
+    }
+
+    fn clean_text(&self, text: &str, name: Option<&str>) -> Cleaned {
+        clean(text, name, &self.rules)
+    }
+
+    fn duplicates(&self) -> Rule {
+        if self.exact_duplicates { Rule::Exact } else { Rule::Nothing }
+    }
+
+    fn keyed(&self) -> bool {
+        true
+    }
+
+    fn quality(&self) -> Quality<'_> {
+        Quality { code: true, ..Quality::default() }
+    }
+}
 
 /// Which files stay, and what of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,6 @@
 //! Files of projects: from source trees, JSON lines and Parquet.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, Read},
     path::{Path, PathBuf},
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
+    super::Skipped,
     licence::{self, Detected},
     parquet,
 };
@@ -36,9 +36,6 @@ impl Default for ReadOptions {
         Self { max_file: 1 << 20, check_licence: true }
     }
 }
-
-/// How many files were left out, by reason: `licence`, `junk_folder`, `too_big`, `binary`, `not_utf8`.
-pub type Skipped = BTreeMap<&'static str, u64>;
 
 /// Bytes. A longer line is rejected.
 const MAX_LINE: u64 = 64 << 20;
@@ -72,7 +69,8 @@ const BINARY: [&str; 2] = ["binary", "is_binary"];
 /// Reads a source tree (a folder), or a file: JSON lines (`.jsonl`, `.json`, `.ndjson`, also `.gz` and `.zst`) or Parquet.
 ///
 /// A record's id is `repository/path`, its text the raw file, its metadata `repo`, `path` and `licence`. Files of projects
-/// whose licence does not let them in, binary files and files that are too big are counted in what is returned. Memory: one
+/// whose licence does not let them in (`licence`), of others' folders (`junk_folder`), too big (`too_big`), and no text (`binary`,
+/// `not_utf8`) are counted in what is returned. Memory: one
 /// file or line (64 MiB) at a time; of Parquet, what its row groups need.
 ///
 /// In a source tree, the topmost folder with a licence, a manifest or `.git` is a project (else, each of the folders in

@@ -4,11 +4,13 @@
 //!
 //! 1. [`largest_sites`] counts the posts of each dump.
 //! 2. [`posts`] reads a dump, row by row. A question and its answers lie anywhere in it.
-//! 3. Sorting by [`SortKey`] brings them together ([`group`] does it in memory, for a site that fits).
+//! 3. Sorting by [`SortKey`] brings them together ([`StackExchange`] does it on the disk, [`group`] in memory, for a site that fits).
 //! 4. [`Threads`] folds the sorted posts to questions with answers; [`thread`] makes the document.
 
 mod html;
 mod posts;
+mod source;
+mod threads;
 
 use std::{
     cmp::Reverse,
@@ -23,6 +25,8 @@ use serde_json::{Map, Value};
 
 pub use html::{clean_html, redpajama_text};
 pub use posts::{Kind, MAX_ROW, Post, PostSink, posts, read_posts};
+pub use source::StackExchange;
+pub use threads::{SortKey, Thread, Threads, group};
 
 use crate::{
     Cleaned, Record,
@@ -53,83 +57,6 @@ pub struct Options {
     pub min_score: Option<i64>,
     /// Further answers are left out.
     pub max_answers: Option<usize>,
-}
-
-/// Orders the posts of a site so that [`Threads`] can fold them: thread by thread, the question first, then its answers
-/// from the highest score to the lowest, equal ones from the oldest to the newest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SortKey {
-    /// The question's id.
-    pub thread: u64,
-    /// False sorts first.
-    pub is_answer: bool,
-    /// As a number.
-    pub score: Reverse<i64>,
-    /// The post's id.
-    pub id: u64,
-}
-
-impl SortKey {
-    /// The key of a post.
-    pub fn new(post: &Post) -> Self {
-        let is_answer = post.kind == Kind::Answer;
-        Self { thread: post.parent.unwrap_or(post.id), is_answer, score: Reverse(post.score), id: post.id }
-    }
-}
-
-/// Folds posts in the order of [`SortKey`] to questions with their answers.
-#[derive(Debug)]
-pub struct Threads<I> {
-    posts: I,
-    next: Option<Post>,
-    /// Answers without their question: it was deleted, or is in another file.
-    pub orphans: u64,
-    /// Answers beyond [`Threads::MAX_BYTES`].
-    pub cut: u64,
-}
-
-impl<I: Iterator<Item = Result<Post>>> Threads<I> {
-    /// Bytes of bodies that a thread is held with; answers with lower scores are left out.
-    pub const MAX_BYTES: usize = 64 << 20;
-
-    /// `posts` must be sorted by [`SortKey`].
-    pub fn new(posts: I) -> Self {
-        Self { posts, next: None, orphans: 0, cut: 0 }
-    }
-
-    fn advance(&mut self) -> Result<Option<(Post, Vec<Post>)>> {
-        let question = loop {
-            match self.next.take().map_or_else(|| self.posts.next().transpose(), |post| Ok(Some(post)))? {
-                None => return Ok(None),
-                Some(post) if post.kind == Kind::Question => break post,
-                Some(_) => self.orphans += 1,
-            }
-        };
-        let (mut answers, mut bytes) = (Vec::new(), question.body.len());
-        while let Some(post) = self.posts.next().transpose()? {
-            if post.parent != Some(question.id) {
-                self.next = Some(post);
-                break;
-            }
-            bytes += post.body.len();
-            if bytes <= Self::MAX_BYTES { answers.push(post) } else { self.cut += 1 }
-        }
-        Ok(Some((question, answers)))
-    }
-}
-
-impl<I: Iterator<Item = Result<Post>>> Iterator for Threads<I> {
-    type Item = Result<(Post, Vec<Post>)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.advance().transpose()
-    }
-}
-
-/// The threads of a site that fits in memory, by the ids of the questions.
-pub fn group(mut posts: Vec<Post>) -> Threads<impl Iterator<Item = Result<Post>>> {
-    posts.sort_by_key(SortKey::new);
-    Threads::new(posts.into_iter().map(Ok))
 }
 
 /// The document of a question: its id is the site's name and the question's number. `answers` are put in their order.

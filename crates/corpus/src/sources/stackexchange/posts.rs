@@ -12,6 +12,7 @@ use std::{
 
 use memchr::{memchr2, memmem};
 use quick_xml::{XmlVersion, events::attributes::Attributes};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Rejected,
@@ -28,7 +29,7 @@ const MAX_DICTIONARY: u64 = 1 << 30;
 const WHAT: &str = "Stack Exchange dump";
 
 /// What a post is. Tag wikis, elections and moderators' texts are neither.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     /// `PostTypeId="1"`.
     #[default]
@@ -38,7 +39,7 @@ pub enum Kind {
 }
 
 /// A question or an answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Post {
     /// Unique within the site.
     pub id: u64,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Counts, Options, input, names};
+use super::{Options, PageCounts, input, names};
 use crate::error::{Error, Result};
 use crate::{Record, Rejected, Sink};
 
@@ -13,7 +13,7 @@ use crate::{Record, Rejected, Sink};
 const SMALL: usize = 1 << 16;
 
 /// See [`super::read`].
-pub(super) fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Result<Counts> {
+pub(super) fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Result<PageCounts> {
     let text = input::open(path, options.threads)?;
     let mut reader = Reader {
         xml: Xml { text, offset: 0, tag: Vec::new(), content: Vec::new() },
@@ -21,7 +21,7 @@ pub(super) fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Resul
         options,
         language: options.language.clone(),
         is_dump: false,
-        counts: Counts::default(),
+        counts: PageCounts::default(),
         page: None,
         inside: Vec::new(),
     };
@@ -76,7 +76,7 @@ struct Reader<'a> {
     options: &'a Options,
     language: Option<String>,
     is_dump: bool,
-    counts: Counts,
+    counts: PageCounts,
     page: Option<Page>,
     /// The elements that are open in the page, `revision` and `contributor` among them.
     inside: Vec<Element>,

@@ -6,10 +6,8 @@ use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 use std::thread;
 
-use bzip2::read::MultiBzDecoder;
-
 use crate::error::{Error, Result};
-use crate::unpack::{self, CHUNK};
+use crate::unpack::{self, Bzip2, CHUNK};
 
 /// A stream of a multistream dump (100 pages) is far smaller than this. In a larger one nothing is decoded in parallel.
 const STREAM: usize = 8 << 20;
@@ -165,11 +163,11 @@ impl Streams {
     /// Streams too large to be held: `packed` and all after it in one thread, as they come.
     fn one_by_one(&mut self, mut packed: Vec<u8>) {
         packed.append(&mut self.packed);
-        let file: Box<dyn Read> = match self.file.take() {
+        let file: Box<dyn BufRead> = match self.file.take() {
             Some(file) => Box::new(file),
             None => Box::new(io::empty()),
         };
-        self.rest = Some(Box::new(MultiBzDecoder::new(Cursor::new(packed).chain(file))));
+        self.rest = Some(Box::new(Bzip2::new(Cursor::new(packed).chain(file))));
     }
 }
 
@@ -211,6 +209,6 @@ fn beginning(packed: &[u8], from: usize) -> Option<usize> {
 /// A stream's text, up to [`UNPACKED`] bytes, and the error that it breaks off with.
 fn unpack(packed: &[u8]) -> (Vec<u8>, Option<io::Error>) {
     let mut text = Vec::new();
-    let problem = MultiBzDecoder::new(packed).take(UNPACKED).read_to_end(&mut text).err();
+    let problem = Bzip2::new(packed).take(UNPACKED).read_to_end(&mut text).err();
     (text, problem)
 }

@@ -21,6 +21,8 @@ pub(super) mod mark {
     /// Lines to keep as they are, up to `END`.
     pub(in super::super) const VERBATIM: char = '\u{7}';
     pub(in super::super) const END: char = '\u{8}';
+    /// An equals sign that names no parameter: the first pass writes it as such in what is open, and as it is at its end.
+    pub(in super::super) const EQUALS: char = '\u{f}';
     /// A template, table or file begins here that has no end.
     pub(in super::super) const UNCLOSED: char = '\u{e}';
 }

@@ -104,6 +104,9 @@ impl Stripper<'_> {
             }
             Link::Text => {}
         }
+        if self.depth(Kind::Brace) > 0 {
+            self.protect(frame.at);
+        }
         self.pop();
     }
 

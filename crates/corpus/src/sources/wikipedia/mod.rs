@@ -11,19 +11,70 @@ mod input;
 mod lines;
 mod links;
 mod names;
+mod quantities;
 mod strip;
 mod tables;
 mod tags;
 mod templates;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 pub use names::LANGUAGES;
 
+use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::each};
 use crate::error::Result;
 use crate::{Cleaned, Record, Removed, Sink};
+
+settings::settings! {
+    /// Wikipedia dumps, `pages-articles` (LLaMA section 2.1).
+    Wikipedia, wikipedia, paper = (4.5, 2.45),
+    {
+        /// What is read.
+        read: Options = Options::default(),
+        /// What stays.
+        rules: CleanOptions = CleanOptions::default(),
+    }
+}
+
+impl Source for Wikipedia {
+    fn common(&self) -> Common<'_> {
+        self.shared()
+    }
+
+    fn inputs(&self) -> Inputs {
+        // Dumps in parts are `...-pages-articles1.xml-p1p41242.bz2`, and without the last ending when unpacked.
+        Inputs::Files(|name| {
+            let part = name.rsplit_once(".xml-p").is_some_and(|(_, pages)| pages.starts_with(|c: char| c.is_ascii_digit()));
+            part || [".xml", ".bz2", ".xz", ".gz", ".zst"].iter().any(|end| name.ends_with(end))
+        })
+    }
+
+    fn read_settings(&self) -> Value {
+        json!(self.read)
+    }
+
+    fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
+        each(dumps, sink, |dump, sink| {
+            let others = read(dump, &self.read, sink)?.other_namespaces;
+            Ok([("other_namespaces", others)].into_iter().filter(|(_, n)| *n > 0).collect())
+        })
+    }
+
+    fn clean_settings(&self) -> Value {
+        json!(self.rules)
+    }
+
+    fn cleaner(&self) -> Result<Cleaner<'_>> {
+        Ok(Box::new(|record| clean_record(record, &self.rules)))
+    }
+
+    fn clean_text(&self, text: &str, name: Option<&str>) -> Cleaned {
+        clean(text, name.unwrap_or("en"), &self.rules)
+    }
+}
 
 /// How a dump is read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,7 +98,7 @@ impl Default for Options {
 
 /// What was in a dump.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct PageCounts {
     /// Pages, of every namespace.
     pub pages: u64,
     /// Of those, records handed on, redirects among them.
@@ -73,7 +124,7 @@ pub struct Counts {
 ///
 /// # Errors
 /// The file cannot be read, or is no dump at all; or `sink` fails.
-pub fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Result<Counts> {
+pub fn read(path: &Path, options: &Options, sink: &mut Sink<'_>) -> Result<PageCounts> {
     dump::read(path, options, sink)
 }
 

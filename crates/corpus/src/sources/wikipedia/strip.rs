@@ -15,6 +15,9 @@ use super::tags::Closers;
 use super::templates::{self, Kept};
 use super::{CleanOptions, Rule};
 
+/// [`mark::EQUALS`] as a text.
+const EQUALS: &str = "\u{f}";
+
 /// How often, on average, a byte of the page may be moved in the output by nested templates that are kept.
 const MOVES: usize = 8;
 
@@ -178,7 +181,7 @@ impl<'a> Stripper<'a> {
         self.frames.last().copied()
     }
 
-    fn depth(&self, kind: Kind) -> usize {
+    pub(super) fn depth(&self, kind: Kind) -> usize {
         self.innermost[kind as usize]
     }
 
@@ -349,11 +352,49 @@ impl<'a> Stripper<'a> {
     fn template(&mut self, frame: Frame) {
         let separators = self.separators.get(frame.base..).unwrap_or(&[]);
         let name = self.out.get(frame.at..separators.first().copied().unwrap_or(self.out.len())).unwrap_or("");
-        let shape = if self.options.templates { templates::shape(name, self.language) } else { None };
-        let shape = shape.filter(|_| self.may_move(frame));
+        if !self.options.templates {
+            return self.keep(frame, None);
+        }
+        let shape = templates::shape(name, self.language);
+        let may = (shape.is_some() || separators.len() == 1) && self.may_move(frame);
         let separators = self.separators.get(frame.base..).unwrap_or(&[]);
-        let kept = shape.and_then(|shape| templates::text(shape, &self.out, separators));
+        let name = self.out.get(frame.at..separators.first().copied().unwrap_or(self.out.len())).unwrap_or("");
+        let kept = match shape.filter(|_| may) {
+            Some(shape) => templates::text(shape, name, &self.out, separators, self.last_shown(frame.at)),
+            None if may => templates::in_sentence(name, &self.out, separators, &self.out[..frame.at], self.rest()),
+            None => None,
+        };
+        let kept = match kept {
+            // What is left of a template is no parameter's name in the one around it.
+            Some(Kept::Text(text)) if text.contains('=') => Some(Kept::Text(text.replace('=', EQUALS))),
+            kept => kept,
+        };
+        let part = matches!(kept, Some(Kept::Part(..)));
         self.keep(frame, kept);
+        if part && (frame.below > 0 || frame.braces > 2) {
+            self.protect(frame.at);
+        }
+    }
+
+    /// Marks the equals signs of the output from `at` on as such that name no parameter of a template around them.
+    pub(super) fn protect(&mut self, at: usize) {
+        let Some(text) = self.out.get(at..).filter(|text| text.contains('=')) else { return };
+        self.moved += text.len();
+        if self.moved <= MOVES * self.source.len() {
+            let text = text.replace('=', EQUALS);
+            self.out.truncate(at);
+            self.out.push_str(&text);
+        }
+    }
+
+    /// A character that is no part of a construct.
+    pub(super) fn plain(&mut self, c: char) {
+        self.out.push(if c == '=' && self.depth(Kind::Brace) > 0 { mark::EQUALS } else { c });
+    }
+
+    /// The last character of the output that is not a mark.
+    pub(super) fn last_shown(&self, to: usize) -> Option<char> {
+        self.out.get(..to)?.chars().rev().take(8).find(|c| !c.is_control())
     }
 
     /// Whether what is in a frame may still be looked at and moved.
@@ -435,7 +476,7 @@ impl<'a> Stripper<'a> {
     fn reference(&mut self) {
         match entity(self.rest()) {
             Some((c, length)) => {
-                self.out.push(c);
+                self.plain(c);
                 self.at += length;
             }
             None => self.copy(1),
@@ -463,6 +504,9 @@ impl<'a> Stripper<'a> {
 
     /// At the page's end: what was left open is marked, for its lines to go.
     fn finish(mut self) -> (String, [u32; Rule::COUNT]) {
+        if self.out.contains(mark::EQUALS) {
+            self.out = self.out.replace(mark::EQUALS, "=");
+        }
         let mut places = Vec::new();
         while let Some(frame) = self.pop() {
             if matches!(frame.kind, Kind::Brace | Kind::Table) || matches!(frame.link, Link::Gone(_)) {

@@ -4,6 +4,7 @@ use super::lines::mark;
 use super::strip::{Kind, Stripper};
 use super::tables::entity;
 use super::{Math, Rule};
+use crate::sources::scripts;
 
 /// What an extension tag's content, which is not wikitext for the scan, becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,8 +233,8 @@ impl<'a> Stripper<'a> {
             self.count(Rule::Tag);
             if self.options.tidy && matches!(tag.name(), "td" | "th" | "tr") {
                 self.out.push(' ');
-            } else if self.options.tidy && tag.name() == "sup" && !tag.closing {
-                self.superscript();
+            } else if self.options.tidy && matches!(tag.name(), "sup" | "sub") && !tag.closing {
+                self.script(tag.name() == "sup");
             }
         } else if BLOCKS.binary_search(&tag.name()).is_ok() {
             self.at += tag.length;
@@ -341,12 +342,12 @@ impl<'a> Stripper<'a> {
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
             if let Some((c, length)) = if c == '&' && references { entity(rest) } else { None } {
-                self.out.push(c);
+                self.plain(c);
                 rest = rest.get(length..).unwrap_or("");
                 continue;
             }
             if !c.is_control() || matches!(c, '\n' | '\t') {
-                self.out.push(c);
+                self.plain(c);
             }
             if c == '\n' {
                 self.out.push(mark::NOWIKI);
@@ -355,26 +356,29 @@ impl<'a> Stripper<'a> {
         }
     }
 
-    /// A short superscript number in Unicode's superscript digits: `10<sup>6</sup>` is not 106.
-    fn superscript(&mut self) {
-        let mut digits = String::new();
-        for (at, c) in self.rest().char_indices().take(8) {
-            digits.push(match c {
-                '0' => '⁰',
-                '1' => '¹',
-                '2' => '²',
-                '3' => '³',
-                '4'..='9' => char::from_u32(0x2070 + c as u32 - '0' as u32).unwrap_or(c),
-                '-' | '−' | '–' => '⁻',
-                '+' => '⁺',
-                '<' if !digits.is_empty() && self.rest().get(at..).is_some_and(|r| r.starts_with("</sup>")) => {
-                    self.out.push_str(&digits);
-                    self.at += at + "</sup>".len();
-                    return;
-                }
-                _ => return,
-            });
+    /// The raised or lowered text that begins here: `10<sup>6</sup>` is not 106.
+    fn script(&mut self, raised: bool) {
+        /// Bytes of one that is a number or a short formula.
+        const SHORT: usize = 48;
+        let rest = self.rest();
+        let near = &rest[..rest.floor_char_boundary(SHORT.min(rest.len()))];
+        let before = self.last_shown(self.out.len());
+        let close = if raised { "</sup>" } else { "</sub>" };
+        let Some((inside, _)) = near.split_once(close).filter(|(inside, _)| !inside.contains(['<', '{', '[', '\n', '|'])) else {
+            // A formula within: its number must not run into the one before.
+            if raised && before.is_some_and(|c| c.is_ascii_digit()) && (near.starts_with("{{") || near.starts_with("''")) {
+                self.out.push('^');
+            }
+            return;
+        };
+        let plain = inside.replace("''", "").replace("&minus;", "−").replace("&nbsp;", " ").replace("&#8722;", "−");
+        if plain.contains('&') {
+            return;
         }
+        let text = if raised { scripts::raised(before, &plain) } else { scripts::lowered(before, &plain) };
+        text.chars().for_each(|c| self.plain(c));
+        self.at += inside.len() + close.len();
+        self.count(Rule::Tag);
     }
 }
 
