@@ -9,7 +9,7 @@
 //! 5. Windows to samples: [`Schedule::locate`] says which source the sample with a global index comes from, and
 //!    [`Permutation::apply`] which of its windows.
 //! 6. Samples to batches: [`Loader::batch`] for any place, [`Loader::batches`] for the batches of one rank in order,
-//!    [`Prefetch`] to make them on another thread; [`SequentialBatches`] for validation.
+//!    [`Prefetch`] to make them on another thread; [`ValidationBatches`] for validation.
 //!
 //! The texts come from anywhere: `corpus` has readers of files, of dumps and of what a pipeline made.
 
@@ -22,7 +22,7 @@ mod tokenize;
 
 pub use dataset::{DatasetIndex, DatasetWriter, ShardEntry, Shards};
 pub use loader::{
-    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, SequentialBatches, TokenWindows,
+    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, TokenWindows, ValidationBatches,
 };
 pub use mixture::Schedule;
 pub use permute::{Permutation, mix_key};

@@ -15,7 +15,9 @@
 //! ```
 
 mod bpe;
+mod bytes;
 mod decode;
+mod files;
 mod hf;
 mod sentencepiece;
 mod sp_model;
@@ -39,7 +41,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use bpe::FastMap;
+pub use bytes::TokenBytes;
 use decode::{Piece, Pieces, State};
+pub use files::{TokenizerFiles, find_tokenizer};
 use sp_normalize::PrefixSet;
 pub use stream::DecodeStream;
 pub use train::TrainConfig;

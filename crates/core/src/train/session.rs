@@ -10,31 +10,20 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::config::RunConfig;
+use super::inputs::{Inputs, Start, sample_prompt};
 use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord, Validation};
 use super::observe::{Observer, RunInfo, RunSummary};
 use super::report::ReportInfo;
 use super::spike::is_spike;
 use super::state::{OptimState, RunState};
 use super::step::{MicroBatch, StepConfig, StepOutput};
-use super::valid::{Valid, open_shards};
+use super::valid::Valid;
 use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
-use crate::data::{Batch, BatchSplit, Loader, MixturePart, Prefetch, Shards};
+use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::{Bos, Sampler, encode_prompt, end_ids};
-use crate::model::ModelConfig;
+use crate::generate::{Bos, Sampler, end_ids};
 use crate::tokenizer::Tokenizer;
-
-/// Where a run starts.
-#[derive(Clone, Debug)]
-pub enum Start {
-    /// Fresh weights.
-    Fresh,
-    /// The weights of a checkpoint of any format; moments and data from the beginning.
-    Init(PathBuf),
-    /// The run's newest whole checkpoint, bit for bit.
-    Resume,
-}
 
 /// A model that learns, on a device of some backend.
 pub(super) trait Learner {
@@ -61,15 +50,8 @@ pub(super) trait Learner {
 /// A run whose data and directory are open, and of which nothing is written yet.
 pub(super) struct Opening {
     pub(super) config: RunConfig,
+    pub(super) inputs: Inputs,
     dir: PathBuf,
-    loader: Arc<Loader>,
-    valid: Option<Valid>,
-    tokenizer: Option<Tokenizer>,
-    bos: Option<i32>,
-    sample_bos: Bos,
-    /// The checkpoint to go on from.
-    pub(super) resumed: Option<NativeCheckpoint>,
-    pub(super) state: RunState,
     lock: File,
 }
 
@@ -107,135 +89,29 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
-/// The training data of a run.
-fn open_data(config: &RunConfig) -> Result<(Vec<MixturePart>, Arc<Loader>)> {
-    if config.data.train.is_empty() {
-        return Err(Error::bad_value("data.train", "no dataset given", "pass --data DIR (made by `recua data tokenize`)"));
-    }
-    let mut parts = Vec::new();
-    for (i, path) in config.data.train.iter().enumerate() {
-        parts.push(MixturePart { shards: open_shards(path, config.data.verify)?, weight: config.data.weights.get(i).copied() });
-    }
-    let loader = Arc::new(Loader::new(&parts, config.seq_len(), config.train.seed)?);
-    for (part, path) in parts.iter().zip(&config.data.train) {
-        let (left_size, right_size) = (part.shards.vocab().size as usize, config.model.vocab_size);
-        if left_size != right_size {
-            let hint = "set model.vocab_size to the data's, or tokenize again".to_string();
-            let left = path.display().to_string();
-            return Err(Error::Vocabulary { left, left_size, right: "the model".into(), right_size, hint });
-        }
-    }
-    Ok((parts, loader))
-}
-
-/// The run's tokenizer, copied into the run so that the run can be used alone.
-fn open_tokenizer(config: &RunConfig, dir: &Path, shards: &Shards) -> Result<Option<Tokenizer>> {
-    let beside =
-        |folder: &Path| ["tokenizer.json", "tokenizer.model"].iter().map(|name| folder.join(name)).find(|path| path.exists());
-    let Some(path) = config.data.tokenizer.clone().or_else(|| beside(dir)).or_else(|| beside(shards.dir())) else {
-        return Ok(None);
-    };
-    let tokenizer = Tokenizer::open(&path)?;
-    let (size, data) = (tokenizer.vocab_size(), shards.vocab());
-    if size != data.size as usize || tokenizer.hash() != data.hash {
-        return Err(Error::Vocabulary {
-            left: format!("tokenizer {}", path.display()),
-            left_size: size,
-            right: format!("dataset {}", shards.dir().display()),
-            right_size: data.size as usize,
-            hint: "pass the tokenizer that the dataset was made with".into(),
-        });
-    }
-    let name = if path.extension().is_some_and(|e| e == "model") { "tokenizer.model" } else { "tokenizer.json" };
-    if !dir.join(name).exists() {
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        write_atomic(&dir.join(name), &bytes)?;
-    }
-    Ok(Some(tokenizer))
-}
-
-/// Samples begin as the documents of the data do.
-fn sample_bos(tokenizer: &Tokenizer, data: &Shards, observer: &mut dyn Observer) -> Result<Bos> {
-    let mut first = Vec::new();
-    data.read(0..1, &mut first)?;
-    let there = tokenizer.bos_id().is_some_and(|bos| first == [bos]);
-    if there && tokenizer.prefix().is_empty() {
-        observer
-            .note("documents begin with BOS, which the tokenizer's file does not put before a text: generate with --bos always");
-    }
-    Ok(if there { Bos::Always } else { Bos::Never })
-}
-
-/// Refuses a checkpoint of a model of another shape.
-pub(super) fn check_shape(found: &ModelConfig, config: &RunConfig, path: &Path) -> Result<()> {
-    if found.parameters() == config.model.parameters() && found.n_heads == config.model.n_heads {
-        return Ok(());
-    }
-    Err(Error::bad_value(
-        "model",
-        format!("{} holds a model of another shape than this run's", path.display()),
-        "use its config.toml, or leave the model's settings out",
-    ))
-}
-
 impl Opening {
     pub(super) fn new(config: RunConfig, dir: &Path, start: &Start, observer: &mut dyn Observer) -> Result<Self> {
-        config.validate()?;
-        let (parts, loader) = open_data(&config)?;
-        let first = &parts[0].shards;
-        let valid = config.data.valid.as_ref();
-        let valid = valid.map(|sets| Valid::open(sets, config.data.verify, first.vocab(), config.seq_len(), observer));
-        let valid = valid.transpose()?;
+        // A run that is there is taken before its checkpoints are looked at; one that is refused leaves no folder behind.
+        let taken = if dir.join("checkpoints").exists() { Some(lock(dir)?) } else { None };
+        let inputs = Inputs::open(&config, dir, start, observer)?;
         let root = dir.join("checkpoints");
-        let nothing = || Error::Nothing {
-            what: "checkpoint to resume from".into(),
-            path: root.clone(),
-            hint: "start the run without --resume".into(),
-        };
-        if matches!(start, Start::Resume) && !root.exists() {
-            return Err(nothing());
-        }
         std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
-        let lock = lock(dir)?;
-        let resumed = if matches!(start, Start::Resume) {
-            let checkpoint = native::latest_valid(&root)?.checkpoint.ok_or_else(nothing)?;
-            observer.say(&format!("going on from {}", checkpoint.dir().display()));
-            Some(checkpoint)
-        } else {
-            if !native::list(&root)?.is_empty() {
-                let problem = format!("{} already holds a run", dir.display());
-                return Err(Error::bad_value("--run", problem, "pass --resume to go on, or another folder"));
-            }
-            None
-        };
-        let tokenizer = open_tokenizer(&config, dir, first)?;
-        let bos = match (config.train.document_mask, tokenizer.as_ref().and_then(Tokenizer::bos_id)) {
-            (false, _) => None,
-            (true, Some(bos)) => Some(bos as i32),
-            (true, None) => {
-                let problem = "documents are told apart by the tokenizer's BOS token, and there is none";
-                return Err(Error::bad_value("train.document_mask", problem, "pass --tokenizer FILE, or set it to false"));
-            }
-        };
-        let sample_bos =
-            tokenizer.as_ref().map(|tokenizer| sample_bos(tokenizer, first, observer)).transpose()?.unwrap_or_default();
-        let state = match &resumed {
-            Some(checkpoint) => {
-                check_shape(checkpoint.model(), &config, checkpoint.dir())?;
-                RunState::resume(&config, &loader, checkpoint)?
-            }
-            None => RunState::fresh(&config, &loader),
-        };
-        Ok(Self { config, dir: dir.into(), loader, valid, tokenizer, bos, sample_bos, resumed, state, lock })
+        let lock = taken.map_or_else(|| lock(dir), Ok)?;
+        Ok(Self { config, inputs, dir: dir.into(), lock })
     }
 
     /// Begins to write, once the model is there: a start that is refused leaves the run as it was.
     pub(super) fn begin(self) -> Result<Session> {
-        let Self { config, dir, loader, valid, tokenizer, bos, sample_bos, resumed, state, lock } = self;
+        let Self { config, inputs, dir, lock } = self;
+        let Inputs { loader, valid, tokenizer, bos, sample_bos, resumed, state, .. } = inputs;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.files.write_missing(&dir)?;
+        }
         write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
         let metrics = MetricsLog::open(&dir, resumed.as_ref().map(NativeCheckpoint::step))?;
         let step = resumed.as_ref().map_or(0, NativeCheckpoint::step);
         let saved = resumed.map(|c| c.dir().to_path_buf());
+        let tokenizer = tokenizer.map(|t| t.tokenizer);
         Ok(Session { config, dir, loader, valid, tokenizer, bos, sample_bos, state, step, metrics, saved, _lock: lock })
     }
 }
@@ -290,14 +166,12 @@ impl Session {
                 valid = Some(v);
             }
             if due(self.config.sample.every) {
-                last.sample = match self.sample(learner) {
+                // Nothing but the device, the next step or a save ends a training.
+                match self.sample(learner) {
+                    Ok(text) => last.sample = text,
                     Err(e @ Error::Backend { .. }) => return Err(e),
-                    Err(e) => {
-                        observer.note(&format!("step {}: no sample: {e}", self.step));
-                        None
-                    }
-                    Ok(sample) => sample,
-                };
+                    Err(e) => observer.note(&format!("step {}: no sample: {e}", self.step)),
+                }
             }
             self.metrics.append(&last)?;
             let left_s = |rate: f64| (steps - self.step) as f64 * tokens_per_step as f64 / rate;
@@ -383,11 +257,8 @@ impl Session {
     fn sample(&self, learner: &dyn Learner) -> Result<Option<String>> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
         let c = &self.config.sample;
-        let mut prompt = encode_prompt(tokenizer, &c.prompt, self.sample_bos, false)?;
+        let prompt = sample_prompt(tokenizer, &c.prompt, self.sample_bos)?;
         if prompt.is_empty() {
-            prompt.extend(tokenizer.eos_id().or(tokenizer.bos_id())); // as after the document before
-        }
-        if prompt.is_empty() || prompt.len() >= self.config.model.max_seq_len {
             return Ok(None);
         }
         let mut sampler = Sampler::new(c.sampler.clone())?;
