@@ -7,7 +7,7 @@
 #
 #     CUDARC_CUDA_VERSION=13000 cargo build --release --no-default-features --features cli,cuda && strip target/release/recua
 #
-# It travels with tests/golden and benches/peers, under 60 MB together, and with a folder of text (this project's src). The
+# It travels with tests/golden and benches/peers, under 60 MB together, and with a folder of text (crates/, this project's sources). The
 # driver has to be 580 or later. The peers need python3 with torch and transformers, and are left out where those are missing.
 #
 # In this order: the machine; `recua selftest`, whose failure ends it all; 300 steps of training in float32 and in bfloat16,
@@ -144,8 +144,8 @@ tail -n 1 "$out/selftest.txt" | tee "$work/selftest" >&2
 
 say 'float32 and bfloat16: 300 steps each'
 data() {
-    limited 60 recua tokenizer train --input "${TEXTS:-src}" --out "$work/tokenizer.json" --vocab-size 1024
-    limited 60 recua data tokenize --input "${TEXTS:-src}" --tokenizer "$work/tokenizer.json" --out "$work/tokens"
+    limited 60 recua tokenizer train --input "${TEXTS:-crates}" --out "$work/tokenizer.json" --vocab-size 1024
+    limited 60 recua data tokenize --input "${TEXTS:-crates}" --tokenizer "$work/tokenizer.json" --out "$work/tokens"
 }
 if ! data >"$work/data.log" 2>&1; then
     tail -n 5 "$work/data.log"

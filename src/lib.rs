@@ -1,21 +1,25 @@
-//! *recua* takes LLaMA (Touvron et al. 2023, arXiv:2302.13971) all the way in Rust: raw text -> tokens -> a trained model ->
-//! text and scores. One code for CUDA, wgpu and CPU, written against Burn's `Backend` trait.
+//! *recua* takes LLaMA (Touvron et al. 2023, arXiv:2302.13971) all the way in Rust: raw dumps -> tokens -> a trained model -> text
+//! and scores. One code for CUDA, wgpu and CPU, written against Burn's `Backend` trait.
 //!
-//! A tour in the order of the data:
+//! A tour in the order of the data. A module uses those above it, never one below.
 //!
 //! | | |
 //! |---|---|
+//! | [`error`] | one error: what, where, what was expected, what was found, what to do |
+//! | `config` | layered settings: defaults, files, flags, `--set` (feature `train`) |
 //! | [`backend`] | `"cuda:0"`, `"wgpu"`, `"flex"`, `"ndarray"` -> a device; runs generic code on the backend chosen at run time |
 //! | [`corpus`] | dumps and folders -> documents: sources, filters, deduplication, the pipeline (feature `data`) |
-//! | [`tokenizer`] | BPE with split digits and byte fallback; `tokenizer.json` and SentencePiece `.model` |
+//! | [`tokenizer`] | BPE and unigram with split digits and byte fallback; `tokenizer.json` and SentencePiece `.model` |
 //! | [`data`] | texts -> token shards -> windows -> batches, each step in a fixed order |
 //! | [`ops`] | the operations of LLaMA as one trait, a default body and faster ones by backend |
-//! | [`model`] | hyper-parameters, one layer, the whole, first weights |
+//! | [`model`] | hyper-parameters, one layer, the whole, first weights, the backward pass |
 //! | [`checkpoint`] | native checkpoints, Hugging Face's and Meta's, and the way between them |
 //! | [`generate`] | KV-cached decoding and sampling |
-//! | [`eval`] | log-probabilities, baselines |
+//! | [`eval`] | log-probabilities; what a model has to beat: xz, an n-gram model |
 //! | [`optim`] | AdamW, the global-norm clip, the schedule |
 //! | `train` | settings, one step, the loop, what it writes down (feature `train`) |
+//! | `bench`, `selftest` | how fast a backend is, and whether it is right (feature `train`) |
+//! | `build` | `recua data build` with recua's own tokenizers (feature `data`) |
 //! | `quickstart` | all of it in one file (feature `quickstart`) |
 //!
 //! A model of any format on a backend chosen at run time:
@@ -44,9 +48,12 @@
 //! A loss of one's own: [`model::Llama::autodiff`] gives the model under `Autodiff<B>`; see `examples/`.
 //!
 //! # Cargo features
-//! `flex`, `ndarray`, `wgpu`, `cuda`: the backends. `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default
-//! features make of its aliases `Wgpu` and `Cuda`. `train`: training. `data`: the pipeline. `cli`: the binary. `tui`: the dashboard.
-//! `default-features = false` with one backend gives model, operations, tokenizer, checkpoints and generation.
+//! - `flex` (default), `ndarray`, `wgpu`, `cuda`: the backends. `default-features = false` with one of them gives model, operations,
+//!   tokenizer, checkpoints and generation.
+//! - `train`: training. `quickstart`: the quickstart as a function. `cli` (default): the binary, with both.
+//! - `data`: the pipeline from dumps. `ballista`: its shuffles on a cluster.
+//! - `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default features make of its aliases `Wgpu` and `Cuda`.
+//! - `tui`: the dashboard.
 //!
 //! # Crates
 //! The rooms stand in three crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
@@ -73,11 +80,11 @@ pub use recua_core::{checkpoint, data, eval, generate, model, ops, optim, tokeni
 
 #[cfg(feature = "data")]
 pub mod build;
-mod files;
 #[cfg(feature = "quickstart")]
 pub mod quickstart;
+mod tokenize;
 
-pub use files::{FilesProgress, FilesSummary, tokenize_files};
+pub use tokenize::{FilesProgress, FilesSummary, tokenize_files};
 
 /// The README's program is compiled and run as a test.
 #[cfg(all(doctest, feature = "flex"))]

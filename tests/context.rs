@@ -161,7 +161,7 @@ fn generators_and_scorers_give_errors() {
         fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
             let model = recua::model::Llama::<B>::init(self.1, &Default::default(), &device)?;
             let source = recua::checkpoint::weights::ModelTensors::new(&model);
-            recua::checkpoint::save(self.0, recua::checkpoint::Format::Hf, self.1, &source, &Default::default())
+            recua::checkpoint::save(self.0, recua::checkpoint::Format::Hf, self.1, &source, &Default::default()).map(drop)
         }
     }
     context().run(Save(&dir, &config)).unwrap();

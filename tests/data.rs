@@ -20,6 +20,8 @@ use recua::{
 use tempfile::tempdir;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::common::outside;
+
 #[path = "data_loader.rs"]
 mod loader;
 
@@ -368,12 +370,42 @@ fn documents_come_in_order_and_unchanged() {
     let expected: Vec<_> = expected.map(|(text, name)| Document { text, source: at(name).display().to_string() }).into();
     assert_eq!(got, expected);
     let skipped = documents.skipped();
-    assert_eq!((skipped.not_text, skipped.empty), (5, 2));
+    assert_eq!((skipped.not_text, skipped.empty, skipped.hidden, skipped.special), (5, 2, 1, 0));
     assert!(["bad.jsonl:1", "binary", "cut.txt", "late.txt", "latin1.txt"].iter().all(|name| {
         let name = at(name).display().to_string();
         skipped.examples.contains(&name)
     }));
     assert_eq!(documents.read_bytes().load(Ordering::Relaxed), documents.total_bytes());
+}
+
+/// U+FEFF at the start of a file says that it is UTF-8; anywhere else it is a character.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let dir = tempdir().unwrap();
+    write(dir.path().join("a.txt"), "\u{feff}caf\u{e9} \u{feff}");
+    write(dir.path().join("b.jsonl"), "\u{feff}{\"text\": \"\u{feff}one\"}\n{\"text\": \"two\"}\n");
+    let documents = Documents::open(&[dir.path().into()], "text").unwrap();
+    let texts: Vec<String> = documents.map(|document| document.unwrap().text).collect();
+    assert_eq!(texts, ["caf\u{e9} \u{feff}", "\u{feff}one", "two"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_passed_over_in_a_folder_is_counted() {
+    let dir = tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write(at("in/a.txt"), "a");
+    write(at("elsewhere/b.txt"), "b");
+    write(at("in/.hidden/c.txt"), "c");
+    write(at("in/.d.txt"), "d");
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(at(to), at(name)).unwrap();
+    link("elsewhere/b.txt", "in/link.txt");
+    link("elsewhere", "in/folder");
+    link("nowhere", "in/dangling");
+    let mut documents = Documents::open(&[at("in")], "text").unwrap();
+    let texts: Vec<String> = documents.by_ref().map(|document| document.unwrap().text).collect();
+    assert_eq!(texts, ["a", "b"], "a link to a file is a file");
+    assert_eq!((documents.skipped().hidden, documents.skipped().special), (2, 2));
 }
 
 #[test]
@@ -513,11 +545,7 @@ fn a_dataset_is_made_whole_or_not_at_all() {
 /// Real documents of the CCNet sample, through files, shards and back.
 #[test]
 fn real_documents_survive() {
-    let Some(data) = std::env::var_os("RECUA_DATA") else {
-        println!("skipped: no RECUA_DATA");
-        return;
-    };
-    let path = Path::new(&data).join("c4/cc_en_head-0174.jsonl");
+    let Some(path) = outside("RECUA_DATA", "c4/cc_en_head-0174.jsonl") else { return };
     let dir = tempdir().unwrap();
     let config = TokenizeConfig { shard_tokens: 20_000, ..TokenizeConfig::new(dir.path().join("set"), BYTES) };
     let made = tokenize_files(std::slice::from_ref(&path), "text", &bytes_between, &config, &mut |_| ()).unwrap();

@@ -14,6 +14,8 @@ use recua::corpus::sources::{SourceName, all};
 use recua::train::{Layers, RunConfig};
 use serde_json::{Value, json};
 
+use crate::common::outside;
+
 /// No two are the same, digits counting as equal (as to CCNet).
 fn sentence(n: usize) -> String {
     let words =
@@ -509,10 +511,8 @@ fn models_are_trained_and_asked() {
 /// All of the samples in one build.
 #[test]
 fn samples_of_all_sources_go_through() {
-    let Ok(samples) = std::env::var("RECUA_DATA") else {
-        println!("skipped: RECUA_DATA is not set");
-        return;
-    };
+    let Some(samples) = outside("RECUA_DATA", "") else { return };
+    let samples = samples.to_str().unwrap().trim_end_matches('/');
     let dir = tempfile::tempdir().unwrap();
     let list = |patterns: &[&str]| {
         toml::Value::Array(patterns.iter().map(|p| toml::Value::String(format!("{samples}/{p}"))).collect()).to_string()

@@ -1,21 +1,29 @@
 //! One binary for all integration tests, so that dependencies are linked once.
 
 mod backward;
+mod bands;
 mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
+mod common;
 mod context;
 mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
+mod faults_generate;
+mod faults_model;
 mod files;
+#[cfg(all(feature = "cli", feature = "flex"))]
+mod fixtures;
 mod golden;
 mod memory;
 mod metrics;
 mod model;
 mod ops;
+#[cfg(feature = "quickstart")]
+mod quickstart;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;

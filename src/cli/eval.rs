@@ -45,7 +45,8 @@ impl Score {
             if self.json {
                 return super::print_json(&json!({ "logprobs": scores }));
             }
-            super::print(&format!("{:.6}", scores.iter().map(|&s| f64::from(s)).sum::<f64>()));
+            // Not `sum`, which of no numbers is -0.
+            super::print(&format!("{:.6}", scores.iter().fold(0.0, |sum, &s| sum + f64::from(s))));
             Ok(())
         })
     }

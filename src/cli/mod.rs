@@ -146,19 +146,31 @@ fn stop_on_signal() -> Result<&'static AtomicBool> {
     Ok(&STOP)
 }
 
-/// Prints a line to stdout; a closed pipe (`recua ... | head`) ends the program quietly.
+/// Prints a line to stdout.
 fn print(text: &str) {
-    if writeln!(std::io::stdout(), "{text}").is_err() {
-        std::process::exit(0);
-    }
+    print_now(&format!("{text}\n"));
 }
 
 /// Prints without a line end, at once.
 fn print_now(text: &str) {
     let mut out = std::io::stdout();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Says something on stderr; there is nobody to tell where that fails.
+#[cfg_attr(not(feature = "data"), allow(dead_code))]
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A result that cannot be written ends the program: quietly where nobody wants it any more (`recua ... | head`), else as a failure.
+fn written(result: std::io::Result<()>) {
+    let Err(e) = result else { return };
+    if e.kind() == std::io::ErrorKind::BrokenPipe {
         std::process::exit(0);
     }
+    let _ = writeln!(std::io::stderr(), "error: {}", Error::io("write", "stdout")(e));
+    std::process::exit(1);
 }
 
 /// Prints a value as one line of JSON.
@@ -225,7 +237,13 @@ fn quiet_wayland() {
 pub(crate) fn main() -> ExitCode {
     tune_allocator();
     quiet_wayland();
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|e| {
+        let printed = e.print();
+        if !e.use_stderr() {
+            written(printed.and_then(|()| std::io::stdout().flush()));
+        }
+        std::process::exit(e.exit_code());
+    });
     if log::set_logger(&Stderr).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }

@@ -22,6 +22,9 @@ pub(crate) fn bytes_bar(what: &'static str, total: u64) -> ProgressBar {
     bar
 }
 
+/// Lines of a sample that are shown; `metrics.jsonl` and `report.html` have the whole.
+const SAMPLE_LINES: usize = 6;
+
 /// Lines on stderr and in `log.txt`: the first steps, then one every few seconds, and every step with something to say.
 pub(crate) struct Lines {
     log: Option<File>,
@@ -94,7 +97,8 @@ impl Observer for Lines {
         if self.show_samples
             && let Some(sample) = &r.sample
         {
-            self.line(&format!("  | {}", sample.trim_end().replace('\n', "\n  | ")));
+            let sample = sample.trim().lines().take(SAMPLE_LINES).collect::<Vec<_>>().join("\n  | ");
+            self.line(&format!("  | {sample}"));
         }
     }
 

@@ -1,19 +1,21 @@
 //! `recua quickstart`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use recua::quickstart::{self, Outcome};
+use recua::quickstart::{self, Outcome, Planned};
 use recua::{Error, Result};
 
 use super::progress::Lines;
+use super::{duration, human, print, print_json};
 
 /// Train a small LLaMA on what is on this disk and show what it writes and how well
 ///
-/// Takes the sources of the crates that Cargo has unpacked in its registry (MIT, Apache, BSD and ISC only; generated, minified,
-/// vendored and duplicate files left out), holds out whole crates, trains a tokenizer and a model of at most 2 M parameters,
-/// and compares its bits per byte with xz and with an n-gram model. Killed or interrupted, the same command goes on.
+/// Takes the sources of the crates that recua itself is built from, as Cargo has unpacked them in its registry (MIT, Apache, BSD and
+/// ISC only; generated, minified, vendored and duplicate files left out), holds out whole families of crates, trains a tokenizer and a
+/// model of at most 2 M parameters, and compares its bits per byte with xz and with an n-gram model. Killed or interrupted, the same
+/// command goes on.
 #[derive(Args)]
 pub(crate) struct Quickstart {
     /// A folder of text instead of Cargo's registry
@@ -28,6 +30,9 @@ pub(crate) struct Quickstart {
     /// Tokens of the vocabulary, at most 4096
     #[arg(long, default_value_t = 2048)]
     vocab_size: usize,
+    /// Check every setting, look at the text, say what would be done, and stop
+    #[arg(long)]
+    dry_run: bool,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -38,52 +43,116 @@ pub(crate) struct Quickstart {
 impl Quickstart {
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
-        let run = match &self.run {
-            Some(dir) if quickstart::is_finished(dir) => {
-                let problem = format!("{} holds a finished quickstart", dir.display());
-                return Err(Error::bad_value("--run", problem, "give another folder, or `recua generate --model` it"));
-            }
-            Some(dir) => dir.clone(),
-            None => (1..)
-                .map(|n| PathBuf::from(if n == 1 { "runs/quickstart".to_string() } else { format!("runs/quickstart-{n}") }))
-                .find(|dir| !quickstart::is_finished(dir))
-                .unwrap_or_default(),
-        };
-        let quickstart = quickstart::Quickstart { input: self.input, run, minutes: self.minutes, vocab_size: self.vocab_size };
+        let backend = &self.device.backend;
+        let run = self.run.unwrap_or_else(|| {
+            let name = |n| PathBuf::from(if n == 1 { "runs/quickstart".to_string() } else { format!("runs/quickstart-{n}") });
+            (1..).map(name).find(|dir| !quickstart::is_finished(dir)).unwrap_or_default()
+        });
+        let q = quickstart::Quickstart { input: self.input, run, minutes: self.minutes, vocab_size: self.vocab_size };
         let mut lines = Lines::new(Duration::from_secs(10), true);
-        let outcome = quickstart::run(&quickstart, &self.device.backend, super::stop_on_signal()?, &mut lines)?;
-        if self.json {
-            return super::print_json(&outcome);
+        if self.dry_run {
+            let planned = q.dry_run(backend, &mut lines)?;
+            return if self.json { print_json(&planned) } else { Ok(show_plan(&planned)) };
         }
-        show(&outcome, &quickstart.run);
+        q.check(backend)?;
+        introduce(&q, &backend.to_string(), &mut lines);
+        let outcome = quickstart::run(&q, backend, super::stop_on_signal()?, &mut lines).inspect_err(|e| {
+            if let Error::Interrupted { .. } = e {
+                lines.line(&format!("the same command goes on: {} quickstart --run {} ...", program(), q.run.display()));
+            }
+        })?;
+        if self.json {
+            return print_json(&outcome);
+        }
+        show(&outcome, &q);
         Ok(())
     }
 }
 
-fn show(o: &Outcome, run: &Path) {
-    let say = |text: String| super::print(&text);
-    for (prompt, text) in &o.texts {
-        say(format!("\n--- the model, after {prompt:?} ---\n{prompt}{text}"));
-    }
-    say("\n--- how well ---".into());
-    say(format!("held-out loss       {:.4} nats a token", o.val_loss));
-    say(format!(
-        "bits per byte       {:.3}   this model ({} parameters, {} tokens)",
-        o.val_bpb,
-        super::human(o.params as f64),
-        super::human(o.tokens as f64)
+/// How this program was called, for commands to paste.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "recua".into())
+}
+
+/// What will be done, and how long it takes.
+fn introduce(q: &quickstart::Quickstart, backend: &str, lines: &mut Lines) {
+    let text = match &q.input {
+        Some(dir) => format!("the text in {}", dir.display()),
+        None => "the source code of the crates that recua is built from".into(),
+    };
+    lines.line(&format!(
+        "A small LLaMA from nothing, in about {} on `{backend}`:
+  1 text      {text}; a part is held out, to test with
+  2 rivals    what a compressor and an n-gram model make of that part
+  3 tokens    a vocabulary of {} tokens, and the text in it
+  4 training  as many steps as the time allows
+  5 results   how well the model predicts the part that it has never seen, and what it writes
+Everything goes to {}. Ctrl-C saves, and the same command goes on.
+",
+        duration(60.0 * q.minutes),
+        q.vocab_size,
+        q.run.display()
     ));
-    say(format!("                    {:.3}   order-2 byte n-gram of the same text", o.ngram_bpb));
-    say(format!("                    {:.3}   xz -9 on the held-out text", o.xz_bpb));
+}
+
+fn show_plan(p: &Planned) {
+    let does = if p.goes_on { "go on with the run" } else { "train a model" };
+    print(&p.corpus.to_string());
+    print(&format!(
+        "would {does} of {} parameters, in about {}, in {}; nothing was written",
+        human(p.params as f64),
+        duration(60.0 * p.minutes),
+        p.run.display()
+    ));
+}
+
+fn show(o: &Outcome, q: &quickstart::Quickstart) {
+    for (prompt, text) in &o.texts {
+        print(&format!("\n--- the model, after {prompt:?} ---\n{prompt}{text}"));
+    }
+    print("\n--- how well: bits per byte of text that no model has seen; less is better ---\n");
+    let model = format!(
+        "this model: {} parameters, {} tokens of training, {}",
+        human(o.params as f64),
+        human(o.tokens as f64),
+        duration(o.seconds)
+    );
+    let rows = [
+        (o.val_bpb, model.as_str()),
+        (o.ngram_bpb, "an n-gram model, which sees the two bytes before"),
+        (o.xz_bpb, "xz -9, a compressor, which sees all of the held-out text before"),
+        (8.0, "knowing nothing"),
+    ];
+    for (bpb, name) in rows {
+        // Three cells a bit, so that 8 bits fit beside the names.
+        let cells = if bpb.is_finite() { (3.0 * bpb).round().clamp(0.0, 24.0) as usize } else { 0 };
+        print(&format!("  {bpb:5.3}  {:24}  {name}", "#".repeat(cells)));
+    }
+    print(&format!(
+        "\nA byte of the held-out text could be stored in so many bits with the help of these predictions. The text: {:.2} MB of {} {},
+none of which was trained on; figures compare where its fingerprint is the same: {}",
+        o.held_out.bytes as f64 / 1e6,
+        o.held_out.sources,
+        if q.input.is_some() { "files" } else { "crates" },
+        o.held_out.fingerprint
+    ));
     let mfu = o.mfu.map_or(String::new(), |m| {
         format!(
-            ", MFU {:.0}% of the measured {:.0} GFLOP/s (6N + 12 n_layers dim seq_len FLOP a token)",
+            ", MFU {:.0} % of the measured {:.0} GFLOP/s (6N + 12 n_layers dim seq_len FLOP a token)",
             100.0 * m,
             1e3 * o.peak_tflops
         )
     });
-    say(format!("speed               {} tok/s{mfu}", super::human(o.tok_s)));
-    say(format!("time                {}", super::duration(o.seconds)));
-    say(format!("curves and samples  {}", o.report.display()));
-    say(format!("write more          recua generate --model {} \"fn main() {{\"", run.display()));
+    print(&format!("\nloss    {:.4} nats a token, held out", o.val_loss));
+    print(&format!("speed   {} tok/s{mfu}", human(o.tok_s)));
+    print(&format!("curves  {}", o.report.display()));
+    let (program, run) = (program(), q.run.display());
+    print(&format!(
+        "
+Next:
+  {program} generate --model {run} --tokens 200 \"pub fn \"      # more text
+  {program} quickstart --input DIR --minutes 10      # the same on a folder of your own text
+  {program} train --config {run}/config.toml --run {run}-longer --steps {}      # the same text, four times as long",
+        4 * o.steps
+    ));
 }

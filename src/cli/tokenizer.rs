@@ -143,10 +143,16 @@ impl Decode {
     }
 }
 
-/// Calls `f` with every line of stdin and its number, from 1.
+/// Calls `f` with every line of stdin and its number, from 1. A line ends with `\n`, which is taken off; `\r` is text.
 pub(crate) fn for_lines(mut f: impl FnMut(usize, String) -> Result<()>) -> Result<()> {
-    for (i, line) in std::io::stdin().lock().lines().enumerate() {
-        f(i + 1, line.map_err(Error::io("read", "stdin"))?)?;
+    let mut stdin = std::io::stdin().lock();
+    let mut line = String::new();
+    for number in 1.. {
+        line.clear();
+        if stdin.read_line(&mut line).map_err(Error::io("read", "stdin"))? == 0 {
+            break;
+        }
+        f(number, line.strip_suffix('\n').unwrap_or(&line).to_string())?;
     }
     Ok(())
 }

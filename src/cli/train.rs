@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use recua::checkpoint::read_config;
 use recua::data::DatasetIndex;
 use recua::train::report::REPORT_FILE;
-use recua::train::{Layers, Observer, RunConfig, Start, train};
+use recua::train::{Layers, Observer, RunConfig, Start, check, train};
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -15,7 +16,7 @@ use super::progress::Lines;
 /// Train a model on token datasets
 ///
 /// Settings: defaults, then the preset, then --config FILE.toml, then flags, then --set. The resolved whole is RUN/config.toml;
-/// unknown keys are errors. `--dry-run` prints it.
+/// unknown keys are errors. `--dry-run` prints it and checks everything that is checked before the first step.
 #[derive(Args)]
 #[command(after_help = "Examples:
   recua train --data data/ --run runs/a --preset 15m --steps 2000 --set optim.lr=1e-3 --set optim.warmup_steps=200
@@ -64,9 +65,12 @@ pub(crate) struct Train {
     /// Burn's autodiff instead of the backward written by hand (somewhat larger; to check it)
     #[arg(long)]
     autodiff: bool,
-    /// Print the resolved settings and sizes, and stop
+    /// Print the resolved settings and sizes, check everything that the run needs, and stop
     #[arg(long)]
     dry_run: bool,
+    /// Let settings of the model make the weights of --init or --resume compute something else (rope_theta, norm_eps ...)
+    #[arg(long)]
+    allow_model_changes: bool,
     /// Show the texts written during training
     #[arg(long)]
     samples: bool,
@@ -123,23 +127,25 @@ impl Train {
         if self.autodiff {
             set.push("train.autodiff=true".into());
         }
+        if self.allow_model_changes {
+            set.push("train.allow_model_changes=true".into());
+        }
         set.extend(self.set.iter().cloned());
         Ok(set)
     }
 
     fn resolve(&self) -> Result<RunConfig> {
         let own = self.run.join("config.toml");
-        let file = self.config.as_deref().or((self.resume && own.exists()).then_some(own.as_path()));
-        let (mut config, vocab_stated) = RunConfig::resolve(&Layers { file, set: &self.settings()? })?;
+        if self.resume && self.config.is_none() && !own.exists() {
+            let hint = "start the run without --resume".to_string();
+            return Err(Error::Nothing { what: "checkpoint to resume from".into(), path: self.run.clone(), hint });
+        }
+        let file = self.config.as_deref().or(self.resume.then_some(own.as_path()));
+        // What is not named stays the checkpoint's; what is named differently is refused, or allowed, before the first step.
+        let base = self.init.as_ref().map(read_config).transpose()?;
+        let (mut config, vocab_stated) = RunConfig::resolve_on(&Layers { file, set: &self.settings()? }, base.as_ref())?;
         if let (false, Some(dir)) = (vocab_stated, config.data.train.first()) {
             config.model.vocab_size = DatasetIndex::read(dir)?.vocab.size as usize;
-        }
-        if let Some(init) = &self.init
-            && self.preset.is_none()
-            && !self.set.iter().any(|s| s.starts_with("model."))
-            && self.config.is_none()
-        {
-            config.model = recua::checkpoint::Checkpoint::open(init)?.config().clone();
         }
         config.validate()?;
         Ok(config)
@@ -148,7 +154,14 @@ impl Train {
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
         let config = self.resolve()?;
+        let start = match (&self.init, self.resume) {
+            (Some(path), _) => Start::Init(path.clone()),
+            (None, true) => Start::Resume,
+            (None, false) => Start::Fresh,
+        };
+        let mut lines = Lines::new(Duration::from_secs(5), self.samples);
         if self.dry_run {
+            check(&config, &self.run, &start, &self.device.backend, &mut lines)?;
             super::print(&config.to_toml()?);
             let per_step = config.train.batch * config.seq_len();
             super::print(&format!(
@@ -159,13 +172,7 @@ impl Train {
             ));
             return Ok(());
         }
-        let start = match (&self.init, self.resume) {
-            (Some(path), _) => Start::Init(path.clone()),
-            (None, true) => Start::Resume,
-            (None, false) => Start::Fresh,
-        };
         let stop = super::stop_on_signal()?;
-        let mut lines = Lines::new(Duration::from_secs(5), self.samples);
         #[cfg(feature = "tui")]
         let mut dashboard = self.tui.then(|| super::tui::Dashboard::new(stop));
         #[cfg(feature = "tui")]

@@ -40,6 +40,10 @@ pub struct Skipped {
     pub not_text: u64,
     /// Documents with nothing but white space.
     pub empty: u64,
+    /// Files and folders whose names begin with a dot, with all that is in them.
+    pub hidden: u64,
+    /// In folders: links to folders or to nothing, pipes, devices.
+    pub special: u64,
     /// The first of the places in `not_text`.
     pub examples: Vec<String>,
 }
@@ -48,8 +52,8 @@ pub struct Skipped {
 ///
 /// Folders are walked in the order of their names' bytes, hidden files and folders (`.name`) left out. A file is one
 /// document, of whatever size, and read whole; `.jsonl` and `.ndjson` files have one a line and are streamed. A file
-/// that is not UTF-8, or has a zero byte near its start, is skipped and counted; nothing is ever converted, but that a
-/// byte order mark at its start goes. Ends after the first error.
+/// that is not UTF-8, or has a zero byte near its start, is skipped and counted; nothing is ever converted, and only a byte order
+/// mark at a file's start is taken off. What was left out is in the log at the end. Ends after the first error.
 pub struct Documents {
     files: vec::IntoIter<PathBuf>,
     lines: Option<Lines>,
@@ -57,7 +61,8 @@ pub struct Documents {
     skipped: Skipped,
     total_bytes: u64,
     read_bytes: Arc<AtomicU64>,
-    failed: bool,
+    ended: bool,
+    silent: bool,
 }
 
 /// A `.jsonl` file being read.
@@ -74,12 +79,15 @@ impl Documents {
     /// # Errors
     /// [`Error::Io`] for an input that cannot be read, [`Error::Nothing`] if there is no file at all.
     pub fn open(inputs: &[PathBuf], text_key: &str) -> Result<Self> {
-        let mut files = Vec::new();
+        let (mut files, mut skipped) = (Vec::new(), Skipped::default());
         for input in inputs {
             let metadata = fs::metadata(input).map_err(Error::io("read", input))?;
             if metadata.is_dir() {
                 // A link to a folder is not followed: it may lead back up. Pipes and devices are no documents.
-                files.extend(walk(input)?.files);
+                let found = walk(input)?;
+                skipped.hidden += found.hidden;
+                skipped.special += found.passed.len() as u64;
+                files.extend(found.files);
             } else {
                 files.push(input.clone());
             }
@@ -92,11 +100,19 @@ impl Documents {
             files: files.into_iter(),
             lines: None,
             text_key: text_key.into(),
-            skipped: Skipped::default(),
+            skipped,
             total_bytes,
             read_bytes: Arc::default(),
-            failed: false,
+            ended: false,
+            silent: false,
         })
+    }
+
+    /// The same, without a word in the log at the end: for those who read the files more than once and tell of [`Documents::skipped`]
+    /// themselves.
+    #[must_use]
+    pub fn silent(self) -> Self {
+        Self { silent: true, ..self }
     }
 
     /// Bytes of all files.
@@ -146,11 +162,14 @@ impl Iterator for Documents {
     type Item = Result<Document>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
+        if self.ended {
             return None;
         }
         let next = self.advance();
-        self.failed = next.is_err();
+        self.ended = !matches!(next, Ok(Some(_)));
+        if matches!(next, Ok(None)) && !self.silent {
+            self.skipped.warn();
+        }
         next.transpose()
     }
 }
@@ -167,7 +186,15 @@ impl Skipped {
     pub fn warn(&self) {
         if self.not_text > 0 {
             let (more, names) = (if self.not_text as usize > NAMED { ", ..." } else { "" }, self.examples.join(", "));
-            log::warn!("skipped {} files or lines that are not UTF-8 text or have zero bytes: {names}{more}", self.not_text);
+            log::warn!("skipped {} files or lines that are not UTF-8 text, or hold a zero byte: {names}{more}", self.not_text);
+        }
+        let others = [
+            (self.empty, "documents of nothing but white space"),
+            (self.hidden, "hidden files and folders"),
+            (self.special, "links to folders or to nothing, pipes and devices"),
+        ];
+        for (count, what) in others.into_iter().filter(|(count, _)| *count > 0) {
+            log::warn!("skipped {count} {what}");
         }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Walk {
     pub(crate) files: Vec<PathBuf>,
     /// What is neither a file nor a folder, and links to folders: they may lead back up.
     pub(crate) passed: Vec<PathBuf>,
+    /// How many hidden files and folders were left out.
+    pub(crate) hidden: u64,
 }
 
 /// Lists a folder. Hidden files and folders (`.name`), and the folders of builds, are left out.
@@ -38,6 +40,7 @@ fn list(folder: &Path, depth: usize, found: &mut Walk) -> Result<()> {
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            found.hidden += 1;
             continue;
         }
         let path = entry.path();

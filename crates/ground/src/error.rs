@@ -113,6 +113,16 @@ pub enum Error {
         /// The feature or driver to get.
         hint: String,
     },
+    /// A model computed what is no number.
+    #[error(
+        "{what}: expected a finite number, got {got}; weights that are damaged or too large give this: get the checkpoint again, or take an earlier one"
+    )]
+    NotFinite {
+        /// What was computed.
+        what: String,
+        /// NaN or an infinity.
+        got: f64,
+    },
     /// An engine that works for the program (DataFusion) failed on its own account.
     #[error("{what}: the engine failed: {problem}; {hint}")]
     Engine {

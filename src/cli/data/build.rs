@@ -13,7 +13,7 @@ use recua::corpus::pipeline::{self, BuildConfig, Observer, Stage};
 use recua::{Error, Result};
 use serde_json::json;
 
-use super::super::{duration, human, print, print_json};
+use super::super::{duration, human, print, print_json, say};
 
 /// Raw dumps to the training mixture
 ///
@@ -154,11 +154,11 @@ impl Observer for Shown {
             "tokenize" => String::new(),
             _ => format!("{} -> {} documents{dropped}{rejected}{passed}, ", c.docs_in, c.docs_out),
         };
-        eprintln!("{source:<13} {stage:<10} {docs}{}{rate}{skipped}", duration(s.seconds));
+        say(&format!("{source:<13} {stage:<10} {docs}{}{rate}{skipped}", duration(s.seconds)));
     }
 
     fn note(&self, text: &str) {
-        if self.quiet { eprintln!("{text}") } else { print(text) }
+        if self.quiet { say(text) } else { print(text) }
     }
 }
 

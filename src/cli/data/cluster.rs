@@ -57,7 +57,11 @@ pub(crate) struct Worker {
 impl Worker {
     pub(super) fn run(self) -> Result<()> {
         let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        eprintln!("worker of {}: {threads} pieces at a time, {} MiB; SIGTERM or Ctrl-C ends it", self.scheduler, self.memory);
+        let memory = self.memory;
+        super::super::say(&format!(
+            "worker of {}: {threads} pieces at a time, {memory} MiB; SIGTERM or Ctrl-C ends it",
+            self.scheduler
+        ));
         worker(&WorkerOptions {
             scheduler: self.scheduler,
             host: self.host,

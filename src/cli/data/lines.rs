@@ -13,6 +13,8 @@ use recua::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
 
+use super::super::written;
+
 /// Lines that are worked on at a time.
 const BATCH: usize = 1024;
 /// ... or bytes of them.
@@ -61,13 +63,9 @@ fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()>
         let answers: Vec<_> = batch.par_iter().map(|text| serde_json::to_string(&work(text))).collect();
         for answer in answers {
             let answer = answer.map_err(|e| Error::internal("answer", e.to_string()))?;
-            if writeln!(out, "{answer}").is_err() {
-                return Ok(()); // a closed pipe
-            }
+            written(writeln!(out, "{answer}"));
         }
-        if out.flush().is_err() {
-            return Ok(());
-        }
+        written(out.flush());
         if let Some(problem) = problem {
             return Err(problem);
         }

@@ -10,7 +10,7 @@ use recua::corpus::filters::perplexity::Cutoffs;
 use recua::corpus::lm::{LmTrainConfig, PerplexityTrained, PerplexityTraining};
 use serde_json::json;
 
-use super::super::{print, print_json};
+use super::super::{print, print_json, say};
 
 /// Train CCNet's perplexity model of a language
 ///
@@ -76,7 +76,7 @@ impl TrainLm {
                 ..LmTrainConfig::default()
             },
         };
-        let mut note = |step: &str| eprintln!("{}: {step}", self.out.display());
+        let mut note = |step: &str| say(&format!("{}: {step}", self.out.display()));
         let PerplexityTrained { stats, cutoffs, skipped } = match self.words {
             true => training.words(&self.out, &mut note)?,
             false => train_perplexity(&training, self.pieces, self.coverage, &self.out, &mut note)?,

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -55,12 +55,4 @@ pub(crate) fn read_small(what: &'static str, path: &Path) -> Result<Vec<u8>> {
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(p)), None) if p.to_str() == Some(name))
-}
-
-/// File names of tokenizers, the preferred one first.
-const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
-
-/// The first tokenizer in one of these folders.
-pub(crate) fn find_tokenizer<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Option<PathBuf> {
-    folders.into_iter().flat_map(|f| TOKENIZERS.map(|t| f.join(t))).find(|p| p.is_file())
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::{check_layers, check_tensors};
 use super::disk;
+use super::ends::TextEnds;
 use super::meta_pickle::PthFile;
 pub use super::meta_pickle::write_pth;
 use super::tensors::{Dtype, Tensor, TensorInfo, TensorSource, no_such_tensor};
@@ -16,11 +17,17 @@ use crate::model::{ModelConfig, RopeScaling};
 
 const WHAT: &str = "params.json";
 const PARAMS: &str = "params.json";
-/// What `params.json` cannot say: Meta's own loader takes the sequence length from its caller and stumbles over it there.
+/// What `params.json` cannot say: Meta's own loader takes the sequence length from its caller and stumbles over it there, and the
+/// tokens that begin and end a text from the tokenizer.
 const EXTRA: &str = "recua.json";
 /// Llama 3.1's constants, which are code and not configuration at Meta: low and high frequency factor, original length.
 const LLAMA3: (f64, f64, usize) = (1.0, 4.0, 8192);
-const LLAMA3_FACTOR: f64 = 8.0;
+
+/// The factor of `use_scaled_rope`, which is not in these files: that of Llama 3.2's small models, which are known by width and
+/// layers, or that of all others.
+fn llama3_factor(dim: usize, n_layers: usize) -> f64 {
+    if matches!((dim, n_layers), (2048, 16) | (3072, 28)) { 32.0 } else { 8.0 }
+}
 
 /// How a parameter is laid out over the ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +55,7 @@ fn splits(name: &str) -> &'static [Split] {
 pub struct MetaFolder {
     dir: PathBuf,
     config: ModelConfig,
+    ends: TextEnds,
     shards: Vec<PthFile>,
     infos: Vec<TensorInfo>,
     splits: Vec<Split>,
@@ -109,12 +117,18 @@ impl MetaFolder {
             }
         }
         check_tensors(dir, &wanted, &listed)?;
-        Ok(Self { dir: dir.into(), config, shards, infos: merged, splits })
+        let ends = TextEnds::of(&Value::Object(extra), "bos_id", "eos_ids");
+        Ok(Self { dir: dir.into(), config, ends, shards, infos: merged, splits })
     }
 
     /// The hyper-parameters.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The tokens that begin and end a text, where the folder was written by [`convert`](super::convert) and says so.
+    pub(crate) fn text_ends(&self) -> TextEnds {
+        self.ends.clone()
     }
 }
 
@@ -193,11 +207,12 @@ fn parse_params(path: &Path, map: &Map<String, Value>, extra: &Map<String, Value
         number(map, key)?.map(|n| whole(n).ok_or_else(|| bad(key, format!("expected a whole number, got {n}")))).transpose()
     };
     let need = |key: &str| size(map, key)?.ok_or_else(|| bad(key, "is missing".into()));
+    let (dim, n_layers) = (need("dim")?, need("n_layers")?);
     let rope_theta = number(map, "rope_theta")?.unwrap_or(10_000.0);
     let scaled = map.get("use_scaled_rope").and_then(Value::as_bool).unwrap_or(false);
     let rope_scaling = if scaled {
         RopeScaling::Llama3 {
-            factor: number(map, "rope_scaling_factor")?.unwrap_or(LLAMA3_FACTOR),
+            factor: number(map, "rope_scaling_factor")?.unwrap_or(llama3_factor(dim, n_layers)),
             low_freq_factor: LLAMA3.0,
             high_freq_factor: number(map, "rope_high_freq_factor")?.unwrap_or(LLAMA3.1),
             original_max_seq_len: LLAMA3.2,
@@ -216,8 +231,8 @@ fn parse_params(path: &Path, map: &Map<String, Value>, extra: &Map<String, Value
     };
     let multiple_of = need("multiple_of")?;
     let mut config = ModelConfig {
-        dim: need("dim")?,
-        n_layers: need("n_layers")?,
+        dim,
+        n_layers,
         n_heads: need("n_heads")?,
         n_kv_heads: size(map, "n_kv_heads")?,
         vocab_size: vocab_size.ok_or_else(|| bad("vocab_size", "neither given nor to be had from output.weight".into()))?,
@@ -267,7 +282,7 @@ fn write_params(config: &ModelConfig) -> Result<Value> {
             if (low, original) == (LLAMA3.0, LLAMA3.2) =>
         {
             map["use_scaled_rope"] = true.into();
-            if (factor, high) != (LLAMA3_FACTOR, LLAMA3.1) {
+            if (factor, high) != (llama3_factor(config.dim, config.n_layers), LLAMA3.1) {
                 map["rope_scaling_factor"] = factor.into();
                 map["rope_high_freq_factor"] = high.into();
             }
@@ -280,8 +295,13 @@ fn write_params(config: &ModelConfig) -> Result<Value> {
     Ok(map)
 }
 
+/// Whether these files can say the model.
+pub(crate) fn check_config(config: &ModelConfig) -> Result<()> {
+    write_params(&config.without_ntk()).map(drop)
+}
+
 /// Fills the existing folder `dir` as a Meta folder of one rank.
-pub(crate) fn write_into(dir: &Path, config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
+pub(crate) fn write_into(dir: &Path, config: &ModelConfig, ends: &TextEnds, source: &dyn TensorSource) -> Result<()> {
     let config = config.without_ntk();
     config.validate()?;
     check_layers(dir, &config, source.list().len())?;
@@ -289,6 +309,11 @@ pub(crate) fn write_into(dir: &Path, config: &ModelConfig, source: &dyn TensorSo
     let params = write_params(&config)?;
     write_pth(&dir.join("consolidated.00.pth"), source)?;
     disk::write_file(&dir.join(PARAMS), format!("{params:#}\n").as_bytes())?;
-    disk::write_file(&dir.join(EXTRA), format!("{:#}\n", json!({ "max_seq_len": config.max_seq_len })).as_bytes())?;
+    let mut extra = json!({ "max_seq_len": config.max_seq_len });
+    if *ends != TextEnds::default() {
+        extra["bos_id"] = json!(ends.bos_id);
+        extra["eos_ids"] = json!(ends.eos_ids);
+    }
+    disk::write_file(&dir.join(EXTRA), format!("{extra:#}\n").as_bytes())?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use memmap2::Mmap;
+use zip::read::ZipFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -19,6 +20,9 @@ const WHAT: &str = "PyTorch checkpoint";
 const HINT: &str = "it is truncated or damaged, or was not made by torch.save of a dictionary of tensors";
 /// A state dict of the largest LLaMA is described in some 200 kB; more is an attack on memory.
 const MAX_PICKLE: u64 = 4 << 20;
+
+/// Elements of a view that is larger than its storage.
+const MAX_REPEATED: usize = 1 << 20;
 
 /// The values that a state dict's pickle is built of.
 #[derive(Clone, Debug)]
@@ -85,7 +89,7 @@ struct View {
     storage: Storage,
     offset: usize,
     shape: Vec<usize>,
-    contiguous: bool,
+    stride: Vec<usize>,
 }
 
 /// The interpreter. Errors are texts; the caller names the file.
@@ -293,22 +297,47 @@ impl Machine {
                     return Err("a tensor whose shape and strides do not go together".into());
                 }
                 let (shape, stride) = (numbers(shape)?, numbers(stride)?);
-                // Row-major without gaps; the stride of a dimension of one element means nothing.
-                let mut expected = Some(1usize);
-                let mut contiguous = true;
-                for (&d, &s) in shape.iter().zip(&stride).rev() {
-                    contiguous &= d == 1 || Some(s) == expected;
-                    expected = expected.and_then(|e| e.checked_mul(d));
-                }
                 let offset = usize::try_from(*offset).map_err(|_| "a negative offset")?;
-                let end = expected.and_then(|n| n.checked_add(offset));
-                if contiguous && end.is_none_or(|end| end > storage.elements) {
+                let end = span(&shape, &stride).and_then(|n| n.checked_add(offset));
+                if end.is_none_or(|end| end > storage.elements) {
                     return Err(format!("a tensor of shape {shape:?} that reaches beyond its storage"));
                 }
-                Ok(Item::Tensor(Rc::new(View { storage: storage.clone(), offset, shape, contiguous })))
+                // A view that repeats elements could ask for any memory.
+                let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+                if elements.is_none_or(|n| n > storage.elements.max(MAX_REPEATED)) {
+                    return Err(format!("a tensor of shape {shape:?} that repeats the elements of a small storage"));
+                }
+                Ok(Item::Tensor(Rc::new(View { storage: storage.clone(), offset, shape, stride })))
             }
             _ => Err("a call with arguments that no tensor has".into()),
         }
+    }
+}
+
+/// Elements of a storage from the first to the last of a view; `None` beyond memory.
+fn span(shape: &[usize], stride: &[usize]) -> Option<usize> {
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape.iter().zip(stride).try_fold(1usize, |end, (&n, &s)| end.checked_add((n - 1).checked_mul(s)?))
+}
+
+/// Whether a view is row-major without gaps; the stride of a dimension of one element means nothing.
+fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
+    let mut expected = 1;
+    shape.iter().zip(stride).rev().all(|(&n, &s)| {
+        let fits = n == 1 || s == expected;
+        expected = n.saturating_mul(expected);
+        fits
+    })
+}
+
+/// The elements of a view, row-major, of the bytes that it spans.
+fn gather(bytes: &[u8], size: usize, shape: &[usize], stride: &[usize], out: &mut Vec<u8>) {
+    match (shape, stride) {
+        ([], _) | (_, []) => out.extend_from_slice(&bytes[..size]),
+        ([n], [1]) => out.extend_from_slice(&bytes[..n * size]),
+        ([n, shape @ ..], [s, stride @ ..]) => (0..*n).for_each(|i| gather(&bytes[i * s * size..], size, shape, stride, out)),
     }
 }
 
@@ -340,20 +369,45 @@ impl AsRef<[u8]> for Shared {
     }
 }
 
-/// Where a tensor is: zip entry, first byte in it, shape, element type (`None`: not one of ours).
+/// Where a tensor is: zip entry, first byte in it, shape and strides, element type (`None`: not one of ours).
 #[derive(Debug)]
 struct Place {
     entry: usize,
     start: u64,
     shape: Vec<usize>,
+    stride: Vec<usize>,
     dtype: Option<Dtype>,
 }
 
-/// A file of `torch.save`, memory-mapped. Data is read, and its checksum (CRC-32) compared, when asked for.
+/// A file of `torch.save`, memory-mapped. Data is read, and its checksum (CRC-32) compared, when asked for. PyTorch itself compares
+/// none and can be told to write none (`set_crc32_options`); such a file is read as it is, with a warning.
 pub(crate) struct PthFile {
     path: PathBuf,
     archive: ZipArchive<Cursor<Shared>>,
+    /// Whether the archive has checksums.
+    checked: bool,
     places: BTreeMap<String, Place>,
+}
+
+/// An entry's data; unchecked, as the archive has it, which is how PyTorch writes: not compressed.
+fn open_entry(archive: &mut ZipArchive<Cursor<Shared>>, entry: usize, checked: bool) -> Step<ZipFile<'_, Cursor<Shared>>> {
+    if checked {
+        return archive.by_index(entry).map_err(|e| e.to_string());
+    }
+    let raw = archive.by_index_raw(entry).map_err(|e| e.to_string())?;
+    if raw.compression() == CompressionMethod::Stored { Ok(raw) } else { Err("compressed, with a wrong checksum".into()) }
+}
+
+/// A small entry by name.
+fn read_small(archive: &mut ZipArchive<Cursor<Shared>>, name: &str, checked: bool) -> Step<Vec<u8>> {
+    let entry = archive.index_for_name(name).ok_or_else(|| format!("{name}: there is none"))?;
+    let entry = open_entry(archive, entry, checked).map_err(|e| format!("{name}: {e}"))?;
+    if entry.size() > MAX_PICKLE {
+        return Err(format!("{name} has {} bytes, expected at most {MAX_PICKLE}", entry.size()));
+    }
+    let mut bytes = Vec::new();
+    entry.take(MAX_PICKLE).read_to_end(&mut bytes).map_err(|e| format!("{name}: {e}"))?;
+    Ok(bytes)
 }
 
 impl PthFile {
@@ -364,24 +418,21 @@ impl PthFile {
         let pickle = archive.file_names().find(|n| *n == "data.pkl" || n.ends_with("/data.pkl")).map(ToString::to_string);
         let pickle = pickle.ok_or_else(|| bad("the archive has no data.pkl".into()))?;
         let prefix = pickle.trim_end_matches("data.pkl").to_string();
-        let mut read = |name: &str| -> Step<Vec<u8>> {
-            let entry = archive.by_name(name).map_err(|e| format!("{name}: {e}"))?;
-            if entry.size() > MAX_PICKLE {
-                return Err(format!("{name} has {} bytes, expected at most {MAX_PICKLE}", entry.size()));
-            }
-            let mut bytes = Vec::new();
-            entry.take(MAX_PICKLE).read_to_end(&mut bytes).map_err(|e| format!("{name}: {e}"))?;
-            Ok(bytes)
-        };
-        let views = Machine::default().run(&read(&pickle).map_err(bad)?).map_err(|e| bad(format!("data.pkl: {e}")))?;
-        if read(&format!("{prefix}byteorder")).is_ok_and(|order| order == b"big") {
+        let [order, version] = ["byteorder", "version"].map(|name| format!("{prefix}{name}"));
+        // One wrong checksum is damage; where all small entries have a wrong one, none was written.
+        let small = [&pickle, &order, &version].map(|name| (archive.index_for_name(name), read_small(&mut archive, name, true)));
+        let there = small.iter().filter(|(at, _)| at.is_some()).count();
+        let checked = there < 2 || small.iter().any(|(_, read)| read.is_ok());
+        if !checked {
+            log::warn!("{}: its entries have no checksums, so that damage would not be noticed", path.display());
+        }
+        let text = read_small(&mut archive, &pickle, checked).map_err(bad)?;
+        let views = Machine::default().run(&text).map_err(|e| bad(format!("data.pkl: {e}")))?;
+        if read_small(&mut archive, &order, checked).is_ok_and(|order| order == b"big") {
             return Err(bad("numbers are big-endian".into()));
         }
         let mut places = BTreeMap::new();
         for (name, view) in views {
-            if !view.contiguous {
-                return Err(bad(format!("tensor `{name}` is a strided view; save `tensor.contiguous()`")));
-            }
             let key = format!("{prefix}data/{}", view.storage.key);
             let entry = archive.index_for_name(&key).ok_or_else(|| bad(format!("tensor `{name}`: the archive has no {key}")))?;
             let dtype = view.storage.dtype;
@@ -392,10 +443,11 @@ impl PthFile {
                 return Err(bad(format!("{key}: expected {expected} bytes, got {got}")));
             }
             // In bounds: `end <= elements` was checked, and `elements * size` fits.
-            let place = Place { entry, start: (view.offset * size) as u64, shape: view.shape.clone(), dtype };
+            let (shape, stride) = (view.shape.clone(), view.stride.clone());
+            let place = Place { entry, start: (view.offset * size) as u64, shape, stride, dtype };
             places.insert(name.to_string(), place);
         }
-        Ok(Self { path: path.into(), archive, places })
+        Ok(Self { path: path.into(), archive, checked, places })
     }
 
     /// Names and shapes; a tensor that holds no type of weights has dtype `None`.
@@ -409,17 +461,26 @@ impl PthFile {
         let dtype = place.dtype.ok_or_else(|| bad("not float32, float16 or bfloat16".into()))?;
         let info = TensorInfo { name: name.into(), shape: place.shape.clone(), dtype };
         let len = info.byte_len().ok_or_else(|| bad("too large".into()))?;
+        let whole = is_contiguous(&place.shape, &place.stride);
+        let span = if whole { Some(len) } else { span(&place.shape, &place.stride).and_then(|n| n.checked_mul(dtype.size())) };
+        let span = span.ok_or_else(|| bad("too large".into()))?;
         let mut archive = self.archive.clone();
-        let mut entry = archive.by_index(place.entry).map_err(|e| bad(e.to_string()))?;
+        let mut entry = open_entry(&mut archive, place.entry, self.checked).map_err(bad)?;
         let mut bytes = Vec::new();
         let read = io::copy(&mut entry.by_ref().take(place.start), &mut io::sink())
-            .and_then(|_| bytes.try_reserve_exact(len).map_err(io::Error::other))
-            .and_then(|()| entry.by_ref().take(len as u64).read_to_end(&mut bytes))
+            .and_then(|_| bytes.try_reserve_exact(span).map_err(io::Error::other))
+            .and_then(|()| entry.by_ref().take(span as u64).read_to_end(&mut bytes))
             // The checksum is compared at the end of the entry.
             .and_then(|_| io::copy(&mut entry, &mut io::sink()));
         read.map_err(|e| bad(e.to_string()))?;
-        if bytes.len() != len {
-            return Err(bad(format!("expected {len} bytes, got {}", bytes.len())));
+        if bytes.len() != span {
+            return Err(bad(format!("expected {span} bytes, got {}", bytes.len())));
+        }
+        if !whole && len > 0 {
+            let mut dense = Vec::new();
+            dense.try_reserve_exact(len).map_err(|e| bad(e.to_string()))?;
+            gather(&bytes, dtype.size(), &place.shape, &place.stride, &mut dense);
+            bytes = dense;
         }
         Ok(Tensor { shape: info.shape, dtype, bytes: bytes.into() })
     }

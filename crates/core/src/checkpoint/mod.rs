@@ -6,7 +6,9 @@
 
 mod check;
 mod disk;
+mod ends;
 pub mod hf;
+mod hf_config;
 pub mod meta;
 mod meta_pickle;
 pub mod native;
@@ -15,18 +17,21 @@ pub mod weights;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use check::{check_layers, check_tensors};
+use ends::TextEnds;
 pub use hf::{HfConfig, HfFolder};
 pub use meta::MetaFolder;
-pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Skipped};
+pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Need, Skipped};
 pub use tensors::{Dtype, FileSummary, SafetensorsFile, Tensor, TensorInfo, TensorSource, write_safetensors};
 
 use crate::error::{Error, Result};
 use crate::files::{Folder, check_free};
 use crate::model::ModelConfig;
+use crate::tokenizer::{Tokenizer, TokenizerFiles, find_tokenizer};
 
 /// Whose files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +75,8 @@ pub struct Checkpoint {
     source: Box<dyn TensorSource + Send + Sync>,
     tokenizer: Option<PathBuf>,
     skipped: Vec<Skipped>,
-    ids: (Option<u32>, Vec<u32>),
+    ids: TextEnds,
+    generation: Map<String, Value>,
 }
 
 impl Checkpoint {
@@ -83,20 +89,26 @@ impl Checkpoint {
         let path = path.as_ref();
         let has = |name: &str| path.join(name).exists();
         if has(native::STATE) {
-            Self::from_native(NativeCheckpoint::open(path)?, Vec::new())
+            Self::from_native(NativeCheckpoint::open(path, Need::Weights)?, Vec::new())
         } else if has("config.json") {
             let folder = HfFolder::open(path)?;
             let HfConfig { model, bos_id, eos_ids, .. } = folder.config().clone();
-            Ok(Self { ids: (bos_id, eos_ids), ..Self::new(path, Format::Hf, model, Box::new(folder), &[path]) })
+            let generation = hf::read_generation(path)?;
+            // What ends a text is generation's to say, where it does; config.json has often one id only of several.
+            let said = TextEnds::of(&Value::Object(generation.clone()), "bos_token_id", "eos_token_id");
+            let eos_ids = if said.eos_ids.is_empty() { eos_ids } else { said.eos_ids };
+            let ids = TextEnds { bos_id: bos_id.or(said.bos_id), eos_ids };
+            Ok(Self { ids, generation, ..Self::new(path, Format::Hf, model, Box::new(folder), &[path]) })
         } else if has("params.json") {
             let folder = MetaFolder::open(path)?;
             let config = folder.config().clone();
             // Meta keeps the tokenizer beside the folders of LLaMA's sizes.
             let folders = [Some(path), path.parent()].into_iter().flatten().collect::<Vec<_>>();
-            Ok(Self::new(path, Format::Meta, config, Box::new(folder), &folders))
+            let ids = folder.text_ends();
+            Ok(Self { ids, ..Self::new(path, Format::Meta, config, Box::new(folder), &folders) })
         } else {
             let root = if has("checkpoints") { path.join("checkpoints") } else { path.to_path_buf() };
-            let Latest { checkpoint, skipped } = native::latest_valid(&root)?;
+            let Latest { checkpoint, skipped } = native::latest_valid(&root, Need::Weights)?;
             let Some(checkpoint) = checkpoint else {
                 let what = match skipped.as_slice() {
                     [] => "checkpoint".to_string(),
@@ -119,9 +131,7 @@ impl Checkpoint {
         check_tensors(&dir.join(native::MODEL), &config.parameters(), file.list())?;
         // RUN/checkpoints/step-N: the tokenizer is in RUN.
         let folders = dir.ancestors().take(3).collect::<Vec<_>>();
-        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let eos_ids = checkpoint.state()["eos_ids"].as_array().map_or(Vec::new(), |ids| ids.iter().filter_map(id).collect());
-        let ids = (id(&checkpoint.state()["bos_id"]), eos_ids);
+        let ids = TextEnds::of(checkpoint.state(), "bos_id", "eos_ids");
         Ok(Self { skipped, ids, ..Self::new(dir, Format::Native, config, Box::new(file), &folders) })
     }
 
@@ -132,8 +142,9 @@ impl Checkpoint {
         source: Box<dyn TensorSource + Send + Sync>,
         tokenizers: &[&Path],
     ) -> Self {
-        let tokenizer = disk::find_tokenizer(tokenizers.iter().copied());
-        Self { path: path.into(), format, config, source, tokenizer, skipped: Vec::new(), ids: (None, Vec::new()) }
+        let tokenizer = find_tokenizer(tokenizers.iter().copied());
+        let (skipped, ids, generation) = (Vec::new(), TextEnds::default(), Map::new());
+        Self { path: path.into(), format, config, source, tokenizer, skipped, ids, generation }
     }
 
     /// The folder with the files: of a run, the checkpoint that was chosen.
@@ -166,10 +177,30 @@ impl Checkpoint {
         &self.skipped
     }
 
-    /// The tokens that begin and end a text, where the files say so: Hugging Face's config, and `bos_id` (a number) and
-    /// `eos_ids` (a list) in the state of a native checkpoint.
+    /// The tokens that begin and end a text, where the files say so: Hugging Face's `generation_config.json` and `config.json`, and
+    /// `bos_id` (a number) and `eos_ids` (a list) in the state of a native checkpoint and in the `recua.json` of a Meta folder.
     pub fn bos_eos(&self) -> (Option<u32>, &[u32]) {
-        (self.ids.0, &self.ids.1)
+        (self.ids.bos_id, &self.ids.eos_ids)
+    }
+}
+
+/// The hyper-parameters of a model on disk, in any [`Format`], without a look at its weights.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub fn read_config(path: impl AsRef<Path>) -> Result<ModelConfig> {
+    let path = path.as_ref();
+    let has = |name: &str| path.join(name).exists();
+    if has(native::STATE) {
+        return Ok(NativeCheckpoint::open(path, Need::State)?.model().clone());
+    }
+    if has("config.json") {
+        return Ok(HfConfig::read(&path.join("config.json"))?.model);
+    }
+    let run = path.join("checkpoints");
+    match native::latest_valid(&run, Need::State)?.checkpoint {
+        Some(checkpoint) if !has("params.json") => Ok(checkpoint.model().clone()),
+        _ => Ok(Checkpoint::open(path)?.config().clone()),
     }
 }
 
@@ -178,84 +209,148 @@ impl Checkpoint {
 pub struct SaveOptions {
     /// Element type to convert to (rounded to nearest even); `None` keeps each tensor's.
     pub dtype: Option<Dtype>,
-    /// A tokenizer file to copy along under its own name.
+    /// A tokenizer to copy along, with the files beside it that belong to it.
     pub tokenizer: Option<PathBuf>,
     /// Token that begins a text, for Hugging Face's config and the native state.
     pub bos_id: Option<u32>,
     /// Tokens that end one, for Hugging Face's config and the native state.
     pub eos_ids: Vec<u32>,
+    /// What else a Hugging Face folder's `generation_config.json` says.
+    pub generation: Map<String, Value>,
     /// The largest safetensors file of a Hugging Face folder; a single tensor may be larger.
     pub hf_shard_bytes: u64,
+    /// Set by whoever wants it to stop: what was written is then removed, and [`Error::Io`] returned.
+    pub stop: Option<&'static AtomicBool>,
 }
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        Self { dtype: None, tokenizer: None, bos_id: None, eos_ids: Vec::new(), hf_shard_bytes: hf::HF_SHARD_BYTES }
+        Self {
+            dtype: None,
+            tokenizer: None,
+            bos_id: None,
+            eos_ids: Vec::new(),
+            generation: Map::new(),
+            hf_shard_bytes: hf::HF_SHARD_BYTES,
+            stop: None,
+        }
     }
+}
+
+/// What there is to say of a folder that was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Finite values that the new element type cannot hold and that became infinite.
+    pub overflowed: u64,
 }
 
 /// Writes a model as a new folder `dir`, which appears whole or not at all. `source` has Meta's names and layout.
 ///
 /// A native folder written so has step 0 and no optimizer. Fixed NTK scaling is written as the `rope_theta` that it amounts
-/// to in the other formats; linear scaling cannot be said in Meta's.
+/// to in the other formats; linear scaling cannot be said in Meta's. A Hugging Face folder whose tokenizer has no
+/// `tokenizer_config.json` gets one, which names the tokens that begin and end a text.
 ///
 /// # Errors
-/// [`Error::BadValue`] if `dir` exists and is not empty; [`Error::BadTensor`] if `source` does not fit `config`;
-/// [`Error::Io`].
+/// [`Error::BadValue`] if `dir` exists and is not empty, or for a format that cannot say the model; [`Error::BadTensor`] if `source`
+/// does not fit `config`; [`Error::Io`].
 pub fn save(
     dir: impl AsRef<Path>,
     format: Format,
     config: &ModelConfig,
     source: &dyn TensorSource,
     options: &SaveOptions,
-) -> Result<()> {
-    config.validate()?;
-    let cast = options.dtype.map(|dtype| tensors::Cast::new(source, dtype));
-    let source = cast.as_ref().map_or(source, |c| c as &dyn TensorSource);
-    check_layers(dir.as_ref(), config, source.list().len())?;
-    check_tensors(dir.as_ref(), &config.parameters(), source.list())?;
-    let tokenizer = match &options.tokenizer {
-        Some(path) => Some((path.file_name().unwrap_or_default().to_string_lossy(), disk::read_small("tokenizer", path)?)),
-        None => None,
-    };
-    check_free(dir.as_ref())?;
+) -> Result<Saved> {
+    check_save(dir.as_ref(), format, config, source)?;
+    let stoppable = tensors::Stoppable::new(source, options.stop);
+    let cast = options.dtype.map(|dtype| tensors::Cast::new(&stoppable, dtype));
+    let source = cast.as_ref().map_or(&stoppable as &dyn TensorSource, |c| c);
+    let ids = TextEnds { bos_id: options.bos_id, eos_ids: options.eos_ids.clone() };
+    let mut tokenizer = options.tokenizer.as_deref().map(TokenizerFiles::read).transpose()?;
+    if let (Format::Hf, Some(path), Some(files)) = (format, &options.tokenizer, &mut tokenizer)
+        && !files.contains(hf::TOKENIZER_CONFIG)
+        && let Ok(opened) = Tokenizer::open(path)
+    {
+        files.push(hf::TOKENIZER_CONFIG, hf::tokenizer_config(&opened, config, &ids));
+    }
+    let tokenizer = || tokenizer.iter().flat_map(TokenizerFiles::iter);
     let folder = Folder::create(dir.as_ref())?;
-    if let (Some((name, bytes)), true) = (&tokenizer, format != Format::Native) {
-        disk::write_file(&folder.path().join(name.as_ref()), bytes)?;
+    if format != Format::Native {
+        for (name, bytes) in tokenizer() {
+            disk::write_file(&folder.path().join(name), bytes)?;
+        }
     }
     match format {
         Format::Hf => {
-            let (bos_id, eos_ids) = (options.bos_id, options.eos_ids.clone());
+            let TextEnds { bos_id, eos_ids } = ids.clone();
             let config = HfConfig { model: config.clone(), tie_word_embeddings: false, bos_id, eos_ids };
-            hf::write_into(folder.path(), &config, source, options.hf_shard_bytes)?;
+            hf::write_into(folder.path(), &config, &options.generation, source, options.hf_shard_bytes)?;
         }
-        Format::Meta => meta::write_into(folder.path(), config, source)?,
+        Format::Meta => meta::write_into(folder.path(), config, &ids, source)?,
         Format::Native => native::write_into(folder.path(), 0, &mut |writer| {
             writer.model(config);
-            writer.state(json!({ "bos_id": options.bos_id, "eos_ids": options.eos_ids }));
-            if let Some((name, bytes)) = &tokenizer {
+            writer.state(json!({ "bos_id": ids.bos_id, "eos_ids": ids.eos_ids }));
+            for (name, bytes) in tokenizer() {
                 writer.bytes(name, bytes)?;
             }
             let read = &mut |i: usize| Ok(source.read(&source.list()[i].name)?.bytes);
             writer.tensors(native::MODEL, source.list(), read)
         })?,
     }
-    folder.commit()
+    folder.commit()?;
+    Ok(Saved { overflowed: cast.map_or(0, |cast| cast.overflowed()) })
+}
+
+/// What can be known of a [`save`] before anything is written.
+fn check_save(dir: &Path, format: Format, config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
+    config.validate()?;
+    check_free(dir)?;
+    check_layers(dir, config, source.list().len())?;
+    check_tensors(dir, &config.parameters(), source.list())?;
+    if format == Format::Meta { meta::check_config(config) } else { Ok(()) }
 }
 
 /// Writes the checkpoint at `input` as a new folder `output` in another format; see [`save`]. The tokenizer and the ids of
-/// the first and last token come along unless `options` names others.
+/// the first and last token come along unless `options` names others; where a run's or a Meta folder's files do not say them, they
+/// are those of its tokenizer.
 ///
 /// # Errors
 /// Those of [`Checkpoint::open`] and [`save`].
-pub fn convert(input: impl AsRef<Path>, output: impl AsRef<Path>, format: Format, options: &SaveOptions) -> Result<()> {
+pub fn convert(input: impl AsRef<Path>, output: impl AsRef<Path>, format: Format, options: &SaveOptions) -> Result<Saved> {
+    let (checkpoint, options) = plan_convert(input.as_ref(), options)?;
+    save(output, format, checkpoint.config(), checkpoint.source(), &options)
+}
+
+/// Everything that [`convert`] checks before it writes, and nothing more.
+///
+/// # Errors
+/// As [`convert`].
+pub fn check_convert(input: impl AsRef<Path>, output: impl AsRef<Path>, format: Format, options: &SaveOptions) -> Result<()> {
+    let (checkpoint, options) = plan_convert(input.as_ref(), options)?;
+    options.tokenizer.as_deref().map(TokenizerFiles::read).transpose()?;
+    check_save(output.as_ref(), format, checkpoint.config(), checkpoint.source())
+}
+
+fn plan_convert(input: &Path, options: &SaveOptions) -> Result<(Checkpoint, SaveOptions)> {
     let checkpoint = Checkpoint::open(input)?;
-    let (bos_id, eos_ids) = checkpoint.bos_eos();
     let mut options = options.clone();
     options.tokenizer = options.tokenizer.or(checkpoint.tokenizer.clone());
+    let TextEnds { mut bos_id, mut eos_ids } = checkpoint.ids.clone();
+    if checkpoint.format != Format::Hf
+        && (bos_id.is_none() || eos_ids.is_empty())
+        && let Some(tokenizer) = options.tokenizer.as_ref().and_then(|path| Tokenizer::open(path).ok())
+    {
+        // Checkpoints of before the state had them: the data were made with the tokenizer's.
+        bos_id = bos_id.or(tokenizer.bos_id());
+        if eos_ids.is_empty() {
+            eos_ids.extend(tokenizer.eos_id());
+        }
+    }
     options.bos_id = options.bos_id.or(bos_id);
     if options.eos_ids.is_empty() {
-        options.eos_ids = eos_ids.to_vec();
+        options.eos_ids = eos_ids;
     }
-    save(output, format, checkpoint.config(), checkpoint.source(), &options)
+    if options.generation.is_empty() {
+        options.generation = checkpoint.generation.clone();
+    }
+    Ok((checkpoint, options))
 }

@@ -222,12 +222,12 @@ pub struct Latest {
     pub skipped: Vec<Skipped>,
 }
 
-/// Finds the newest checkpoint in `root` that is whole: every file is there with its size and checksum. Newer ones that are
-/// not are skipped with a warning that names them.
+/// Finds the newest checkpoint in `root` whose files that are needed are whole: there with their size and checksum. Newer ones that
+/// are not are skipped with a warning that names them.
 ///
 /// # Errors
 /// [`Error::Io`] where `root` cannot be listed.
-pub fn latest_valid(root: &Path) -> Result<Latest> {
+pub fn latest_valid(root: &Path, need: Need) -> Result<Latest> {
     let mut latest = Latest::default();
     let skip = |path: PathBuf, reason: String, latest: &mut Latest| {
         log::warn!("skipping checkpoint {}: {reason}", path.display());
@@ -241,7 +241,7 @@ pub fn latest_valid(root: &Path) -> Result<Latest> {
             skip(path, "half-written: the save was interrupted".into(), &mut latest);
             continue;
         }
-        match NativeCheckpoint::open(&path) {
+        match NativeCheckpoint::open(&path, need) {
             Ok(checkpoint) => {
                 latest.checkpoint = Some(checkpoint);
                 break;
@@ -252,7 +252,29 @@ pub fn latest_valid(root: &Path) -> Result<Latest> {
     Ok(latest)
 }
 
-/// A checkpoint whose files all have the size and checksum that its `state.json` lists.
+/// Which files of a checkpoint are needed: those are read once to check them; the others are not touched and may be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// None: what `state.json` says.
+    State,
+    /// The weights: to write, score, convert, or start another run. What was published without its moments is enough.
+    Weights,
+    /// Everything: to go on with the run.
+    All,
+}
+
+impl Need {
+    /// Moments and masters may be three quarters of a checkpoint; the rest of its files is small.
+    fn wants(self, file: &str) -> bool {
+        match self {
+            Self::State => false,
+            Self::Weights => file != OPTIM,
+            Self::All => true,
+        }
+    }
+}
+
+/// A checkpoint whose files have the size and checksum that its `state.json` lists, as far as they were needed.
 #[derive(Clone, Debug)]
 pub struct NativeCheckpoint {
     dir: PathBuf,
@@ -263,11 +285,11 @@ pub struct NativeCheckpoint {
 }
 
 impl NativeCheckpoint {
-    /// Opens `dir` and reads every file once to check it.
+    /// Opens `dir` and reads every file that is needed once to check it.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::BadFile`] naming the file that is missing, truncated or changed.
-    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+    pub fn open(dir: impl AsRef<Path>, need: Need) -> Result<Self> {
         let dir = dir.as_ref();
         let path = dir.join(STATE);
         let bad = |problem: String| Error::bad_file(WHAT, &path, problem, HINT);
@@ -286,6 +308,9 @@ impl NativeCheckpoint {
         for file in &state.files {
             if !disk::is_plain_name(&file.name) {
                 return Err(bad(format!("lists `{}`, which is not a plain file name", file.name)));
+            }
+            if !need.wants(&file.name) {
+                continue;
             }
             let path = dir.join(&file.name);
             let bad = |problem: String| Err(Error::bad_file(WHAT, &path, problem, HINT));
@@ -359,7 +384,7 @@ pub fn prune(root: &Path, keep_last: usize, keep_every: Option<u64>) -> Result<V
     if doomed.is_empty() {
         return Ok(Vec::new());
     }
-    let newest = all.iter().rev().find(|(_, path)| match NativeCheckpoint::open(path) {
+    let newest = all.iter().rev().find(|(_, path)| match NativeCheckpoint::open(path, Need::All) {
         Ok(_) => true,
         Err(e) => {
             log::warn!("checkpoint {} is not whole: {e}", path.display());

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -162,12 +163,18 @@ pub(crate) struct Cast<'a> {
     source: &'a dyn TensorSource,
     dtype: Dtype,
     infos: Vec<TensorInfo>,
+    overflowed: AtomicU64,
 }
 
 impl<'a> Cast<'a> {
     pub(crate) fn new(source: &'a dyn TensorSource, dtype: Dtype) -> Self {
         let infos = source.list().iter().map(|info| TensorInfo { dtype, ..info.clone() }).collect();
-        Self { source, dtype, infos }
+        Self { source, dtype, infos, overflowed: AtomicU64::new(0) }
+    }
+
+    /// Finite values so far that became infinite.
+    pub(crate) fn overflowed(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed)
     }
 }
 
@@ -177,7 +184,40 @@ impl TensorSource for Cast<'_> {
     }
 
     fn read(&self, name: &str) -> Result<Tensor<'_>> {
-        Ok(self.source.read(name)?.cast(self.dtype))
+        let tensor = self.source.read(name)?;
+        if tensor.dtype == self.dtype {
+            return Ok(tensor);
+        }
+        let infinite = |tensor: &Tensor<'_>| tensor.values().filter(|v| v.is_infinite()).count();
+        let before = infinite(&tensor);
+        let cast = tensor.cast(self.dtype);
+        self.overflowed.fetch_add((infinite(&cast) - before) as u64, Ordering::Relaxed);
+        Ok(cast)
+    }
+}
+
+/// A source that gives no more tensors once it is told to stop.
+pub(crate) struct Stoppable<'a> {
+    source: &'a dyn TensorSource,
+    stop: Option<&'static AtomicBool>,
+}
+
+impl<'a> Stoppable<'a> {
+    pub(crate) fn new(source: &'a dyn TensorSource, stop: Option<&'static AtomicBool>) -> Self {
+        Self { source, stop }
+    }
+}
+
+impl TensorSource for Stoppable<'_> {
+    fn list(&self) -> &[TensorInfo] {
+        self.source.list()
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor<'_>> {
+        if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(Error::io("write", name)(ErrorKind::Interrupted.into()));
+        }
+        self.source.read(name)
     }
 }
 
@@ -199,7 +239,8 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))
 }
 
-/// A safetensors file, memory-mapped. The header is checked in full when it is opened; data is read when asked for.
+/// A safetensors file, memory-mapped. The header is checked in full when it is opened; data is read when asked for. Tensors of
+/// float32, float16 and bfloat16 are read; those of other types are only told of.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     path: PathBuf,
@@ -207,14 +248,16 @@ pub struct SafetensorsFile {
     infos: Vec<TensorInfo>,
     /// By name: the index in `infos`, and the bytes' start and end in the file.
     places: HashMap<String, (usize, usize, usize)>,
+    /// Tensors of other element types: names, types and shapes.
+    others: Vec<(String, String, Vec<usize>)>,
     metadata: BTreeMap<String, String>,
 }
 
 impl SafetensorsFile {
-    /// Opens and checks a file: lengths, offsets without gap or overlap, element types.
+    /// Opens and checks a file: lengths, offsets without gap or overlap.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::BadFile`] for anything that is not a whole safetensors file of F32, F16 and BF16 tensors.
+    /// [`Error::Io`]; [`Error::BadFile`] for anything that is not a whole safetensors file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let map = map_file(path)?;
@@ -234,7 +277,7 @@ impl SafetensorsFile {
             return Err(bad(problem));
         }
         let mut infos = Vec::new();
-        let mut places = HashMap::new();
+        let (mut places, mut others) = (HashMap::new(), Vec::new());
         for name in header.offset_keys() {
             let Some(info) = header.info(&name) else { continue };
             let dtype = match info.dtype {
@@ -242,13 +285,8 @@ impl SafetensorsFile {
                 safetensors::Dtype::F16 => Dtype::F16,
                 safetensors::Dtype::BF16 => Dtype::BF16,
                 other => {
-                    let problem = format!("tensor `{name}` has elements of type {other:?}, expected F32, F16 or BF16");
-                    return Err(Error::bad_file(
-                        "safetensors file",
-                        path,
-                        problem,
-                        "quantised and integer weights are not read: take the original checkpoint",
-                    ));
+                    others.push((name, format!("{other:?}"), info.shape.clone()));
+                    continue;
                 }
             };
             // In bounds: offsets are contiguous from 0 to `data_len`.
@@ -256,7 +294,12 @@ impl SafetensorsFile {
             infos.push(TensorInfo { name, shape: info.shape.clone(), dtype });
         }
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { path: path.into(), map, infos, places, metadata })
+        Ok(Self { path: path.into(), map, infos, places, others, metadata })
+    }
+
+    /// Tensors of other element types than F32, F16 and BF16, which are not read: names, types and shapes.
+    pub fn others(&self) -> &[(String, String, Vec<usize>)] {
+        &self.others
     }
 
     /// The header's free text.

@@ -127,7 +127,7 @@ pub struct Batch {
     pub tokens: Vec<i32>,
     /// Number of rows.
     pub batch: usize,
-    /// Global index of the first row's sample (of the first window, for validation).
+    /// Global index of the first row's sample (for validation, among the windows that are measured).
     pub first_sample: u64,
     /// Number of targets: `batch * seq_len`.
     pub valid: u64,
@@ -350,16 +350,17 @@ impl Iterator for Batches {
     }
 }
 
-/// The first windows of a dataset in order, once; the last batch may be smaller. For validation.
+/// Windows of a dataset for validation: all, or some that are spread evenly over it, in order, once; always the same. The last batch
+/// may be smaller.
 #[derive(Debug)]
-pub struct SequentialBatches {
+pub struct ValidationBatches {
     windows: TokenWindows,
     batch: usize,
     next: u64,
-    end: u64,
+    count: u64,
 }
 
-impl SequentialBatches {
+impl ValidationBatches {
     /// At most `limit` windows in batches of `batch`.
     ///
     /// # Errors
@@ -369,21 +370,27 @@ impl SequentialBatches {
             let problem = "expected at least one window and one row a batch, got 0";
             return Err(Error::bad_value("validation", problem, "leave validation out instead"));
         }
-        let end = limit.unwrap_or(u64::MAX).min(windows.count());
-        Ok(Self { windows, batch, next: 0, end })
+        let count = limit.unwrap_or(u64::MAX).min(windows.count());
+        Ok(Self { windows, batch, next: 0, count })
+    }
+
+    /// The window in the middle of the `i`-th of `count` equal parts.
+    fn window(&self, i: u64) -> u64 {
+        let (i, all) = (u128::from(i), u128::from(self.windows.count()));
+        ((2 * i + 1) * all / (2 * u128::from(self.count))) as u64
     }
 }
 
-impl Iterator for SequentialBatches {
+impl Iterator for ValidationBatches {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next >= self.end {
+        if self.next >= self.count {
             return None;
         }
-        let rows = self.next..self.end.min(self.next.saturating_add(self.batch as u64));
+        let rows = self.next..self.count.min(self.next.saturating_add(self.batch as u64));
         self.next = rows.end;
-        Some(Batch::fill(self.windows.seq_len(), rows, |index, out| self.windows.copy_into(index, out)))
+        Some(Batch::fill(self.windows.seq_len(), rows, |i, out| self.windows.copy_into(self.window(i), out)))
     }
 }
 

@@ -1,21 +1,17 @@
-//! Text to tokens to batches. The path of the data, in order:
+//! Texts to tokens to batches. The path of the data, in order:
 //!
-//! 1. Text to documents: [`Documents::open`] lists folders in a fixed order and reads one document after another
-//!    (a plain file is one; a `.jsonl` file has one a line).
-//! 2. Documents to tokens: [`tokenize`] encodes them in parallel and hands them on in their order, so that what it
+//! 1. Texts to tokens: [`tokenize_documents`] encodes them in parallel and hands them on in their order, so that what it
 //!    writes does not depend on the number of threads.
-//! 3. Tokens to shards: [`DatasetWriter::push`] appends a document, [`ShardWriter::finish`] seals a file, and
+//! 2. Tokens to shards: [`DatasetWriter::push`] appends a document, [`ShardWriter::finish`] seals a file, and
 //!    [`DatasetWriter::finish`] makes the dataset folder appear, complete, under its name.
-//! 4. Shards to one stream: [`Shards::open`] maps the files into memory, checks them, and reads them as one sequence.
-//! 5. Stream to windows: [`TokenWindows`] cuts it into windows of `seq_len + 1` tokens at stride `seq_len`.
-//! 6. Windows to samples: [`Schedule::locate`] says which source the sample with a global index comes from, and
+//! 3. Shards to one stream: [`Shards::open`] maps the files into memory, checks them, and reads them as one sequence.
+//! 4. Stream to windows: [`TokenWindows`] cuts it into windows of `seq_len + 1` tokens at stride `seq_len`.
+//! 5. Windows to samples: [`Schedule::locate`] says which source the sample with a global index comes from, and
 //!    [`Permutation::apply`] which of its windows.
-//! 7. Samples to batches: [`Loader::batch`] for any place, [`Loader::batches`] for the batches of one rank in order,
-//!    [`Prefetch`] to make them on another thread; [`SequentialBatches`] for validation.
-
+//! 6. Samples to batches: [`Loader::batch`] for any place, [`Loader::batches`] for the batches of one rank in order,
+//!    [`Prefetch`] to make them on another thread; [`ValidationBatches`] for validation.
 //!
-//! With the feature `data`, from dumps to text before that: [`record`] is what flows, `sources` read and clean it, `filters` judge it,
-//! `dedup` compares it, `fasttext` and `lm` are the models it is judged by, `engine` is what it runs on, and `build` is all of it.
+//! The texts come from anywhere: `corpus` has readers of files, of dumps and of what a pipeline made.
 
 mod dataset;
 mod loader;
@@ -26,12 +22,12 @@ mod tokenize;
 
 pub use dataset::{DatasetIndex, DatasetWriter, ShardEntry, Shards};
 pub use loader::{
-    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, SequentialBatches, TokenWindows,
+    Batch, BatchSplit, Batches, Loader, LoaderState, MixturePart, Prefetch, Sample, TokenWindows, ValidationBatches,
 };
 pub use mixture::Schedule;
 pub use permute::{Permutation, mix_key};
 pub use shards::{Shard, ShardInfo, ShardWriter, Verify, Vocab};
-pub use tokenize::{DEFAULT_SHARD_TOKENS, Progress, TokenizeConfig, tokenize_documents};
+pub use tokenize::{DEFAULT_SHARD_TOKENS, TokenizeConfig, TokenizeProgress, tokenize_documents};
 
 /// 64-bit hashes as 16 hexadecimal digits: JSON numbers lose bits in many readers.
 mod hex64 {

@@ -37,7 +37,7 @@ impl TokenizeConfig {
 
 /// How far tokenizing is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct TokenizeProgress {
     /// Documents written.
     pub documents: u64,
     /// Bytes of their text.
@@ -60,11 +60,11 @@ pub fn tokenize_documents(
     sources: Vec<String>,
     encode: &(dyn Fn(&str) -> Vec<u32> + Sync),
     config: &TokenizeConfig,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(TokenizeProgress),
 ) -> Result<DatasetIndex> {
     let mut documents = documents;
     let mut writer = DatasetWriter::create(&config.out, config.vocab, config.shard_tokens, config.force)?;
-    let mut done = Progress::default();
+    let mut done = TokenizeProgress::default();
     let mut batch = take_batch(&mut documents)?;
     while !batch.is_empty() {
         let encode_batch = || batch.par_iter().map(|text| encode(text)).collect::<Vec<_>>();

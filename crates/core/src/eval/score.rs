@@ -16,7 +16,7 @@ const BLOCK: usize = 256;
 /// The natural-log probability of each token after the first, given those before it: `tokens.len() - 1` numbers.
 ///
 /// # Errors
-/// [`Error::TooLong`] beyond `max_seq_len`; [`Error::BadValue`] for a token outside the vocabulary.
+/// [`Error::TooLong`] beyond `max_seq_len`; [`Error::BadValue`] for a token outside the vocabulary; [`Error::NotFinite`].
 pub fn logprobs<B: LlamaOps>(model: &Llama<B>, tokens: &[u32]) -> Result<Vec<f32>> {
     let config = model.config();
     if tokens.len() < 2 {
@@ -42,6 +42,9 @@ pub fn logprobs<B: LlamaOps>(model: &Llama<B>, tokens: &[u32]) -> Result<Vec<f32
         let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [n, 1]), &device);
         let picked = log_softmax(logits, 1).gather(1, ids).into_data().convert::<f32>();
         all.extend(picked.iter::<f32>());
+        if let Some(at) = all.iter().position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite { what: format!("log-probability of token {}", at + 1), got: all[at].into() });
+        }
     }
     Ok(all)
 }

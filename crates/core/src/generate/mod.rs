@@ -1,5 +1,7 @@
-//! Weights to text: sampling ([`Sampler`]) over KV-cached decoding ([`Decoder`]). Token ids only; texts are the tokenizer's.
+//! Weights to text: sampling ([`Sampler`]) over KV-cached decoding ([`Decoder`]), in token ids. How a prompt's text begins and what
+//! ends a text: [`encode_prompt`], [`end_ids`].
 
+mod prompt;
 mod sampler;
 
 use std::ops::ControlFlow;
@@ -12,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::{KvCache, Llama};
 use crate::ops::{Job, LlamaOps};
 
+pub use prompt::{Bos, encode_prompt, end_ids};
 pub use sampler::{SampleConfig, Sampler};
 
 /// One sequence being decoded: the keys and values of the positions so far.
@@ -98,7 +101,7 @@ pub enum Stop {
 /// Generates up to `max_new` tokens after `prompt`, showing each to `see` as it comes; any of `ends` ends the text and is not shown.
 ///
 /// # Errors
-/// [`Error::TooLong`] if the prompt leaves no room; those of [`Decoder::feed`].
+/// [`Error::TooLong`] if the prompt leaves no room; those of [`Decoder::feed`] and [`Sampler::sample`].
 pub fn generate<B: LlamaOps>(
     model: &Llama<B>,
     prompt: &[u32],
@@ -111,7 +114,7 @@ pub fn generate<B: LlamaOps>(
     let mut context = prompt.to_vec();
     let mut logits = decoder.feed(prompt)?;
     while context.len() - prompt.len() < max_new {
-        let token = sampler.sample(&mut logits, &context);
+        let token = sampler.sample(&mut logits, &context)?;
         if ends.contains(&token) {
             return Ok((context.split_off(prompt.len()), Stop::Eos));
         }

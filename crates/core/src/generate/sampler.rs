@@ -59,8 +59,19 @@ impl Sampler {
     }
 
     /// The next token for `logits [vocab_size]` (changed in place) after `context`.
-    pub fn sample(&mut self, logits: &mut [f32], context: &[u32]) -> u32 {
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] where a logit is NaN or infinite, or all are minus infinity: the model is damaged, and whatever were drawn
+    /// would pass for its text.
+    pub fn sample(&mut self, logits: &mut [f32], context: &[u32]) -> Result<u32> {
         let c = &self.config;
+        let damaged = |l: &f32| l.is_nan() || *l == f32::INFINITY;
+        if let Some(token) = logits.iter().position(damaged).or(logits.iter().all(|l| *l == f32::NEG_INFINITY).then_some(0)) {
+            return Err(Error::NotFinite {
+                what: format!("logit of token {token} after {} tokens", context.len()),
+                got: logits.get(token).map_or(f64::NAN, |l| f64::from(*l)),
+            });
+        }
         if c.repetition_penalty != 1.0 {
             let mut seen = context.to_vec();
             seen.sort_unstable();
@@ -72,14 +83,11 @@ impl Sampler {
                 }
             }
         }
-        // NaN sorts last; ties go to the smaller id.
-        let order = |a: &(u32, f32), b: &(u32, f32)| {
-            let key = |x: f32| if x.is_nan() { f32::NEG_INFINITY } else { x };
-            key(b.1).total_cmp(&key(a.1)).then(a.0.cmp(&b.0))
-        };
+        // Ties go to the smaller id.
+        let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let mut ranked: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &l)| (i as u32, l)).collect();
         if c.temperature == 0.0 {
-            return ranked.into_iter().min_by(order).map_or(0, |(token, _)| token);
+            return Ok(ranked.into_iter().min_by(order).map_or(0, |(token, _)| token));
         }
         if let Some(k) = c.top_k.filter(|&k| k < ranked.len()) {
             ranked.select_nth_unstable_by(k, order);
@@ -106,10 +114,10 @@ impl Sampler {
         for (r, w) in ranked.iter().zip(&weights) {
             draw -= w;
             if draw < 0.0 {
-                return r.0;
+                return Ok(r.0);
             }
         }
-        ranked.get(weights.len().saturating_sub(1)).map_or(0, |r| r.0)
+        Ok(ranked.get(weights.len().saturating_sub(1)).map_or(0, |r| r.0))
     }
 }
 

@@ -94,36 +94,49 @@ impl<B: LlamaOps> RmsNorm<B> {
     }
 }
 
-/// Cosines and sines of the rotary angles, for every position up to `max_seq_len`.
+/// Cosines and sines of the rotary angles: a table of the positions that most sequences have, and later ones when they are asked
+/// for, so that what a model may be given costs nothing.
 #[derive(Module, Debug)]
 pub struct Rope<B: Backend> {
-    /// `[max_seq_len, head_dim / 2]`
+    /// `[min(max_seq_len, TABLE), head_dim / 2]`
     cos: Tensor<B, 2>,
-    /// `[max_seq_len, head_dim / 2]`
+    /// `[min(max_seq_len, TABLE), head_dim / 2]`
     sin: Tensor<B, 2>,
+    #[module(skip)]
+    inv_freq: Vec<f64>,
+}
+
+/// Positions of the table.
+const TABLE: usize = 8192;
+
+/// Cosines and sines of `seq` positions from `start`, computed in float64.
+fn angles<B: Backend>(inv_freq: &[f64], start: usize, seq: usize, device: &B::Device) -> [Tensor<B, 2>; 2] {
+    let of = |f: fn(f64) -> f64| {
+        let angles = (start..start + seq).flat_map(|pos| inv_freq.iter().map(move |w| f(pos as f64 * w) as f32));
+        Tensor::from_data(TensorData::new(angles.collect::<Vec<f32>>(), [seq, inv_freq.len()]), device)
+    };
+    [of(f64::cos), of(f64::sin)]
 }
 
 impl<B: Backend> Rope<B> {
-    /// The tables for a model, computed in float64.
+    /// The tables for a model.
     pub fn new(config: &ModelConfig, device: &B::Device) -> Self {
         let inv_freq = inverse_frequencies(config);
-        let angles = || (0..config.max_seq_len).flat_map(|pos| inv_freq.iter().map(move |f| pos as f64 * f));
-        let table = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [config.max_seq_len, inv_freq.len()]), device);
-        Self { cos: table(angles().map(|a| a.cos() as f32).collect()), sin: table(angles().map(|a| a.sin() as f32).collect()) }
+        let [cos, sin] = angles(&inv_freq, 0, config.max_seq_len.min(TABLE), device);
+        Self { cos, sin, inv_freq }
     }
 
-    /// From the two tables, `[max_seq_len, head_dim / 2]` each: cosines, sines.
-    pub(crate) fn from_tables([cos, sin]: [Tensor<B, 2>; 2]) -> Self {
-        Self { cos, sin }
-    }
-
-    /// Cosines and sines, `[max_seq_len, head_dim / 2]` each.
-    pub(crate) fn tables(&self) -> [Tensor<B, 2>; 2] {
-        [self.cos.clone(), self.sin.clone()]
+    /// The same with its tables on another backend.
+    pub(crate) fn with_tables<C: Backend>(&self, to: impl Fn(Tensor<B, 2>) -> Tensor<C, 2>) -> Rope<C> {
+        Rope { cos: to(self.cos.clone()), sin: to(self.sin.clone()), inv_freq: self.inv_freq.clone() }
     }
 
     /// The tables of `seq` positions from `start`, `[seq, head_dim / 2]` each.
     pub fn at(&self, start: usize, seq: usize) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        if start + seq > self.cos.dims()[0] {
+            let [cos, sin] = angles(&self.inv_freq, start, seq, &self.cos.device());
+            return (cos, sin);
+        }
         (self.cos.clone().narrow(0, start, seq), self.sin.clone().narrow(0, start, seq))
     }
 }

@@ -162,6 +162,20 @@ impl ModelConfig {
         })
     }
 
+    /// What makes the same weights compute something else, or not fit: key, value here, value in `other`. The longest sequence does
+    /// not.
+    pub fn changes(&self, other: &Self) -> Vec<(&'static str, String, String)> {
+        let of = |c: &Self| {
+            let c = c.without_ntk();
+            let sizes = [c.dim, c.n_layers, c.n_heads, c.kv_heads(), c.hidden_dim(), c.vocab_size].map(|n| n.to_string());
+            sizes.into_iter().chain([c.norm_eps.to_string(), c.rope_theta.to_string(), format!("{:?}", c.rope_scaling)])
+        };
+        let keys =
+            ["dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "norm_eps", "rope_theta", "rope_scaling"];
+        let both = keys.into_iter().zip(of(self).zip(of(other)));
+        both.filter(|(_, (here, there))| here != there).map(|(key, (here, there))| (key, here, there)).collect()
+    }
+
     /// The same model with `ffn_dim` only where it does not follow from `dim` and `multiple_of`.
     pub(crate) fn with_implied_ffn_dim(self) -> Self {
         let implied = Self { ffn_dim: None, ..self.clone() };

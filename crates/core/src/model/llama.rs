@@ -209,7 +209,7 @@ impl<B: LlamaOps> Llama<B> {
 
     /// The same weights (shared, not copied) under `Autodiff<B>`, ready to differentiate.
     pub fn autodiff(&self) -> Llama<Autodiff<B>> {
-        let rope = Rope::from_tables(self.rope.tables().map(Tensor::from_inner));
+        let rope = self.rope.with_tables(Tensor::from_inner);
         let under = |_, value| Parameter::new(<Autodiff<B> as AutodiffBackend>::from_inner(value));
         Llama::from_stored(&self.config, rope, self.stored().map(under))
     }

@@ -17,6 +17,8 @@ pub(super) struct HuggingFace {
     plain: tokenizers::Tokenizer,
     /// Takes it as special tokens; made when first needed.
     special: OnceLock<tokenizers::Tokenizer>,
+    /// What the `post_processor` puts before a text.
+    pub(super) prefix: Vec<u32>,
 }
 
 impl HuggingFace {
@@ -75,7 +77,8 @@ pub(super) fn load(bytes: &[u8], path: &Path) -> Result<(Loaded, Value)> {
             let mut plain = tokenizers::Tokenizer::from_bytes(text).map_err(|e| bad(e.to_string()))?;
             plain.set_encode_special_tokens(true);
             let pieces = pieces(&plain);
-            Loaded::Foreign(Box::new(HuggingFace { plain, special: OnceLock::new() }), pieces)
+            let prefix = prefix(&plain).map_err(|e| bad(format!("post_processor: {e}")))?;
+            Loaded::Foreign(Box::new(HuggingFace { plain, special: OnceLock::new(), prefix }), pieces)
         }
     };
     if let Value::Object(map) = &mut json {
@@ -141,6 +144,20 @@ fn pieces(tokenizer: &tokenizers::Tokenizer) -> Pieces {
         list[id as usize] = if special { Piece::Control(token.into()) } else { Piece::Text(token.into()) };
     }
     Pieces { list, spaces: None, unknown: "".into() }
+}
+
+/// What the `post_processor` puts before a text, found by trying it.
+fn prefix(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
+    for text in ["a", "the", "1", "."] {
+        let bare = tokenizer.encode_fast(text, false)?;
+        let framed = tokenizer.encode_fast(text, true)?;
+        let (bare, framed) = (bare.get_ids(), framed.get_ids());
+        if !bare.is_empty() {
+            let before = (0..framed.len()).find(|&i| framed[i..].starts_with(bare)).unwrap_or(0);
+            return Ok(framed[..before].to_vec());
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// One of our own: raw text cut by [`PATTERN`], all 256 bytes, decoded by joining. `None` for anything else.

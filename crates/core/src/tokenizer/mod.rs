@@ -15,13 +15,16 @@
 //! ```
 
 mod bpe;
+mod bytes;
 mod decode;
+mod files;
 mod hf;
 mod sentencepiece;
 mod sp_model;
 mod sp_normalize;
 #[cfg(feature = "unigram")]
 mod sp_write;
+mod stream;
 mod train;
 #[cfg(feature = "unigram")]
 mod unigram;
@@ -38,8 +41,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use bpe::FastMap;
+pub use bytes::TokenBytes;
 use decode::{Piece, Pieces, State};
+pub use files::{TokenizerFiles, find_tokenizer};
 use sp_normalize::PrefixSet;
+pub use stream::DecodeStream;
 pub use train::TrainConfig;
 #[cfg(feature = "unigram")]
 pub use unigram::{UnigramConfig, UnigramTrainer, save_unigram, train_unigram};
@@ -259,6 +265,15 @@ impl Tokenizer {
         ids
     }
 
+    /// What the tokenizer's own file puts before every text that a model reads: the `post_processor` of a `tokenizer.json` (in most
+    /// cases BOS or nothing); BOS for SentencePiece and for tokenizers that [`Tokenizer::train`] made.
+    pub fn prefix(&self) -> Vec<u32> {
+        match &self.0.encoder {
+            Encoder::Foreign(hf) => hf.prefix.clone(),
+            _ => self.0.bos.into_iter().collect(),
+        }
+    }
+
     fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
         match &self.0.encoder {
             Encoder::Split(split) => split.encode(text, ids),
@@ -302,14 +317,14 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// A decoder for ids that come one by one; special tokens are left out.
-    pub fn decode_stream(&self) -> DecodeStream {
-        DecodeStream { tokenizer: self.clone(), state: State::new(false), ids: Vec::new(), read: 0 }
-    }
-
     /// One more than the highest id.
     pub fn vocab_size(&self) -> usize {
         self.0.pieces.list.len()
+    }
+
+    /// Whether an id is a special token: invisible in a decoded text.
+    pub fn is_special(&self, id: u32) -> bool {
+        matches!(self.0.pieces.list.get(id as usize), Some(Piece::Control(_)))
     }
 
     /// The beginning-of-sequence token.
@@ -336,61 +351,5 @@ impl Tokenizer {
     /// saving and loading; token shards carry it.
     pub fn hash(&self) -> u64 {
         self.0.hash
-    }
-}
-
-/// Text from ids that come one by one; never splits a character. Made by [`Tokenizer::decode_stream`].
-///
-/// What `push` and `finish` give, put together, is what [`Tokenizer::decode`] gives for all ids. (A foreign `tokenizer.json`
-/// whose decoder looks ahead may differ where bytes form no UTF-8.)
-pub struct DecodeStream {
-    tokenizer: Tokenizer,
-    state: State,
-    /// Foreign tokenizers: the ids since a point at which the text was whole, and how many of them were already given out.
-    ids: Vec<u32>,
-    read: usize,
-}
-
-impl DecodeStream {
-    /// The text that `id` completes, if any. An id outside the vocabulary gives U+FFFD.
-    pub fn push(&mut self, id: u32) -> Option<String> {
-        let mut out = String::new();
-        let pieces = &self.tokenizer.0.pieces;
-        if matches!(pieces.list.get(id as usize), None | Some(Piece::Gap)) {
-            out = self.finish().unwrap_or_default();
-            out.push(char::REPLACEMENT_CHARACTER);
-        } else if let Encoder::Foreign(hf) = &self.tokenizer.0.encoder {
-            self.ids.push(id);
-            // Decoders treat the start of a text in their own way, so the new text is what the old ids do not give.
-            let old = hf.decode(&self.ids[..self.read], false).unwrap_or_default();
-            let all = hf.decode(&self.ids, false).unwrap_or_default();
-            // A character takes at most four tokens of a byte each.
-            let waiting = all.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.read < 4;
-            if all == old {
-                self.read = self.ids.len(); // a special token, or a space that the decoder takes off
-            } else if !waiting {
-                out = all.get(old.len()..).unwrap_or_default().into();
-                self.ids.drain(..self.read);
-                self.read = self.ids.len();
-            }
-        } else {
-            self.state.push(pieces, id, &mut out);
-        }
-        (!out.is_empty()).then_some(out)
-    }
-
-    /// What is left at the end: bytes that never became a character, as U+FFFD. The stream can be used anew afterwards only for
-    /// a text that goes on.
-    pub fn finish(&mut self) -> Option<String> {
-        let mut out = String::new();
-        if let Encoder::Foreign(hf) = &self.tokenizer.0.encoder {
-            let old = hf.decode(&self.ids[..self.read], false).unwrap_or_default();
-            let all = hf.decode(&self.ids, false).unwrap_or_default();
-            out = all.get(old.len()..).unwrap_or_default().into();
-            self.read = self.ids.len();
-        } else {
-            self.state.finish(&mut out);
-        }
-        (!out.is_empty()).then_some(out)
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::protobuf::{Fields, Value};
 
 /// How the vocabulary cuts a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,58 +45,6 @@ pub(super) struct Model {
     pub(super) add_dummy_prefix: bool,
     pub(super) remove_extra_whitespaces: bool,
     pub(super) escape_whitespaces: bool,
-}
-
-/// A protobuf field's value, undecoded.
-enum Value<'a> {
-    Varint(u64),
-    Fixed32([u8; 4]),
-    Bytes(&'a [u8]),
-    Other,
-}
-
-/// Walks over the fields of one message.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or_else(|| format!("{n} bytes wanted, {} left", self.0.len()))?;
-        self.0 = tail;
-        Ok(head)
-    }
-
-    fn varint(&mut self) -> Result<u64, String> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.take(1)?[0];
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err("a number of more than 64 bits".into())
-    }
-
-    fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, String> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let key = self.varint()?;
-        let value = match key & 7 {
-            0 => Value::Varint(self.varint()?),
-            1 => {
-                self.take(8)?;
-                Value::Other
-            }
-            2 => {
-                let len = usize::try_from(self.varint()?).map_err(|_| "a length of more than the address space")?;
-                Value::Bytes(self.take(len)?)
-            }
-            5 => Value::Fixed32(self.take(4)?.try_into().unwrap_or_default()),
-            wire => return Err(format!("wire type {wire} of field {}", key >> 3)),
-        };
-        Ok(Some((key >> 3, value)))
-    }
 }
 
 fn text(bytes: &[u8]) -> Result<String, String> {

@@ -9,6 +9,7 @@ use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::utils::SysRegex;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
@@ -109,6 +110,14 @@ pub(super) fn train(docs: impl Iterator<Item = String> + Send, config: &TrainCon
     file.with_pre_tokenizer(Some(split));
     file.with_decoder(Some(Sequence::new(vec![ByteFallback::default().into(), Fuse::default().into()])));
     file.add_special_tokens(SPECIAL.map(|token| AddedToken::from(token, true))).map_err(crate_error)?;
+    // Datasets begin each document with BOS: so do other programs that read the file.
+    let wrong = |e: String| Error::internal("tokenizer training", e);
+    let bos = SPECIAL[1];
+    let mut template = TemplateProcessing::builder();
+    template.try_single(format!("{bos} $A")).map_err(wrong)?;
+    template.try_pair(format!("{bos} $A {bos}:1 $B:1")).map_err(wrong)?;
+    template.special_tokens(vec![(bos, 1)]);
+    file.with_post_processor(Some(template.build().map_err(|e| wrong(e.to_string()))?));
     let json = file.to_string(true).map_err(crate_error)?;
     Tokenizer::from_json(json.as_bytes(), Path::new("trained tokenizer"))
 }

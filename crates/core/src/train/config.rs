@@ -80,6 +80,9 @@ pub struct TrainConfig {
     pub update_in_backward: bool,
     /// Attention stays inside documents: those of a packed sequence, each of which begins with the tokenizer's BOS.
     pub document_mask: bool,
+    /// Lets settings of the model differ from those of the checkpoint that is gone on from (`--init`, `--resume`) where the same
+    /// weights then compute something else: `rope_theta`, `rope_scaling`, `norm_eps`.
+    pub allow_model_changes: bool,
 }
 
 impl Default for TrainConfig {
@@ -105,6 +108,7 @@ impl Default for TrainConfig {
             autodiff: false,
             update_in_backward: false,
             document_mask: false,
+            allow_model_changes: false,
         }
     }
 }
@@ -171,26 +175,72 @@ impl Default for SampleTexts {
     }
 }
 
+/// Settings that are text, whatever it looks like: `--set sample.prompt=1984` needs no quotes.
+const TEXT: [&str; 4] = ["sample.prompt", "data.tokenizer", "data.valid", "model.preset"];
+
+/// A `KEY=VALUE` with the value in quotes if it is text that looks like something else.
+fn quote_text(entry: &str) -> String {
+    let quoted = |key: &str, value: &str| {
+        let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+        let other = parsed.is_some_and(|v| !v.is_str() && !v.is_table());
+        (TEXT.contains(&key.trim()) && other).then(|| format!("{key}={}", Value::String(value.into())))
+    };
+    entry.split_once('=').and_then(|(key, value)| quoted(key, value.trim())).unwrap_or_else(|| entry.into())
+}
+
+/// Puts what `table` lacks there from `under`; inside a table of the same `type`, or of none, as well.
+fn fill(table: &mut Table, under: Table) {
+    for (key, value) in under {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(over)), Value::Table(under)) if over.get("type").is_none_or(|t| under.get("type") == Some(t)) => {
+                fill(over, under);
+            }
+            (Some(_), _) => {}
+            (None, value) => drop(table.insert(key, value)),
+        }
+    }
+}
+
 impl RunConfig {
     /// Puts the layers on the defaults. Says whether `model.vocab_size` was stated by any of them (a preset does not count).
     ///
     /// # Errors
     /// [`Error::UnknownKey`] and [`Error::BadValue`] naming the file or flag and the key; [`Error::Io`].
     pub fn resolve(layers: &Layers<'_>) -> Result<(Self, bool)> {
-        let (mut table, origin) = config::table(layers)?;
-        let model = table.get_mut("model").and_then(Value::as_table_mut);
-        let vocab_stated = model.as_ref().is_some_and(|m| m.contains_key("vocab_size"));
-        if let Some(model) = model
-            && let Some(preset) = model.remove("preset")
-        {
-            let name = preset.as_str().unwrap_or_default();
-            let base = Table::try_from(ModelConfig::preset(name)?)
-                .map_err(|e| Error::bad_value("model.preset", e.to_string(), "leave it out"))?;
-            for (key, value) in base {
-                model.entry(key).or_insert(value);
+        Self::resolve_on(layers, None)
+    }
+
+    /// [`RunConfig::resolve`], with the settings of the model on `base`, that of a checkpoint which the run begins from: what no layer
+    /// names is the checkpoint's, the vocabulary too.
+    ///
+    /// A preset names sizes, and must then be of the checkpoint's.
+    ///
+    /// # Errors
+    /// As [`RunConfig::resolve`].
+    pub fn resolve_on(layers: &Layers<'_>, base: Option<&ModelConfig>) -> Result<(Self, bool)> {
+        let set: Vec<String> = layers.set.iter().map(|entry| quote_text(entry)).collect();
+        let (mut table, origin) = config::table(&Layers { set: &set, ..layers.clone() })?;
+        let no_table = |e: toml::ser::Error| Error::bad_value("model", e.to_string(), "leave it out");
+        let mut preset = None;
+        let mut vocab_stated = base.is_some();
+        // What is no table is told by the parser below.
+        if let Some(model) = table.entry("model").or_insert_with(|| Value::Table(Table::new())).as_table_mut() {
+            vocab_stated |= model.contains_key("vocab_size");
+            if let Some(name) = model.remove("preset") {
+                preset = Some(ModelConfig::preset(name.as_str().unwrap_or_default())?);
+            }
+            if let Some(under) = base.or(preset.as_ref()) {
+                fill(model, Table::try_from(under).map_err(no_table)?);
             }
         }
         let config: Self = table.try_into().map_err(|e| config::parse_error(&origin, &e))?;
+        if let (Some(base), Some(preset)) = (base, preset) {
+            let sized = ModelConfig { vocab_size: base.vocab_size, ..preset };
+            if sized.parameters() != base.parameters() || sized.n_heads != base.n_heads {
+                let problem = "the checkpoint that is begun from has a model of other sizes";
+                return Err(Error::bad_value("model.preset", problem, "leave it out: the checkpoint's are taken"));
+            }
+        }
         Ok((config, vocab_stated))
     }
 
@@ -265,6 +315,26 @@ impl RunConfig {
                 hint: "raise model.max_seq_len or lower train.seq_len".into(),
             });
         }
+        if t.val_windows == Some(0) {
+            return bad("train.val_windows", "expected at least 1, got 0".into(), "set train.val_every = 0 for no validation");
+        }
+        if t.batch.checked_mul(self.seq_len()).is_none_or(|n| n > i32::MAX as usize) {
+            let problem = format!("{} samples of {} tokens are more than 2^31 tokens", t.batch, self.seq_len());
+            return bad("train.batch", problem, "lower it");
+        }
+        if t.peak_tflops.is_some_and(|peak| !(peak.is_finite() && peak > 0.0)) {
+            return bad("train.peak_tflops", "expected a number above 0".into(), "leave it out for no MFU");
+        }
+        if !(self.init.std.is_finite() && self.init.std >= 0.0) {
+            return bad(
+                "init.std",
+                format!("expected a number of at least 0, got {}", self.init.std),
+                "GPT-2 and LLaMA's kin have 0.02",
+            );
+        }
+        if let Some(w) = self.data.weights.iter().find(|w| !(w.is_finite() && **w > 0.0)) {
+            return bad("data.weights", format!("expected numbers above 0, got {w}"), "leave a dataset out instead");
+        }
         if t.keep_last == 0 {
             return bad("train.keep_last", "expected at least 1, got 0".into(), "the newest checkpoint is always kept");
         }
@@ -279,6 +349,6 @@ impl RunConfig {
             return bad("data.weights", problem, "give one a dataset, or none");
         }
         crate::generate::Sampler::new(self.sample.sampler.clone())?;
-        Ok(())
+        self.to_toml().map(drop) // a number that the run could not write down
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::Atomic;
+use crate::protobuf::Message;
 
 /// The file's name in a run directory.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -174,8 +175,7 @@ fn truncate(path: &Path, last: Option<u64>) -> Result<()> {
     out.commit()
 }
 
-/// Writes a TensorBoard event file: TFRecord frames around `Event` messages (tensorflow/core/util/event.proto), of which a
-/// run needs so little that the protocol buffers are encoded by hand.
+/// Writes a TensorBoard event file: TFRecord frames around `Event` messages (tensorflow/core/util/event.proto).
 #[derive(Debug)]
 struct EventWriter {
     path: PathBuf,
@@ -226,14 +226,14 @@ impl EventWriter {
                     if let Some(value) = value {
                         summary.message(1, |item| {
                             item.bytes(1, tag.as_bytes());
-                            item.fixed32(2, (value as f32).to_bits());
+                            item.float(2, value as f32);
                         });
                     }
                 }
                 for (name, value) in &record.val_losses {
                     summary.message(1, |item| {
                         item.bytes(1, format!("valid/loss_{name}").as_bytes());
-                        item.fixed32(2, (*value as f32).to_bits());
+                        item.float(2, *value as f32);
                     });
                 }
                 if let Some(text) = &record.sample {
@@ -270,10 +270,10 @@ fn text_value(item: &mut Message, tag: &str, text: &str) {
 /// An `Event` with the time and the step.
 fn event(step: u64, fill: impl FnOnce(&mut Message)) -> Vec<u8> {
     let mut message = Message::default();
-    message.fixed64(1, now().as_secs_f64().to_bits());
+    message.double(1, now().as_secs_f64());
     message.varint(2, step);
     fill(&mut message);
-    message.0
+    message.into_bytes()
 }
 
 /// A TFRecord: length, its checksum, the data, its checksum; all little-endian.
@@ -282,47 +282,6 @@ fn frame(data: &[u8]) -> Vec<u8> {
     let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xA282_EAD8).to_le_bytes();
     let length = (data.len() as u64).to_le_bytes();
     [&length[..], &masked(&length), data, &masked(data)].concat()
-}
-
-/// A protocol buffer being written.
-#[derive(Default)]
-struct Message(Vec<u8>);
-
-impl Message {
-    fn raw_varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
-
-    fn varint(&mut self, field: u64, value: u64) {
-        self.raw_varint(field << 3);
-        self.raw_varint(value);
-    }
-
-    fn fixed64(&mut self, field: u64, bits: u64) {
-        self.raw_varint(field << 3 | 1);
-        self.0.extend(bits.to_le_bytes());
-    }
-
-    fn bytes(&mut self, field: u64, bytes: &[u8]) {
-        self.raw_varint(field << 3 | 2);
-        self.raw_varint(bytes.len() as u64);
-        self.0.extend(bytes);
-    }
-
-    fn fixed32(&mut self, field: u64, bits: u32) {
-        self.raw_varint(field << 3 | 5);
-        self.0.extend(bits.to_le_bytes());
-    }
-
-    fn message(&mut self, field: u64, fill: impl FnOnce(&mut Self)) {
-        let mut inner = Self::default();
-        fill(&mut inner);
-        self.bytes(field, &inner.0);
-    }
 }
 
 fn now() -> std::time::Duration {

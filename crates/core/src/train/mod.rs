@@ -2,6 +2,7 @@
 //! them ([`run`]), what it writes down ([`metrics`], [`report`]).
 
 pub mod config;
+mod inputs;
 pub mod metrics;
 mod observe;
 pub mod plan;
@@ -9,6 +10,7 @@ mod pool;
 pub mod report;
 pub mod run;
 mod session;
+mod shards;
 mod spike;
 mod state;
 pub mod step;
@@ -19,4 +21,4 @@ pub use config::{HeldOut, RunConfig};
 pub use crate::config::Layers;
 pub use metrics::Validation;
 pub use observe::{Observer, RunInfo, RunSummary};
-pub use run::{Start, Then, Trained, Trainer, train, train_then};
+pub use run::{Start, Then, Trained, Trainer, check, train, train_then};

@@ -18,7 +18,7 @@ pub struct ReportInfo {
     pub title: String,
     /// One line below it, e.g. the model's size and the text it was trained on.
     pub subtitle: String,
-    /// The summary table: names and values, in order.
+    /// The summary table: names and values, in order. A value of several lines is folded away below it.
     pub rows: Vec<(String, String)>,
     /// Bits per byte on the held-out text by name, drawn as bars: the model first, then what it is compared with.
     pub bits_per_byte: Vec<(String, f64)>,
@@ -51,12 +51,21 @@ pub fn render(info: &ReportInfo, records: &[StepRecord]) -> String {
     let skipped = records.last().map_or(0, |record| record.skipped);
     page.push_str("<section class=\"top\">\n<table>\n");
     let skipped_row = (skipped > 0).then(|| ("skipped steps".to_string(), skipped.to_string()));
-    for (name, value) in info.rows.iter().chain(&skipped_row) {
-        let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(value));
+    let (long, short): (Vec<_>, Vec<_>) =
+        info.rows.iter().chain(&skipped_row).partition(|(_, value)| value.trim().contains('\n'));
+    for (name, value) in short {
+        let value = value.parse().map_or_else(|_| value.clone(), thousands);
+        let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(&value));
     }
     page.push_str("</table>\n");
     page.push_str(&bars(&info.bits_per_byte));
-    page.push_str("</section>\n<section class=\"charts\">\n");
+    page.push_str("</section>\n");
+    // Tables of text would push everything else off the first screen.
+    for (name, value) in long {
+        let (name, value) = (escape(name), escape(value.trim_end()));
+        let _ = writeln!(page, "<details><summary>{name}</summary><pre>{value}</pre></details>");
+    }
+    page.push_str("<section class=\"charts\">\n");
 
     let of = |value: fn(&StepRecord) -> f64| series(records, value);
     let loss = of(|record| record.loss);
@@ -373,7 +382,8 @@ h1{margin:0;font-size:1.6rem}h2{margin:2rem 0 .5rem;font-size:1.2rem}h3{margin:1
 .sub,small,.note,output{color:var(--dim)}.sub{margin:.2rem 0 1.2rem}small{font-size:.85rem}.note,output{margin:0;font-size:.8rem}
 .top{display:flex;flex-wrap:wrap;gap:1.5rem 3rem;margin-bottom:1.5rem}
 table{border-collapse:collapse;align-self:start}th,td{padding:.15rem 0;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
-th{padding-right:2rem;white-space:nowrap;font-weight:400;color:var(--dim)}td{font-variant-numeric:tabular-nums;white-space:pre-line}
+th{padding-right:2rem;white-space:nowrap;font-weight:400;color:var(--dim)}td{font-variant-numeric:tabular-nums}
+details{margin:0 0 1.2rem}summary{cursor:pointer;color:var(--dim);margin-bottom:.4rem}
 .bars{flex:1;min-width:320px}.bars p{margin:0 0 .4rem}.bars div{display:grid;grid-template-columns:9.5rem 1fr 3.5rem;gap:.7rem;align-items:center;margin:.3rem 0}
 .bars i{height:1rem;border-radius:2px;background:var(--raw)}.bars div:nth-of-type(1) i{background:var(--line)}.bars div b{font-weight:400;font-variant-numeric:tabular-nums}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:1.2rem}

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::config::RunConfig;
+use super::inputs::Inputs;
+pub use super::inputs::Start;
 use super::metrics::Validation;
 use super::observe::{Observer, RunSummary};
 use super::report::ReportInfo;
-pub use super::session::Start;
-use super::session::{Learner, Opening, Session, check_shape};
+use super::session::{Learner, Opening, Session};
 use super::state::OptimState;
 use super::step::{MicroBatch, StepConfig, StepOutput, batch_loss, check_device, train_step};
 use crate::backend::context::Scope;
 use crate::backend::{BackendName, Choices};
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM};
 use crate::checkpoint::weights::{infos, load, read, to_bytes};
 use crate::error::{Error, Result};
@@ -40,6 +40,24 @@ pub fn train(
     train_then(config, dir, start, backend, stop, observer, &mut |trained, summary, _| {
         super::report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
     })
+}
+
+/// Everything that [`train`] checks before its first step, and nothing more: settings, data, tokenizer, checkpoint, and what the device
+/// can do. Writes nothing.
+///
+/// # Errors
+/// As [`train`].
+pub fn check(config: &RunConfig, dir: &Path, start: &Start, backend: &BackendName, observer: &mut dyn Observer) -> Result<()> {
+    struct Check<'a>(&'a RunConfig);
+    impl Job for Check<'_> {
+        type Output = ();
+        fn run<B: LlamaOps>(self, device: B::Device) -> Result<()> {
+            self.0.train.precision.check::<B>(&device)?;
+            choose::<B>(self.0, &device).map(drop)
+        }
+    }
+    Inputs::open(config, dir, start, observer)?;
+    backend.run(Check(config))
 }
 
 /// What is done with a model that has just been trained.
@@ -129,17 +147,13 @@ impl<B: LlamaOps> Trainer<B> {
     /// A setting that cannot be, data or tokenizer of another vocabulary, a run directory in use, and those of the files.
     pub fn open(config: RunConfig, dir: &Path, start: &Start, device: &B::Device, observer: &mut dyn Observer) -> Result<Self> {
         let opening = Opening::new(config, dir, start, observer)?;
-        let config = &opening.config;
+        let (config, inputs) = (&opening.config, &opening.inputs);
         config.train.precision.check::<B>(device)?;
         let scope = choose::<B>(config, device)?;
-        let (model, mut optim) = match (&opening.resumed, start) {
-            (Some(checkpoint), _) => restore(config, checkpoint, opening.state.optim(), device)?,
-            (None, Start::Init(path)) => {
-                let checkpoint = Checkpoint::open(path)?;
-                check_shape(checkpoint.config(), config, path)?;
-                with_fresh_moments(config, load::<B>(&config.model, checkpoint.source(), device)?)
-            }
-            (None, _) => with_fresh_moments(config, Llama::init(&config.model, &config.init, device)?),
+        let (model, mut optim) = match (&inputs.resumed, &inputs.init) {
+            (Some(checkpoint), _) => restore(config, checkpoint, inputs.state.optim(), device)?,
+            (None, Some(checkpoint)) => with_fresh_moments(config, load::<B>(&config.model, checkpoint.source(), device)?),
+            (None, None) => with_fresh_moments(config, Llama::init(&config.model, &config.init, device)?),
         };
         let model = Some(config.step().prepare(model, &mut optim));
         Ok(Self { scope, session: opening.begin()?, learner: DeviceLearner { model, optim } })
@@ -191,8 +205,8 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
         batch_loss(self.model(), batch)
     }
 
-    fn write(&self, prompt: &[u32], max_new: usize, eos: Option<u32>, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        Ok(generate(self.model(), prompt, max_new, eos.as_slice(), sampler, &mut |_| ControlFlow::Continue(()))?.0)
+    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>> {
+        Ok(generate(self.model(), prompt, max_new, ends, sampler, &mut |_| ControlFlow::Continue(()))?.0)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {

@@ -10,31 +10,20 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::config::RunConfig;
+use super::inputs::{Inputs, Start, sample_prompt};
 use super::metrics::{self, METRICS_FILE, MetricsLog, StepRecord, Validation};
 use super::observe::{Observer, RunInfo, RunSummary};
 use super::report::ReportInfo;
 use super::spike::is_spike;
 use super::state::{OptimState, RunState};
 use super::step::{MicroBatch, StepConfig, StepOutput};
-use super::valid::{Valid, open_shards};
+use super::valid::Valid;
 use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
-use crate::data::{Batch, BatchSplit, Loader, MixturePart, Prefetch, Shards};
+use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::Sampler;
-use crate::model::ModelConfig;
+use crate::generate::{Bos, Sampler, end_ids};
 use crate::tokenizer::Tokenizer;
-
-/// Where a run starts.
-#[derive(Clone, Debug)]
-pub enum Start {
-    /// Fresh weights.
-    Fresh,
-    /// The weights of a checkpoint of any format; moments and data from the beginning.
-    Init(PathBuf),
-    /// The run's newest whole checkpoint, bit for bit.
-    Resume,
-}
 
 /// A model that learns, on a device of some backend.
 pub(super) trait Learner {
@@ -49,7 +38,7 @@ pub(super) trait Learner {
     /// Mean loss in nats, and the number of targets.
     fn loss(&self, batch: &MicroBatch) -> (f64, u64);
     /// Tokens after a prompt.
-    fn write(&self, prompt: &[u32], max_new: usize, eos: Option<u32>, sampler: &mut Sampler) -> Result<Vec<u32>>;
+    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>>;
     /// Weights and moments into a checkpoint.
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
     /// Whether the device is sound.
@@ -61,14 +50,8 @@ pub(super) trait Learner {
 /// A run whose data and directory are open, and of which nothing is written yet.
 pub(super) struct Opening {
     pub(super) config: RunConfig,
+    pub(super) inputs: Inputs,
     dir: PathBuf,
-    loader: Arc<Loader>,
-    valid: Option<Valid>,
-    tokenizer: Option<Tokenizer>,
-    bos: Option<i32>,
-    /// The checkpoint to go on from.
-    pub(super) resumed: Option<NativeCheckpoint>,
-    pub(super) state: RunState,
     lock: File,
 }
 
@@ -81,6 +64,8 @@ pub(super) struct Session {
     pub(super) tokenizer: Option<Tokenizer>,
     /// The token that begins a document, where attention stays inside documents.
     bos: Option<i32>,
+    /// Whether texts begin with BOS in the data.
+    sample_bos: Bos,
     state: RunState,
     /// Steps made.
     step: u64,
@@ -104,122 +89,30 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
-/// The training data of a run.
-fn open_data(config: &RunConfig) -> Result<(Vec<MixturePart>, Arc<Loader>)> {
-    if config.data.train.is_empty() {
-        return Err(Error::bad_value("data.train", "no dataset given", "pass --data DIR (made by `recua data tokenize`)"));
-    }
-    let mut parts = Vec::new();
-    for (i, path) in config.data.train.iter().enumerate() {
-        parts.push(MixturePart { shards: open_shards(path, config.data.verify)?, weight: config.data.weights.get(i).copied() });
-    }
-    let loader = Arc::new(Loader::new(&parts, config.seq_len(), config.train.seed)?);
-    for (part, path) in parts.iter().zip(&config.data.train) {
-        let (left_size, right_size) = (part.shards.vocab().size as usize, config.model.vocab_size);
-        if left_size != right_size {
-            let hint = "set model.vocab_size to the data's, or tokenize again".to_string();
-            let left = path.display().to_string();
-            return Err(Error::Vocabulary { left, left_size, right: "the model".into(), right_size, hint });
-        }
-    }
-    Ok((parts, loader))
-}
-
-/// The run's tokenizer, copied into the run so that the run can be used alone.
-fn open_tokenizer(config: &RunConfig, dir: &Path, shards: &Shards) -> Result<Option<Tokenizer>> {
-    let beside =
-        |folder: &Path| ["tokenizer.json", "tokenizer.model"].iter().map(|name| folder.join(name)).find(|path| path.exists());
-    let Some(path) = config.data.tokenizer.clone().or_else(|| beside(dir)).or_else(|| beside(shards.dir())) else {
-        return Ok(None);
-    };
-    let tokenizer = Tokenizer::open(&path)?;
-    let (size, data) = (tokenizer.vocab_size(), shards.vocab());
-    if size != data.size as usize || tokenizer.hash() != data.hash {
-        return Err(Error::Vocabulary {
-            left: format!("tokenizer {}", path.display()),
-            left_size: size,
-            right: format!("dataset {}", shards.dir().display()),
-            right_size: data.size as usize,
-            hint: "pass the tokenizer that the dataset was made with".into(),
-        });
-    }
-    let name = if path.extension().is_some_and(|e| e == "model") { "tokenizer.model" } else { "tokenizer.json" };
-    if !dir.join(name).exists() {
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        write_atomic(&dir.join(name), &bytes)?;
-    }
-    Ok(Some(tokenizer))
-}
-
-/// Refuses a checkpoint of a model of another shape.
-pub(super) fn check_shape(found: &ModelConfig, config: &RunConfig, path: &Path) -> Result<()> {
-    if found.parameters() == config.model.parameters() && found.n_heads == config.model.n_heads {
-        return Ok(());
-    }
-    Err(Error::bad_value(
-        "model",
-        format!("{} holds a model of another shape than this run's", path.display()),
-        "use its config.toml, or leave the model's settings out",
-    ))
-}
-
 impl Opening {
     pub(super) fn new(config: RunConfig, dir: &Path, start: &Start, observer: &mut dyn Observer) -> Result<Self> {
-        config.validate()?;
-        let (parts, loader) = open_data(&config)?;
-        let first = &parts[0].shards;
-        let valid = config.data.valid.as_ref();
-        let valid = valid.map(|sets| Valid::open(sets, config.data.verify, first.vocab(), config.seq_len(), observer));
-        let valid = valid.transpose()?;
+        // A run that is there is taken before its checkpoints are looked at; one that is refused leaves no folder behind.
+        let taken = if dir.join("checkpoints").exists() { Some(lock(dir)?) } else { None };
+        let inputs = Inputs::open(&config, dir, start, observer)?;
         let root = dir.join("checkpoints");
-        let nothing = || Error::Nothing {
-            what: "checkpoint to resume from".into(),
-            path: root.clone(),
-            hint: "start the run without --resume".into(),
-        };
-        if matches!(start, Start::Resume) && !root.exists() {
-            return Err(nothing());
-        }
         std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
-        let lock = lock(dir)?;
-        let resumed = if matches!(start, Start::Resume) {
-            let checkpoint = native::latest_valid(&root)?.checkpoint.ok_or_else(nothing)?;
-            observer.say(&format!("going on from {}", checkpoint.dir().display()));
-            Some(checkpoint)
-        } else {
-            if !native::list(&root)?.is_empty() {
-                let problem = format!("{} already holds a run", dir.display());
-                return Err(Error::bad_value("--run", problem, "pass --resume to go on, or another folder"));
-            }
-            None
-        };
-        let tokenizer = open_tokenizer(&config, dir, first)?;
-        let bos = match (config.train.document_mask, tokenizer.as_ref().and_then(Tokenizer::bos_id)) {
-            (false, _) => None,
-            (true, Some(bos)) => Some(bos as i32),
-            (true, None) => {
-                let problem = "documents are told apart by the tokenizer's BOS token, and there is none";
-                return Err(Error::bad_value("train.document_mask", problem, "pass --tokenizer FILE, or set it to false"));
-            }
-        };
-        let state = match &resumed {
-            Some(checkpoint) => {
-                check_shape(checkpoint.model(), &config, checkpoint.dir())?;
-                RunState::resume(&config, &loader, checkpoint)?
-            }
-            None => RunState::fresh(&config, &loader),
-        };
-        Ok(Self { config, dir: dir.into(), loader, valid, tokenizer, bos, resumed, state, lock })
+        let lock = taken.map_or_else(|| lock(dir), Ok)?;
+        Ok(Self { config, inputs, dir: dir.into(), lock })
     }
 
     /// Begins to write, once the model is there: a start that is refused leaves the run as it was.
     pub(super) fn begin(self) -> Result<Session> {
-        let Self { config, dir, loader, valid, tokenizer, bos, resumed, state, lock } = self;
+        let Self { config, inputs, dir, lock } = self;
+        let Inputs { loader, valid, tokenizer, bos, sample_bos, resumed, state, .. } = inputs;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.files.write_missing(&dir)?;
+        }
         write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
         let metrics = MetricsLog::open(&dir, resumed.as_ref().map(NativeCheckpoint::step))?;
         let step = resumed.as_ref().map_or(0, NativeCheckpoint::step);
         let saved = resumed.map(|c| c.dir().to_path_buf());
-        Ok(Session { config, dir, loader, valid, tokenizer, bos, state, step, metrics, saved, _lock: lock })
+        let tokenizer = tokenizer.map(|t| t.tokenizer);
+        Ok(Session { config, dir, loader, valid, tokenizer, bos, sample_bos, state, step, metrics, saved, _lock: lock })
     }
 }
 
@@ -273,13 +166,19 @@ impl Session {
                 valid = Some(v);
             }
             if due(self.config.sample.every) {
-                last.sample = self.sample(learner)?;
+                // Nothing but the device, the next step or a save ends a training.
+                match self.sample(learner) {
+                    Ok(text) => last.sample = text,
+                    Err(e @ Error::Backend { .. }) => return Err(e),
+                    Err(e) => observer.note(&format!("step {}: no sample: {e}", self.step)),
+                }
             }
             self.metrics.append(&last)?;
             let left_s = |rate: f64| (steps - self.step) as f64 * tokens_per_step as f64 / rate;
             observer.step(&last, median(&rates[rates.len().saturating_sub(20)..]).map_or(0.0, left_s));
             self.check_step(&out, first_sample, observer)?;
-            if due(self.config.train.checkpoint_every) || self.step == steps {
+            // Weights that give no loss are not worth a checkpoint: if they stay so, the run is about to end.
+            if out.loss.is_finite() && (due(self.config.train.checkpoint_every) || self.step == steps) {
                 self.save(learner, observer)?;
             }
         }
@@ -332,7 +231,9 @@ impl Session {
         // Updates made in backward cannot be taken back.
         let finite = out.loss.is_finite() && out.grad_norm.is_finite();
         let damaged = !(finite || out.skipped);
-        if damaged || self.state.skipped_in_a_row >= self.config.train.max_skipped {
+        // However few the steps, one that ends without a loss has trained nothing.
+        let ends_without = self.step == self.config.train.steps && !out.loss.is_finite();
+        if damaged || ends_without || self.state.skipped_in_a_row >= self.config.train.max_skipped {
             return Err(Error::Diverged {
                 step: self.step,
                 in_a_row: self.state.skipped_in_a_row.max(1),
@@ -351,20 +252,21 @@ impl Session {
 
     /// Tokens after a prompt, up to the tokenizer's end.
     pub(super) fn write(&self, learner: &dyn Learner, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        learner.write(prompt, max_new, self.tokenizer.as_ref().and_then(Tokenizer::eos_id), sampler)
+        let ends = self.tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(None, tokenizer));
+        learner.write(prompt, max_new, &ends, sampler)
     }
 
     /// A text by the model as it stands; `None` without a tokenizer.
     fn sample(&self, learner: &dyn Learner) -> Result<Option<String>> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
         let c = &self.config.sample;
-        let prompt = tokenizer.encode_document(&c.prompt, true, false);
-        if prompt.is_empty() || prompt.len() >= self.config.model.max_seq_len {
+        let prompt = sample_prompt(tokenizer, &c.prompt, self.sample_bos)?;
+        if prompt.is_empty() {
             return Ok(None);
         }
         let mut sampler = Sampler::new(c.sampler.clone())?;
         let tokens = self.write(learner, &prompt, c.tokens, &mut sampler)?;
-        Ok(Some(format!("{}{}", c.prompt, tokenizer.decode(&tokens)?)))
+        Ok(Some(format!("{}{}", c.prompt, tokenizer.decode_after(&prompt, &tokens)?)))
     }
 
     /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.

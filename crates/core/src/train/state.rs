@@ -11,6 +11,7 @@ use crate::checkpoint::NativeCheckpoint;
 use crate::data::{Loader, LoaderState};
 use crate::error::{Error, Result};
 use crate::optim::LossScale;
+use crate::tokenizer::Tokenizer;
 
 /// Where the optimizer stands, but for its moments.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +44,11 @@ pub(super) struct RunState {
     loss_scale: Option<LossScale>,
     /// Losses and norms of the last steps, for the spike test; as bits, since JSON would round.
     recent: VecDeque<[u64; 2]>,
+    /// The tokens that begin and end a text of the data, for whoever takes the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bos_id: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    eos_ids: Vec<u32>,
 }
 
 impl RunState {
@@ -58,6 +64,8 @@ impl RunState {
             last_norm: 0,
             loss_scale: None,
             recent: VecDeque::new(),
+            bos_id: None,
+            eos_ids: Vec::new(),
         }
     }
 
@@ -77,6 +85,12 @@ impl RunState {
         }
         loader.resume(&state.loader)?;
         Ok(state)
+    }
+
+    /// Notes the tokens that begin and end a text: those of the tokenizer that the data were made with.
+    pub(super) fn set_text_ends(&mut self, tokenizer: Option<&Tokenizer>) {
+        self.bos_id = tokenizer.and_then(Tokenizer::bos_id);
+        self.eos_ids = tokenizer.and_then(Tokenizer::eos_id).into_iter().collect();
     }
 
     /// Where the optimizer stood.

@@ -1,35 +1,45 @@
 //! Held-out text: one dataset, or several that are measured each on its own (the sources of a mixture).
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
 
-use super::config::HeldOut;
+use super::config::{HeldOut, RunConfig};
 use super::metrics::Validation;
 use super::observe::Observer;
-use crate::data::{Batch, SequentialBatches, Shards, TokenWindows, Verify, Vocab};
+use super::shards::open_shards;
+use crate::data::{Batch, TokenWindows, ValidationBatches, Vocab};
 use crate::error::{Error, Result};
+use crate::tokenizer::{TokenBytes, Tokenizer};
 
 /// Opened held-out sets.
-pub(super) struct Valid(Vec<Set>);
+pub(super) struct Valid {
+    sets: Vec<Set>,
+    /// Bytes of each token of the text.
+    bytes: Option<TokenBytes>,
+}
 
 struct Set {
     name: String,
     windows: TokenWindows,
-    /// Tokens a byte of text: from nats a token to bits a byte.
+    /// Of the whole set: where there is no tokenizer.
     tokens_per_byte: f64,
 }
 
 impl Valid {
     /// Opens the sets. Of several, one that is shorter than a window is left out, with a note.
-    pub(super) fn open(sets: &HeldOut, verify: bool, vocab: Vocab, seq_len: usize, observer: &mut dyn Observer) -> Result<Self> {
+    pub(super) fn open(
+        sets: &HeldOut,
+        config: &RunConfig,
+        vocab: Vocab,
+        tokenizer: Option<&Tokenizer>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         let mut all = Vec::new();
         for (name, path) in sets.folders() {
-            let shards = open_shards(path, verify)?;
+            let shards = open_shards(path, config)?;
             shards.check_vocab(vocab, "the training data")?;
             let index = shards.index();
             let tokens_per_byte = index.tokens as f64 / index.text_bytes.max(1) as f64;
-            match TokenWindows::new(shards, seq_len) {
+            match TokenWindows::new(shards, config.seq_len()) {
                 Ok(windows) => all.push(Set { name: name.into(), windows, tokens_per_byte }),
                 Err(e @ Error::Nothing { .. }) if !name.is_empty() => {
                     observer.note(&format!("held-out set `{name}` is left out: {e}"));
@@ -39,11 +49,12 @@ impl Valid {
         }
         match all.is_empty() {
             true => Err(Error::bad_value("data.valid", "none of its sets has a whole window", "leave it out, or lower seq_len")),
-            false => Ok(Self(all)),
+            false => Ok(Self { sets: all, bytes: tokenizer.map(TokenBytes::new) }),
         }
     }
 
-    /// Measures by `loss` (mean in nats a token, number of tokens) over at most `windows` windows of each set.
+    /// Measures by `loss` (mean in nats a token, number of tokens) over at most `windows` windows of each set, spread evenly over it.
+    /// Bits per byte are over the text of these very windows.
     pub(super) fn measure(
         &self,
         batch: usize,
@@ -52,25 +63,32 @@ impl Valid {
     ) -> Result<Validation> {
         let (mut nats, mut tokens, mut bytes) = (0.0, 0, 0.0);
         let mut by_set = BTreeMap::new();
-        for set in &self.0 {
+        for set in &self.sets {
             let (mut sum, mut count) = (0.0, 0);
-            for batch in SequentialBatches::new(set.windows.clone(), batch, windows)? {
-                let (mean, n) = loss(batch?);
+            for batch in ValidationBatches::new(set.windows.clone(), batch, windows)? {
+                let batch = batch?;
+                let text = self.bytes.as_ref().map(|bytes| text_bytes(bytes, &batch, set.windows.seq_len()));
+                let (mean, n) = loss(batch);
                 sum += mean * n as f64;
                 count += n;
+                bytes += text.map_or(n as f64 / set.tokens_per_byte, |n| n as f64);
             }
-            if self.0.len() > 1 {
+            if self.sets.len() > 1 {
                 by_set.insert(set.name.clone(), sum / count.max(1) as f64);
             }
             nats += sum;
             tokens += count;
-            bytes += count as f64 / set.tokens_per_byte;
         }
-        Ok(Validation { loss: nats / tokens.max(1) as f64, bpb: nats / std::f64::consts::LN_2 / bytes, by_set })
+        Ok(Validation { loss: nats / tokens.max(1) as f64, bpb: nats / std::f64::consts::LN_2 / bytes.max(1.0), by_set })
     }
 }
 
-/// Opens a dataset.
-pub(super) fn open_shards(path: &Path, verify: bool) -> Result<Arc<Shards>> {
-    Ok(Arc::new(Shards::open(path, if verify { Verify::Full } else { Verify::Header })?))
+/// Bytes of the targets of a batch.
+fn text_bytes(bytes: &TokenBytes, batch: &Batch, seq_len: usize) -> u64 {
+    let rows = batch.tokens.chunks_exact(seq_len + 1);
+    rows.map(|row| {
+        let row: Vec<u32> = row.iter().map(|&t| t as u32).collect();
+        bytes.count(row[0], &row[1..])
+    })
+    .sum()
 }

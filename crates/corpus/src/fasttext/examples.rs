@@ -75,7 +75,7 @@ impl ClassDocuments<'static> {
         let class = |(label, paths): (String, Vec<PathBuf>)| {
             let (key, told) = (text_key.to_owned(), Rc::new(Cell::new(false)));
             let open = move || -> Result<Texts<'static>> {
-                Ok(Box::new(Told { documents: Documents::open(&paths, &key)?, told: told.clone() }))
+                Ok(Box::new(Told { documents: Documents::open(&paths, &key)?.silent(), told: told.clone() }))
             };
             (label, Box::new(open) as OpenTexts<'static>)
         };

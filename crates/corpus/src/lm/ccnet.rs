@@ -56,7 +56,7 @@ impl PerplexityTraining {
     pub fn words(&self, out: &Path, note: &mut dyn FnMut(&str)) -> Result<PerplexityTrained> {
         std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
         let mut trainer = LmTrainer::new(&self.lm)?;
-        let mut documents = Documents::open(&self.input, &self.text_key)?;
+        let mut documents = Documents::open(&self.input, &self.text_key)?.silent();
         for document in &mut documents {
             let document = document?;
             for (number, line) in (1..).zip(document.text.lines()) {
@@ -78,7 +78,7 @@ impl PerplexityTraining {
         let own = self.cutoffs_from.is_empty();
         let learnt = |i: usize| !own || !i.is_multiple_of(HELD_OUT);
         let mut trainer = LmTrainer::new(&self.lm)?;
-        let mut documents = Documents::open(&self.input, &self.text_key)?;
+        let mut documents = Documents::open(&self.input, &self.text_key)?.silent();
         let mut n = 0;
         let texts = (&mut documents).enumerate().inspect(|(i, _)| n = i + 1).filter(|(i, text)| learnt(*i) || text.is_err());
         note("training the pieces");
@@ -91,7 +91,7 @@ impl PerplexityTraining {
             return Err(Error::Nothing { what: "second document to learn from".into(), path, hint: hint.into() });
         }
         let pieces = pieces?;
-        for (i, document) in Documents::open(&self.input, &self.text_key)?.enumerate() {
+        for (i, document) in Documents::open(&self.input, &self.text_key)?.silent().enumerate() {
             let document = document?;
             if learnt(i) {
                 trainer.line(&pieces_line(&*pieces, &normalize_for_lm(&document.text)))?;
@@ -102,7 +102,7 @@ impl PerplexityTraining {
         let model = PerplexityModel::new(pieces, model);
         let mut sample = Vec::new();
         let from = if own { &self.input } else { &self.cutoffs_from };
-        for (i, document) in Documents::open(from, &self.text_key)?.enumerate() {
+        for (i, document) in Documents::open(from, &self.text_key)?.silent().enumerate() {
             let document = document?;
             if sample.len() < MAX_SAMPLE && !(own && learnt(i)) {
                 sample.extend(model.perplexity(&document.text));

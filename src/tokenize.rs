@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use crate::corpus::{Documents, Skipped};
-use crate::data::{DatasetIndex, Progress, TokenizeConfig, tokenize_documents};
+use crate::data::{DatasetIndex, TokenizeConfig, TokenizeProgress, tokenize_documents};
 use crate::error::{Error, Result};
 
 /// How far [`tokenize_files`] is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FilesProgress {
     /// What is written.
-    pub written: Progress,
+    pub written: TokenizeProgress,
     /// Bytes of the input files read.
     pub input_bytes: u64,
     /// Bytes of all input files.
@@ -46,7 +46,6 @@ pub fn tokenize_files(
     let texts = documents.by_ref().map(|document| Ok(document?.text));
     let made = tokenize_documents(texts, names, encode, config, &mut with_bytes);
     let skipped = documents.skipped().clone();
-    skipped.warn();
     match made {
         Err(Error::Nothing { .. }) => {
             let problem = format!("{} files or lines are not UTF-8, {} documents are empty", skipped.not_text, skipped.empty);
