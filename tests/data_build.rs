@@ -508,6 +508,54 @@ fn models_are_trained_and_asked() {
     assert_eq!(a[0]["words"].as_array().unwrap().len(), 3, "two words and </s>");
 }
 
+#[test]
+fn what_is_left_out_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let run = |args: &[&str], input: &[u8]| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_recua"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = child.stdin.take().unwrap().write_all(input);
+        let out = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    };
+    // The answer to the line before comes first.
+    let (code, out, err) = run(&["data", "clean", "--source", "wikipedia"], b"\"good one\"\n\"caf\xe9\"\n");
+    assert_eq!((code, out.lines().count()), (Some(2), 1), "{out} {err}");
+    assert!(out.contains("good one") && err.contains("line 2"), "{out} {err}");
+    // Files that are no text.
+    fs::create_dir(dir.path().join("in")).unwrap();
+    fs::write(dir.path().join("in/a.txt"), b"caf\xe9 zebra\n").unwrap();
+    fs::write(dir.path().join("in/b.txt"), (0..40).map(|i| sentence(i) + "\n").collect::<String>()).unwrap();
+    let lm = |input: &str, words: bool| {
+        let (input, out) = (path(input), path("lm"));
+        let mut args = vec!["data", "train-lm", "--order", "3", "--memory", "16", "--out", &out, "--input", &input];
+        args.extend(if words { &["--words"][..] } else { &["--pieces", "300"] });
+        run(&args, b"")
+    };
+    let (code, _, err) = lm("in", true);
+    assert!(code == Some(0) && err.contains("a.txt"), "{err}");
+    // One document, and a word without an end.
+    let (code, _, err) = lm("in/b.txt", false);
+    assert!(code == Some(1) && err.contains("--cutoffs-from"), "{err}");
+    fs::write(dir.path().join("long.txt"), "x".repeat(1_200_000)).unwrap();
+    let (code, _, err) = lm("long.txt", true);
+    assert!(code != Some(0) && err.contains("long.txt, line 1"), "{err}");
+    // A dry run looks at all and writes nothing.
+    let config = dumps(dir.path());
+    let file = path("mixture.toml");
+    let (code, out, err) = run(&["data", "build", "--config", &file, "--dry-run", "--set", "memory_mb=256"], b"");
+    assert!(code == Some(0) && out.contains("wikipedia") && !config.out.exists(), "{out} {err}");
+    let (code, _, err) = run(&["data", "build", "--config", &file, "--dry-run", "--set", "models.lid=nowhere.ftz"], b"");
+    assert!(code == Some(1) && err.contains("nowhere.ftz"), "{err}");
+}
+
 /// All of the samples in one build.
 #[test]
 fn samples_of_all_sources_go_through() {
