@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use flate2::{Compression, write::GzEncoder};
 use recua::build::RecuaTokens;
-use recua::corpus::engine::{Fate, Manifest, Table};
+use recua::corpus::engine::{Fate, Manifest, Table, config_hash};
 use recua::corpus::pipeline::{Build, BuildConfig, Mixture, Part, Silent, Stage, explain};
 use recua::corpus::sources::{SourceName, all};
 use recua::train::{Layers, RunConfig};
@@ -284,6 +284,64 @@ fn a_second_run_changes_nothing_and_a_changed_rule_redoes_what_depends_on_it() {
     run(&config, &Stage::ALL);
     assert_eq!(fs::metadata(config.out.join("read/commoncrawl/shard-00000.parquet")).unwrap().modified().unwrap(), read);
     assert_eq!(documents(&config, "commoncrawl").len(), 4, "the short page stays now");
+}
+
+/// Builds of earlier versions go on: what a stage depends on is hashed as it was in November 2026 (commit 617cb6d), so that a shard that
+/// is done is not done again.
+#[test]
+fn stages_depend_on_what_they_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dumps(dir.path());
+    run(&config, &Stage::ALL[..5]);
+    let languages =
+        ["bg", "ca", "cs", "da", "de", "en", "es", "fr", "hr", "hu", "it", "nl", "pl", "pt", "ro", "ru", "sl", "sr", "sv", "uk"];
+    let books = json!({ "remove_credits": true, "remove_notes": false, "max_book": 67_108_864 });
+    let papers = json!({ "rp_compat": false, "strict_utf8": false, "require_section": false, "keep_appendix": false,
+        "expand_environments": false, "max_inflated": 268_435_456, "max_tex": 16_777_216 });
+    let crawl_rules = json!((["en"], 0.5_f32, ["head", "middle", "all"], "wiki", 0.25_f32));
+    let none = Value::Null;
+    // Source, what reading, cleaning and deduplication depend on, and the rules of scoring.
+    let expected = [
+        ("commoncrawl", json!({ "title_in_text": false }), json!(300), "Paragraphs(Everywhere)", crawl_rules),
+        ("c4", json!({ "title_in_text": true }), json!([false, null]), "Nothing", none.clone()),
+        (
+            "github",
+            json!({ "max_file": 1_048_576, "check_licence": true }),
+            json!({ "redpajama": false, "strip_headers": true, "max_line": 1000, "max_mean_line": 100.0, "min_alphanumeric": 0.25,
+                "min_letters_per_token": 1.5, "extensions": null }),
+            "Exact",
+            none.clone(),
+        ),
+        (
+            "wikipedia",
+            json!({ "namespaces": [0], "max_page_bytes": 8_388_608, "threads": 1, "language": null }),
+            json!({ "languages": languages, "math": "latex", "templates": true, "categories": false, "language_links": false,
+                "drop_empty_sections": true, "tidy": true }),
+            "Nothing",
+            none.clone(),
+        ),
+        ("books", books.clone(), books, "Overlap(0.9)", none.clone()),
+        ("arxiv", papers.clone(), papers, "Nothing", none.clone()),
+        (
+            "stackexchange",
+            json!([{ "layout": "plain", "min_score": null, "max_answers": null }, 28]),
+            none.clone(),
+            "Nothing",
+            none,
+        ),
+    ];
+    for (source, read, clean, rule, rules) in expected {
+        let hash =
+            |stage: &str| Manifest::read(&config.out.join(stage).join(source), "shard-00000").unwrap().unwrap().config_hash;
+        let models = json!({ "lid": null, "lms": {}, "classifier": null });
+        let score = json!({ "source": source, "rules": rules, "english": null, "models": models, "sets": [], "ngram": 13 });
+        let of = |settings: Value| config_hash(&settings).unwrap();
+        assert_eq!(hash("read"), of(json!([source, read])), "{source} read");
+        assert_eq!(hash("clean"), of(json!([clean, false])), "{source} clean");
+        assert_eq!(hash("dedup"), of(json!({ "rule": rule, "near": null })), "{source} dedup");
+        assert_eq!(hash("score"), of(score), "{source} score");
+        assert_eq!(hash("mix"), of(json!([source, 0.0, true])), "{source} mix");
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ static PATTERN: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let local = format!(
         r"(?:[{letter}](?:[{letter}._%+'’\-]*[{letter}_%+\-])?|[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Hangul}}]{{1,16}})"
     );
-    let domain = r"(?:[\p{L}\p{M}\p{Nd}\-]+\.){1,9}";
-    let top = r"(?:xn--[A-Za-z0-9\-]{2,59}|[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Devanagari}\p{M}]{2,24}|中国|中國|公司|网络|網絡|网站|香港|台湾|台灣|广告|在线|世界|한국|みんな)";
+    let domain = r"(?:[\p{L}\p{M}\p{Nd}\-]+\.)+";
+    let top = r"(?:xn--[A-Za-z0-9\-]{2,}|[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Devanagari}\p{M}]{2,}|中国|中國|公司|网络|網絡|网站|香港|台湾|台灣|广告|在线|世界|한국|みんな)";
     let email = format!("(?P<email>{local}@{domain}{top})");
     let edge = r"(?-u:\b)";
     let ip = format!(

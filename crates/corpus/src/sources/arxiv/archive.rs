@@ -128,7 +128,8 @@ fn is_bulk(file: impl BufRead, name: &str) -> bool {
     let Ok(tar) = unpack::unpack(file) else { return named };
     let mut archive = tar::Archive::new(tar);
     let Ok(entries) = archive.entries() else { return named };
-    for entry in entries.take(8) {
+    // Beside papers a bulk tar may have lists and notes.
+    for entry in entries.take(if named { 8 } else { 2 }) {
         let Ok(mut entry) = entry else { return named };
         if !entry.header().entry_type().is_file() {
             continue;
@@ -138,9 +139,11 @@ fn is_bulk(file: impl BufRead, name: &str) -> bool {
         let mut start = [0; 5];
         let got = entry.read(&mut start).unwrap_or(0);
         let packed = unpack::is_packed(&start[..got]) || start.starts_with(b"%PDF");
-        return packed && (is_archive(&name) || name.ends_with(".pdf")) && (named || arxiv_id(&stem).is_some());
+        if packed && (is_archive(&name) || name.ends_with(".pdf")) && (named || arxiv_id(&stem).is_some()) {
+            return true;
+        }
     }
-    named
+    false
 }
 
 /// The members of a bulk tar.
@@ -318,7 +321,11 @@ impl<'o> Files<'o> {
         for (name, bytes) in files {
             if options.rp_compat || options.strict_utf8 {
                 match String::from_utf8(bytes) {
-                    Ok(text) if options.rp_compat || !text.contains('\0') => all.push(TexFile { name, text }),
+                    Ok(text) if options.rp_compat => all.push(TexFile { name, text }),
+                    Ok(text) if !text.contains('\0') => {
+                        let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+                        all.push(TexFile { name, text });
+                    }
                     Ok(_) => {}
                     Err(_) => return Err(format!("{name} is not UTF-8")),
                 }

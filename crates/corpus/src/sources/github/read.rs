@@ -68,7 +68,7 @@ const BINARY: [&str; 2] = ["binary", "is_binary"];
 /// Reads a source tree (a folder), or a file: Parquet, else JSON lines, packed or not.
 ///
 /// A record's id is `repository/path`, its text the raw file, its metadata `repo`, `path` and `licence`. Files of projects
-/// whose licence does not let them in (`licence`), of others' folders (`junk_folder`), too big (`too_big`), and no text (`binary`,
+/// whose licence does not let them in (`licence`), of others' folders (`junk_folder`), links (`link`), too big (`too_big`), and no text (`binary`,
 /// `not_utf8`) are counted in what is returned. Memory: one
 /// file or line (64 MiB) at a time; of Parquet, what its row groups need.
 ///
@@ -127,6 +127,10 @@ fn tree(base: &Path, options: &ReadOptions, sink: &mut Sink<'_>, skipped: &mut S
                 continue;
             }
         };
+        if entries.iter().any(|(name, _)| name == crate::walk::BUILD) {
+            *skipped.entry("build").or_default() += 1;
+            continue;
+        }
         let marks = |(name, _): &(String, PathBuf)| {
             name == ".git" || MANIFESTS.contains(&name.as_str()) || licence::is_licence_file(name)
         };
@@ -152,6 +156,7 @@ fn tree(base: &Path, options: &ReadOptions, sink: &mut Sink<'_>, skipped: &mut S
                 continue;
             }
             if !meta.is_file() {
+                *skipped.entry("link").or_default() += 1;
                 continue;
             }
             let allowed = context.licence.clone().flatten();

@@ -17,10 +17,11 @@ pub(super) fn prepare(document: &Document) {
     let root = document.root();
     let (mut pictures, mut formulas, mut breaks) = (Vec::new(), Vec::new(), Vec::new());
     for node in root.descendants_it() {
-        match node.qual_name_ref().map(|name| name.local.as_bytes().to_vec()).as_deref() {
-            Some(b"svg") => pictures.push(node),
-            Some(b"math") => formulas.push(node),
-            Some(b"br") => breaks.push(node),
+        let name = node.qual_name_ref();
+        match name.as_ref().map(|name| &*name.local) {
+            Some("svg") => pictures.push(node),
+            Some("math") => formulas.push(node),
+            Some("br") => breaks.push(node),
             _ => {}
         }
     }
@@ -114,10 +115,10 @@ pub(super) fn text(root: &NodeRef<'_>) -> String {
             Step::Lowered(node) => writer.script(&node, false),
             Step::Open(node) if node.is_text() => writer.text(&node.text()),
             Step::Open(node) => {
-                let Some(name) = node.qual_name_ref().map(|name| name.local.to_string()) else { continue };
+                let Some(name) = node.qual_name_ref().map(|name| name.local.clone()) else { continue };
                 let children = || node.element_children();
-                match (name.as_str(), children().as_slice()) {
-                    ("sup" | "sub", _) if short(&node) => writer.script(&node, name == "sup"),
+                match (&*name, children().as_slice()) {
+                    ("sup" | "sub", _) if short(&node) => writer.script(&node, &*name == "sup"),
                     ("msup" | "mover", [base, raised]) => steps.extend([Step::Raised(*raised), Step::Open(*base)]),
                     ("msub" | "munder", [base, lowered]) => steps.extend([Step::Lowered(*lowered), Step::Open(*base)]),
                     ("msubsup" | "munderover", [base, lowered, raised]) => {
