@@ -24,11 +24,13 @@ pub fn find_tokenizer<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Option
 pub struct TokenizerFiles(Vec<(&'static str, Vec<u8>)>);
 
 impl TokenizerFiles {
-    /// Reads the tokenizer at `path`, whatever it is called, and what lies beside it.
+    /// Reads the tokenizer at `path`, whatever it is called, and what lies beside it; or that of a folder.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn read(path: &Path) -> Result<Self> {
+        let found = if path.is_dir() { find_tokenizer([path]) } else { None };
+        let path = found.as_deref().unwrap_or(path);
         let bytes = fs::read(path).map_err(Error::io("read", path))?;
         let json = bytes.trim_ascii_start().first() == Some(&b'{');
         let name = if json { MAIN[0] } else { MAIN[1] };
