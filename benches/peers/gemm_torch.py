@@ -18,11 +18,11 @@ for shape in a.shapes:
     m, k, n = map(int, shape.split("x"))
     x, w = torch.randn(m, k, device=dev, dtype=dtype), torch.randn(n, k, device=dev, dtype=dtype)
     out = torch.empty(m, n, device=dev, dtype=dtype)
-    def many(n):
-        for _ in range(n): torch.matmul(x, w.t(), out=out)
+    def many(calls):
+        for _ in range(calls): torch.matmul(x, w.t(), out=out)
     began, once = time.perf_counter(), 0.0
     while time.perf_counter() - began < 0.3 or not once: once = seconds(lambda: many(1))
-    n = max(1, min(1000, math.ceil(0.02 / once)))
-    t = statistics.median([seconds(lambda: many(n)) / n for _ in range(a.reps)])
+    calls = max(1, min(1000, math.ceil(0.02 / once)))
+    t = statistics.median([seconds(lambda: many(calls)) / calls for _ in range(a.reps)])
     print(json.dumps(dict(peer="torch " + torch.__version__, shape=shape, dtype=str(dtype).removeprefix("torch."), step_s=t, gflop_s=round(2 * m * k * n / t / 1e9, 1))), flush=True)
     del x, w, out
