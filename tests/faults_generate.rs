@@ -468,6 +468,17 @@ fn results_that_cannot_be_written_are_failures() {
         (vec!["bench", "gemm", "--m", "8", "--n", "8", "--k", "8", "--steps", "1"], ""),
         (vec!["train", "--run", "unused", "--data", &tokens, "--preset", "debug", "--set", &vocabulary, "--dry-run"], ""),
         (vec!["data", "clean", "--source", "wikipedia"], "\"a\"\n"),
+        (vec!["tokenizer", "train", "--input", "text.txt", "--out", "t.json", "--vocab-size", "270"], ""),
+        (vec!["data", "tokenize", "--input", "text.txt", "--tokenizer", &tokenizer, "--out", "again"], ""),
+        (vec!["convert", &model, "meta", "--to", "meta"], ""),
+        (vec!["selftest", "--only", "swiglu"], ""),
+        (
+            vec![
+                "bench", "decode", "--dim", "32", "--heads", "2", "--layers", "1", "--seq", "16", "--steps", "1", "--vocab", "64",
+            ],
+            "",
+        ),
+        (vec!["train", "--run", "run", "--data", &tokens, "--preset", "debug", "--set", &vocabulary, "--steps", "1"], ""),
     ];
     for (args, input) in cases {
         if args[..] == ["data", "clean", "--source", "wikipedia"] && !cfg!(feature = "data") {
