@@ -260,7 +260,7 @@ fn is_code(code: &str) -> bool {
 
 /// Beginnings of the names of templates that are no words of the sentence in which they are: sources, notes, marks of editors, places on
 /// a map, pronunciations, pictures.
-const ASIDES: [&str; 34] = [
+const ASIDES: [&str; 45] = [
     "sfn",
     "harv",
     "cit",
@@ -295,6 +295,17 @@ const ASIDES: [&str; 34] = [
     "page needed",
     "better",
     "disambig",
+    "infobox",
+    "navbox",
+    "taxobox",
+    "short desc",
+    "other uses",
+    "about",
+    "hatnote",
+    "redirect",
+    "distinguish",
+    "use ",
+    "defaultsort",
 ];
 
 /// What to do with an unknown template in the middle of a sentence, between two of its words: where it has one parameter, that most likely
