@@ -58,7 +58,7 @@ fn main() -> recua::Result<()> {
     let (trainer, summary) = trainer.run(&AtomicBool::new(false), &mut Print)?;
 
     // Weights to text.
-    let prompt = tokenizer.encode_document("The ", true, false);
+    let prompt = tokenizer.encode_document("The ", true, false)?;
     let mut sampler = Sampler::new(SampleConfig::default())?;
     let mut see = |_| ControlFlow::Continue(());
     let (ids, _) = generate(trainer.model(), &prompt, 40, tokenizer.eos_id().as_slice(), &mut sampler, &mut see)?;

@@ -23,7 +23,7 @@ fn main() -> recua::Result<()> {
 
     let tokenizer = checkpoint.tokenizer_path().map(Tokenizer::open).transpose()?;
     let prompt = match &tokenizer {
-        Some(tokenizer) => tokenizer.encode_document(&text, true, false),
+        Some(tokenizer) => tokenizer.encode_document(&text, true, false)?,
         None => vec![1, 42, 7],
     };
     let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() })?;

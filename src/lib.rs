@@ -36,7 +36,7 @@
 //! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder
 //! let tokenizer = Tokenizer::open("runs/first/tokenizer.json")?;
 //! let generator = TextGenerator::load(&checkpoint, &"flex".parse::<BackendName>()?.open()?)?;
-//! let prompt = tokenizer.encode_document("Once upon a time", true, false);
+//! let prompt = tokenizer.encode_document("Once upon a time", true, false)?;
 //! let mut sampler = Sampler::new(SampleConfig::default())?;
 //! let see = &mut |_| ControlFlow::Continue(());
 //! let (tokens, _) = generator.generate(&prompt, 64, tokenizer.eos_id().as_slice(), &mut sampler, see)?;

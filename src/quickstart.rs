@@ -444,7 +444,7 @@ fn finish(
     if let Some(tokenizer) = trainer.tokenizer() {
         let fixed = PROMPTS.map(String::from);
         for prompt in if prepared.prompts.is_empty() { &fixed[..] } else { &prepared.prompts } {
-            let ids = tokenizer.encode_document(prompt, true, false);
+            let ids = tokenizer.encode_document(prompt, true, false)?;
             let mut sampler = Sampler::new(SampleConfig::default())?;
             let ids = trainer.write(&ids, 120, &mut sampler)?;
             texts.push((prompt.clone(), tokenizer.decode(&ids)?));

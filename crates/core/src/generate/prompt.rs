@@ -48,7 +48,7 @@ impl fmt::Display for Bos {
 /// # Errors
 /// [`Error::BadValue`] for [`Bos::Always`] with a tokenizer that has no BOS.
 pub fn encode_prompt(tokenizer: &Tokenizer, text: &str, bos: Bos, special: bool) -> Result<Vec<u32>> {
-    let mut ids = if special { tokenizer.encode_with_special(text) } else { tokenizer.encode(text) };
+    let mut ids = if special { tokenizer.encode_with_special(text)? } else { tokenizer.encode(text)? };
     let prefix = match (bos, tokenizer.bos_id()) {
         (Bos::Never, _) => Vec::new(),
         (Bos::Always, Some(id)) => vec![id],
@@ -56,7 +56,7 @@ pub fn encode_prompt(tokenizer: &Tokenizer, text: &str, bos: Bos, special: bool)
             let problem = "the tokenizer's files name no begin-of-sequence token";
             return Err(Error::bad_value("bos", problem, "name one in tokenizer_config.json, or take `auto`"));
         }
-        (Bos::Auto, _) => tokenizer.prefix(),
+        (Bos::Auto, _) => tokenizer.prefix().to_vec(),
     };
     if bos == Bos::Always || !ids.starts_with(&prefix) {
         ids.splice(..0, prefix);
