@@ -402,9 +402,11 @@ fn damaged_files_never_panic() {
                 let bytes = changes.into_iter().fold(files[file].clone(), |b, c| if b.is_empty() { b } else { damage(&b, c) });
                 if let Ok(tokenizer) = open(&bytes) {
                     loaded.set(loaded.get() + 1);
-                    let ids = tokenizer.encode(" llama\u{2581}\u{1f999} 42 <sep> the\u{fb01}ne\0<s>").unwrap();
-                    tokenizer.decode(&ids).unwrap();
-                    tokenizer.encode_with_special("<s>llama").unwrap();
+                    // Text for which a damaged file has no token is an error.
+                    if let Ok(ids) = tokenizer.encode(" llama\u{2581}\u{1f999} 42 <sep> the\u{fb01}ne\0<s>") {
+                        tokenizer.decode(&ids).unwrap();
+                    }
+                    let _ = tokenizer.encode_with_special("<s>llama");
                 }
                 Ok(())
             })

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use tokenizers::tokenizer::{Encoding, Token};
 use tokenizers::utils::SysRegex;
 use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerImpl};
 
@@ -78,6 +77,7 @@ pub(super) fn load(bytes: &[u8], beside: &Beside, path: &Path) -> Result<(Encode
         }
         None => {
             check(&json).map_err(bad)?;
+            let processor = json.get_mut("post_processor").map(Value::take).unwrap_or_default();
             let text = serde_json::to_vec(&json).map_err(|e| bad(e.to_string()))?;
             let mut plain = Foreign::from_bytes(text).map_err(|e| bad(e.to_string()))?;
             let fresh: Vec<String> =
@@ -91,7 +91,7 @@ pub(super) fn load(bytes: &[u8], beside: &Beside, path: &Path) -> Result<(Encode
                 json["added_tokens"] = list.into();
             }
             let (pieces, ids) = pieces(&plain);
-            let prefix = prefix(&plain).map_err(|e| bad(format!("post_processor: {e}")))?;
+            let prefix = prefix(&processor, pieces.list.len()).map_err(bad)?;
             (Encoder::Foreign(Box::new(HuggingFace { plain, special: OnceLock::new(), prefix })), pieces, ids)
         }
     };
@@ -160,12 +160,32 @@ fn pieces(tokenizer: &Foreign) -> (Pieces, FastMap<Box<str>, u32>) {
     (Pieces { list, spaces: None, unknown: "".into() }, ids)
 }
 
-/// What the `post_processor` puts before a text: before the one token of a text that stands for all.
-fn prefix(tokenizer: &Foreign) -> tokenizers::Result<Vec<u32>> {
-    const TEXT: u32 = u32::MAX;
-    let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
-    let framed = tokenizer.post_process(text, None, true)?;
-    Ok(framed.get_ids().iter().copied().take_while(|id| *id != TEXT).collect())
+/// What a `post_processor` puts before a text; what it puts after one is not for prompts. (Read here, as that of `tokenizers` panics
+/// on a template that names a token it does not have.)
+fn prefix(processor: &Value, size: usize) -> Result<Vec<u32>, String> {
+    let id = |id: &Value| {
+        let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < size);
+        id.ok_or_else(|| format!("post_processor: expected the id of one of {size} tokens"))
+    };
+    let list = |of: &Value, key: &str| of.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    match processor.get("type").and_then(Value::as_str) {
+        Some("TemplateProcessing") => {
+            let mut ids = Vec::new();
+            for piece in list(processor, "single").iter().map_while(|piece| piece.get("SpecialToken")) {
+                let token = piece.get("id").and_then(Value::as_str).and_then(|name| processor.get("special_tokens")?.get(name));
+                let token = token.ok_or_else(|| format!("post_processor: its special_tokens lack that of {piece}"))?;
+                ids.extend(list(token, "ids").iter().map(id).collect::<Result<Vec<_>, _>>()?);
+            }
+            Ok(ids)
+        }
+        Some("BertProcessing" | "RobertaProcessing") => Ok(vec![id(&processor["cls"][1])?]),
+        // Each has the text of the one before it.
+        Some("Sequence") => {
+            let all = list(processor, "processors");
+            Ok(all.iter().rev().map(|processor| prefix(processor, size)).collect::<Result<Vec<_>, _>>()?.concat())
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// One of our own: raw text cut by [`PATTERN`], all 256 bytes, decoded by joining. `None` for anything else.
