@@ -144,7 +144,7 @@ proptest! {
     #[test]
     fn whole_characters_stream_as_they_are(text in "[a-z ]{1,6}[\u{e9}\u{65e5}\u{1f999} a-z]{0,40}") {
         for (name, tokenizer) in kinds() {
-            let ids = tokenizer.encode(&text);
+            let ids = tokenizer.encode(&text).unwrap();
             prop_assert_eq!(streamed(&tokenizer, &[], &ids), tokenizer.decode(&ids).unwrap(), "{} {:?}", name, ids);
         }
     }
@@ -266,8 +266,8 @@ fn json_of(output: &Output) -> Value {
 fn the_space_between_prompt_and_text_is_shown() {
     let dir = tempfile::tempdir().unwrap();
     let tokenizer = open("llama.model");
-    let all = tokenizer.encode("The old llama walks");
-    let prompt = tokenizer.encode("The old");
+    let all = tokenizer.encode("The old llama walks").unwrap();
+    let prompt = tokenizer.encode("The old").unwrap();
     assert!(all.starts_with(&prompt));
     let rest = &all[prompt.len()..];
     let model = dir.path().join("model");
@@ -293,7 +293,7 @@ fn what_ends_a_text_is_what_the_files_name() {
         let dir = tempfile::tempdir().unwrap();
         let model = dir.path().join("model");
         let tokenizer = open("llama2.json");
-        let last = *tokenizer.encode("The old").last().unwrap();
+        let last = *tokenizer.encode("The old").unwrap().last().unwrap();
         for end in ends {
             let _ = std::fs::remove_dir_all(&model);
             Script::new(tokenizer.vocab_size(), &chain(last, &[300, 301, end, 302])).save(&model, "llama2.json");
@@ -324,8 +324,8 @@ fn ids_without_a_token_are_left_out() {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = open(name);
         let size = tokenizer.vocab_size();
-        let all = tokenizer.encode("The old llama walks");
-        let prompt = tokenizer.encode("The old");
+        let all = tokenizer.encode("The old llama walks").unwrap();
+        let prompt = tokenizer.encode("The old").unwrap();
         let mut rest = all[prompt.len()..].to_vec();
         rest.insert(1, size as u32 + 3);
         let model = dir.path().join("model");
@@ -343,7 +343,7 @@ fn ids_without_a_token_are_left_out() {
 #[test]
 fn what_is_no_number_is_an_error_and_no_text() {
     let tokenizer = open("llama2.json");
-    let last = *tokenizer.encode("The old").last().unwrap();
+    let last = *tokenizer.encode("The old").unwrap().last().unwrap();
     for value in [f32::NAN, f32::INFINITY] {
         for temperature in ["0", "1"] {
             let dir = tempfile::tempdir().unwrap();
@@ -373,7 +373,7 @@ fn tokenizers_with_special_tokens_beyond_the_model_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let (tokenizer, model) = (open("llama2.json"), dir.path().join("model"));
     let size = tokenizer.vocab_size();
-    let last = *tokenizer.encode("The old").last().unwrap();
+    let last = *tokenizer.encode("The old").unwrap().last().unwrap();
     Script::new(size, &chain(last, &[300, 301])).save(&model, "llama2.json");
     let added = |special: bool| {
         let token = json!({"id": size, "content": "<pad>", "single_word": false, "lstrip": false, "rstrip": false,
@@ -423,7 +423,7 @@ fn lines_of_text_keep_their_carriage_returns() {
     let path = faults("llama3.json");
     let tokenizer = open("llama3.json");
     let encode = |input: &str| with_input(&["tokenizer", "encode", "--tokenizer", path.to_str().unwrap()], input).stdout;
-    let line = |text: &str| tokenizer.encode(text).iter().map(u32::to_string).collect::<Vec<_>>().join(" ") + "\n";
+    let line = |text: &str| tokenizer.encode(text).unwrap().iter().map(u32::to_string).collect::<Vec<_>>().join(" ") + "\n";
     let expected = line("a\r") + &line("b") + &line("") + &line("c\r");
     assert_eq!(String::from_utf8(encode("a\r\nb\n\nc\r")).unwrap(), expected);
 }

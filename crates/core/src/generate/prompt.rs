@@ -48,8 +48,8 @@ impl fmt::Display for Bos {
 /// # Errors
 /// [`Error::BadValue`] for [`Bos::Always`] with a tokenizer that has no BOS.
 pub fn encode_prompt(tokenizer: &Tokenizer, text: &str, bos: Bos, special: bool) -> Result<Vec<u32>> {
-    let mut ids = if special { tokenizer.encode_with_special(text) } else { tokenizer.encode(text) };
-    let own = tokenizer.prefix();
+    let mut ids = if special { tokenizer.encode_with_special(text)? } else { tokenizer.encode(text)? };
+    let own = tokenizer.prefix().to_vec();
     let named = tokenizer.bos_id().or(own.first().copied());
     let prefix = match (bos, named) {
         (Bos::Never, _) => Vec::new(),
