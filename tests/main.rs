@@ -13,6 +13,7 @@ mod data;
 #[cfg(feature = "data")]
 mod data_build;
 mod faults_generate;
+mod faults_model;
 mod files;
 #[cfg(all(feature = "cli", feature = "flex"))]
 mod fixtures;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use recua::backend::BackendName;
 use recua::ops::AdamWScalars;
 use recua::selftest::reference::{self, AttentionShape};
-use recua::selftest::{self, Case, Row, Tolerance};
+use recua::selftest::{self, Case, Filter, Row, Tolerance};
 
 fn backends() -> Vec<BackendName> {
     let compiled =
@@ -71,7 +71,9 @@ fn shapes() -> Vec<Case> {
 #[test]
 fn operations_at_awkward_sizes() {
     for backend in backends() {
-        let rows = selftest::run_cases(&backend.open().unwrap(), &shapes(), Tolerance::of(&backend), &mut |_| {}).unwrap();
+        let rows =
+            selftest::run_cases(&backend.open().unwrap(), &shapes(), Tolerance::of(&backend), &Filter::default(), &mut |_| {})
+                .unwrap();
         assert_passed(&backend, &rows);
     }
 }
@@ -112,7 +114,7 @@ proptest! {
     #[test]
     fn operations_at_random_sizes(cases in prop::collection::vec(any_case(), 6)) {
         for backend in backends() {
-            let rows = selftest::run_cases(&backend.open().unwrap(), &cases, Tolerance::of(&backend), &mut |_| {}).unwrap();
+            let rows = selftest::run_cases(&backend.open().unwrap(), &cases, Tolerance::of(&backend), &Filter::default(), &mut |_| {}).unwrap();
             let failed: Vec<String> = rows.iter().filter(|r| !r.passed).map(Row::to_string).collect();
             prop_assert!(failed.is_empty(), "{backend}:\n{}", failed.join("\n"));
         }
@@ -126,7 +128,9 @@ fn operations() -> Vec<&'static str> {
     let body = &source[start..start + source[start..].find("\n}").unwrap()];
     let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
     methods
-        .filter(|name| !["bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>"].contains(name))
+        .filter(|name| {
+            !["bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>", "flush_uploads"].contains(name)
+        })
         .collect()
 }
 
@@ -144,7 +148,7 @@ fn selftest_passes_and_covers_every_operation() {
     assert!(operations.len() >= 25, "{operations:?}");
     for backend in backends() {
         let mut seen = Vec::new();
-        let rows = selftest::run(&backend.open().unwrap(), &mut |row| seen.push(row.clone())).unwrap();
+        let rows = selftest::run(&backend.open().unwrap(), &Filter::default(), &mut |row| seen.push(row.clone())).unwrap();
         assert_eq!(rows, seen);
         assert_passed(&backend, &rows);
         for name in &operations {
@@ -168,7 +172,7 @@ fn selftest_passes_under_fusion() {
     let mut cases = selftest::cases();
     cases.push(Case::Linear { n: 257, d_in: 80, d_out: 33 });
     let device = cubecl::wgpu::WgpuDevice::Cpu;
-    let rows = selftest::run_on::<Fused>(&device, &cases, Tolerance::of(&backend), &mut |_| {});
+    let rows = selftest::run_on::<Fused>(&device, &cases, Tolerance::of(&backend), &Filter::default(), &mut |_| {});
     assert_passed(&backend, &rows);
 }
 
@@ -177,7 +181,7 @@ fn selftest_can_fail() {
     let backend = BackendName::default();
     // Tolerances of a thousandth: only what is exact passes.
     let tight = Tolerance { device: Tolerance::of(&backend).device / 1000.0 };
-    let rows = selftest::run_cases(&backend.open().unwrap(), &selftest::cases(), tight, &mut |_| {}).unwrap();
+    let rows = selftest::run_cases(&backend.open().unwrap(), &selftest::cases(), tight, &Filter::default(), &mut |_| {}).unwrap();
     // `embed` moves numbers; `embed_backward` adds multiples of 2^-15, of which no sum here is rounded.
     for name in operations().into_iter().filter(|name| !name.starts_with("embed")).chain([
         "golden logits",
@@ -188,11 +192,31 @@ fn selftest_can_fail() {
     }
     assert!(rows.iter().filter(|r| r.name.ends_with("true float32")).all(|r| r.passed && r.max_error == 0.0));
 
+    // A row says where to begin.
+    let row = rows.iter().find(|r| r.name == "rms_norm" && !r.passed).unwrap();
+    let problem = row.problem.as_deref().unwrap_or_default();
+    assert!(problem.contains("elements differ, first element ") && problem.contains("expected"), "{row}");
+
     // A panic inside an operation (an odd head has no pairs) is a row, and the next case runs.
     let cases = [Case::Rope { batch: 1, seq: 2, heads: 1, head_dim: 3 }, Case::SwiGlu { n: 1, f: 5 }];
-    let rows = selftest::run_cases(&backend.open().unwrap(), &cases, Tolerance::of(&backend), &mut |_| {}).unwrap();
+    let rows =
+        selftest::run_cases(&backend.open().unwrap(), &cases, Tolerance::of(&backend), &Filter::default(), &mut |_| {}).unwrap();
     assert!(!rows[0].passed && rows[0].problem.as_ref().is_some_and(|p| p.contains("panicked")), "{}", rows[0]);
     assert!(rows[2].name == "swiglu" && rows[2].passed, "{}", rows[2]);
+}
+
+#[test]
+fn selftest_makes_the_checks_that_are_asked_for() {
+    let context = BackendName::default().open().unwrap();
+    let names = |only: &[&str], skip: &[&str]| {
+        let list = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
+        let rows = selftest::run(&context, &Filter { only: list(only), skip: list(skip) }, &mut |_| {}).unwrap();
+        rows.into_iter().map(|row| format!("{}  {}", row.name, row.shape)).collect::<Vec<_>>()
+    };
+    let some = names(&["swiglu", "golden"], &["autodiff", "bf16"]);
+    assert!(some.len() >= 6 && some.iter().all(|line| line.contains("swiglu") || line.contains("golden")), "{some:?}");
+    assert!(!some.iter().any(|line| line.contains("autodiff") || line.contains("bf16")), "{some:?}");
+    assert!(names(&["nothing of this name"], &[]).is_empty());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `recua selftest`
 
 use clap::Args;
+use recua::selftest::Filter;
 use recua::{Error, Result};
 
 /// Check every operation of a backend against CPU references
@@ -8,6 +9,12 @@ use recua::{Error, Result};
 /// For a new card or driver: run it before trusting what the machine computes.
 #[derive(Args)]
 pub(crate) struct Selftest {
+    /// Only the checks with TEXT in their line; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// Without the checks with TEXT in their line; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    skip: Vec<String>,
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -18,7 +25,8 @@ pub(crate) struct Selftest {
 impl Selftest {
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
-        let rows = recua::selftest::run(&self.device.backend.open()?, &mut |row| {
+        let filter = Filter { only: self.only, skip: self.skip };
+        let rows = recua::selftest::run(&self.device.backend.open()?, &filter, &mut |row| {
             if !self.json {
                 super::print(&row.to_string());
             }
@@ -28,6 +36,10 @@ impl Selftest {
             super::print_json(&rows)?;
         } else {
             super::print(&format!("{} checks, {failed} failed", rows.len()));
+        }
+        if rows.is_empty() {
+            let problem = format!("no check has this in its line: {}", filter.only.join(", "));
+            return Err(Error::bad_value("--only", problem, "`recua selftest` prints them all"));
         }
         if failed == 0 {
             return Ok(());

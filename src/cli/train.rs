@@ -161,6 +161,7 @@ impl Train {
         };
         let mut lines = Lines::new(Duration::from_secs(5), self.samples);
         if self.dry_run {
+            check(&config, &self.run, &start, &self.device.backend, &mut lines)?;
             super::print(&config.to_toml()?);
             let per_step = config.train.batch * config.seq_len();
             super::print(&format!(
@@ -169,7 +170,7 @@ impl Train {
                 per_step as u64 * config.train.steps,
                 config.model.train_flop_per_token(config.seq_len())
             ));
-            return check(&config, &self.run, &start, &self.device.backend, &mut lines);
+            return Ok(());
         }
         let stop = super::stop_on_signal()?;
         #[cfg(feature = "tui")]

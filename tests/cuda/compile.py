@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Compiles the CUDA C++ kernels as CubeCL does at run time, with NVRTC, and reports registers and spills. No GPU needed.
 
-    python3 -m pip install 'nvidia-cuda-nvrtc==13.*'
+    python3 -m pip install 'nvidia-cuda-nvrtc==13.0.*'
     python3 tests/cuda/compile.py [folder, default crates/core/src/ops/cube/cuda] [--head-dim 64 ...] [--arch sm_90a ...]
 
 Every .cu file of the folder, after the files that its first line names ("// After a.cuh, b.cuh."), is compiled to a CUBIN for each
 architecture and, where it names HEAD_DIM or GEMM, each value of it that the host asks for. Fails on an error, on a warning, and on more than --spill bytes of spilled registers in a kernel. Registers and spills
 come from the assembler's report in NVRTC's log (--ptxas-options=-v).
 
-NVRTC is the one of pip's package, in the Python that runs this, or the library that --nvrtc names.
+NVRTC is the one of pip's package, in the Python that runs this, or the library that --nvrtc names. It has to be 13.0: a later one
+writes PTX that the oldest supported driver, 580, does not load.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def find_nvrtc():
     # CUDA 13's packages share the folder nvidia/cu13, earlier ones have a folder each.
     found = {file for path in sys.path for file in pathlib.Path(path).glob("nvidia/*/lib/libnvrtc.so.*")}
     if not found:
-        sys.exit(f"compile.py: {sys.executable} has no NVRTC (Linux): {INSTALL} 'nvidia-cuda-nvrtc==13.*'")
+        sys.exit(f"compile.py: {sys.executable} has no NVRTC (Linux): {INSTALL} 'nvidia-cuda-nvrtc==13.0.*'")
     return max(found, key=lambda file: (int(file.name.split(".")[2]), str(file)))
 
 
@@ -40,7 +41,7 @@ class Nvrtc:
                 ctypes.CDLL(str(builtins))
             self.lib = ctypes.CDLL(str(library))
         except OSError as error:
-            sys.exit(f"compile.py: {library} cannot be loaded: {error}; {INSTALL} --force-reinstall 'nvidia-cuda-nvrtc==13.*'")
+            sys.exit(f"compile.py: {library} cannot be loaded: {error}; {INSTALL} --force-reinstall 'nvidia-cuda-nvrtc==13.0.*'")
         self.lib.nvrtcGetErrorString.restype = ctypes.c_char_p
 
     def check(self, code):
@@ -109,6 +110,8 @@ def main():
         sys.exit(f"compile.py: no .cu file under {args.folder}")
     nvrtc = Nvrtc(args.nvrtc or find_nvrtc())
     print(f"NVRTC {nvrtc.version()}")
+    if nvrtc.version() != "13.0" and not args.nvrtc:
+        sys.exit(f"compile.py: expected NVRTC 13.0: {INSTALL} 'nvidia-cuda-nvrtc==13.0.*'")
     failures = 0
     for file in files:
         text = whole(file)
@@ -130,7 +133,7 @@ def main():
                 if args.log or not good or warned:
                     print(log)
                 if re.search(r"could not open source file|cannot open source file", log):
-                    print(f"    CUDA's headers: {INSTALL} 'nvidia-cuda-runtime==13.*' 'nvidia-cuda-cccl==13.*'")
+                    print(f"    CUDA's headers: {INSTALL} 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'")
                 failures += not good or warned
                 report = kernels(log)
                 for name, (registers, stores, loads, stack) in report.items():

@@ -326,11 +326,21 @@ inline void shared_read(unsigned at, unsigned size, int reader) {
     }
 }
 
+// When the data of a cp.async land is anything between its issue and the wait for it. By default they do so at the latest; with
+// EMULATE_EARLY at the earliest, where products that are under way still read what they overwrite.
+inline const bool copies_land_early = getenv("EMULATE_EARLY") != nullptr;
+
+inline void land(unsigned at, const void* source, unsigned size, unsigned bytes) {
+    memset(block->shared.data() + at, 0, size);
+    if (bytes) memcpy(block->shared.data() + at, source, bytes);
+}
+
 inline void copy_async(unsigned at, const void* source, unsigned size, unsigned bytes) {
     if (bytes > size) fail("cp.async of %u bytes from %u", size, bytes);
     if (bytes) check_global(source, size, false, bytes);
     shared_write(at, size);
     for (unsigned i = at / 4; i < (at + size) / 4; i++) block->words[i].pending = true;
+    if (copies_land_early) land(at, source, size, bytes);
     self->open.push_back({at, size, bytes, source});
 }
 
@@ -483,8 +493,7 @@ template <int N> inline void cp_async_wait() {
     emulate::Thread& t = *emulate::self;
     while (t.groups.size() > N) {
         for (const emulate::Copy& c : t.groups.front()) {
-            memset(emulate::block->shared.data() + c.at, 0, c.size);
-            if (c.bytes) memcpy(emulate::block->shared.data() + c.at, c.source, c.bytes);
+            if (!emulate::copies_land_early) emulate::land(c.at, c.source, c.size, c.bytes);
             for (unsigned i = c.at / 4; i < (c.at + c.size) / 4; i++) {
                 emulate::Word& w = emulate::block->words[i];
                 w.pending = false; // and written now, by this thread

@@ -11,6 +11,8 @@
 pub use recua_ground::config;
 pub use recua_ground::{Error, Result, error, files};
 
+#[cfg(feature = "pipeline")]
+mod charset;
 #[cfg(feature = "crates")]
 pub mod crates;
 #[cfg(feature = "pipeline")]

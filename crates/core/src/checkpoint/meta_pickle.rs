@@ -21,6 +21,9 @@ const HINT: &str = "it is truncated or damaged, or was not made by torch.save of
 /// A state dict of the largest LLaMA is described in some 200 kB; more is an attack on memory.
 const MAX_PICKLE: u64 = 4 << 20;
 
+/// Elements of a view that is larger than its storage.
+const MAX_REPEATED: usize = 1 << 20;
+
 /// The values that a state dict's pickle is built of.
 #[derive(Clone, Debug)]
 enum Item {
@@ -298,6 +301,11 @@ impl Machine {
                 let end = span(&shape, &stride).and_then(|n| n.checked_add(offset));
                 if end.is_none_or(|end| end > storage.elements) {
                     return Err(format!("a tensor of shape {shape:?} that reaches beyond its storage"));
+                }
+                // A view that repeats elements could ask for any memory.
+                let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+                if elements.is_none_or(|n| n > storage.elements.max(MAX_REPEATED)) {
+                    return Err(format!("a tensor of shape {shape:?} that repeats the elements of a small storage"));
                 }
                 Ok(Item::Tensor(Rc::new(View { storage: storage.clone(), offset, shape, stride })))
             }

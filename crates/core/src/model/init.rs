@@ -80,6 +80,10 @@ impl<B: LlamaOps> Llama<B> {
 
 /// A float32 tensor of any rank from host values.
 pub(crate) fn from_f32<B: LlamaOps>(values: Vec<f32>, shape: &[usize], device: &B::Device) -> FloatTensor<B> {
+    let large = values.len() >= 1 << 20;
     let flat = Tensor::<B, 1>::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), (device, DType::F32));
+    if large {
+        B::flush_uploads(device); // else all float32 weights of a model are in the host's memory at once
+    }
     B::float_reshape(primitive(flat), shape.to_vec().into())
 }

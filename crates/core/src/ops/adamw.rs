@@ -26,6 +26,11 @@ pub struct AdamWScalars {
     pub bias2: f64,
 }
 
+pub(super) fn element_sum<B: LlamaOps>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let n = x.shape().num_elements();
+    primitive(tensor::<B, 1>(reshape::<B>(x, &[n])).cast(DType::F32).sum())
+}
+
 pub(super) fn square_sum<B: LlamaOps>(x: FloatTensor<B>) -> FloatTensor<B> {
     let n = x.shape().num_elements();
     primitive(tensor::<B, 1>(reshape::<B>(x, &[n])).cast(DType::F32).square().sum())

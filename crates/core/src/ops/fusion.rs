@@ -259,6 +259,9 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
         })
     }
 
+    fn element_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        one::<B>("element_sum", vec![x], vec![], (vec![1], DType::F32), |x| B::element_sum(x.float()))
+    }
     fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
         one::<B>("square_sum", vec![x], vec![], (vec![1], DType::F32), |x| B::square_sum(x.float()))
     }
@@ -283,6 +286,10 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
             [w, m, v, copy.expect("a copy went in")]
         });
         AdamWState { w, m, v, copy: Some(copy) }
+    }
+
+    fn flush_uploads(device: &Self::Device) {
+        B::flush_uploads(device);
     }
 
     fn resident<T>(device: &Self::Device, make: impl FnOnce() -> T) -> T {

@@ -63,7 +63,7 @@ fn total<B: LlamaOps>(stats: FloatTensor<B>, targets: IntTensor<B>) -> Tensor<B,
     let [max, sum, picked] = [0, 1, 2].map(|i| stats.clone().narrow(1, i, 1));
     // The target's logit of a row that does not count may be minus infinity, and 0 times infinity is none.
     let loss = (sum.log() + max - picked).mask_fill(counted.equal_elem(0.0), 0.0);
-    loss.sum().reshape([1])
+    tensor(B::element_sum(primitive(loss)))
 }
 
 /// Joins statistics over the parts of a split vocabulary; the identity where it is whole.

@@ -210,7 +210,11 @@ pub trait LlamaOps: Backend {
         embedding::backward::<Self>(ids, order, dx, sum)
     }
 
-    /// Sum of squares of all elements, `[1]`, float32.
+    /// Sum of all elements, `[1]`, float32. Its order depends on their number alone: equal inputs give equal bits.
+    fn element_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        adamw::element_sum::<Self>(x)
+    }
+    /// Sum of squares of all elements, `[1]`, float32; likewise.
     fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
         adamw::square_sum::<Self>(x)
     }
@@ -223,6 +227,9 @@ pub trait LlamaOps: Backend {
     fn resident<T>(_device: &Self::Device, make: impl FnOnce() -> T) -> T {
         make()
     }
+
+    /// Sends on its way what was uploaded so far, where uploads are queued: the host's copies live until the second time.
+    fn flush_uploads(_device: &Self::Device) {}
 
     /// The routines for products among which a context chooses, and why one is not to be had on this device. Empty where there is no
     /// choice.

@@ -135,7 +135,8 @@ pub enum Case {
 }
 
 /// What [`super::run`] checks: each operation at a small odd size and at one of a real model's, 288 (9 x 32) among the widths,
-/// which double-buffered matrix products with an odd number of stages get wrong; then the golden case.
+/// which double-buffered matrix products with an odd number of stages get wrong; then the golden case; and last, since they are many, the
+/// routines for products among which one can choose.
 pub fn cases() -> Vec<Case> {
     let attention = |batch, heads, kv_heads, seq_q, seq_k, head_dim| {
         Case::Attention(AttentionShape { batch, heads, kv_heads, seq_q, seq_k, head_dim })
@@ -176,6 +177,11 @@ pub fn cases() -> Vec<Case> {
         Case::Narrow { seq: 3, head_dim: 16 },
         Case::Narrow { seq: 130, head_dim: 64 },
         Case::Narrow { seq: 300, head_dim: 128 },
+        Case::SquareSum { n: 1 },
+        Case::SquareSum { n: 288 * 768 },
+        Case::AdamW { n: 3 },
+        Case::AdamW { n: 288 * 768 },
+        Case::Golden,
         Case::NarrowProducts { m: 33, k: 48, n: 65 },
         Case::NarrowProducts { m: 33, k: 80, n: 65 },
         Case::NarrowProducts { m: 33, k: 288, n: 65 },
@@ -184,11 +190,6 @@ pub fn cases() -> Vec<Case> {
         Case::NarrowProducts { m: 200, k: 80, n: 136 },
         Case::NarrowProducts { m: 200, k: 288, n: 136 },
         Case::NarrowProducts { m: 200, k: 4096, n: 136 },
-        Case::SquareSum { n: 1 },
-        Case::SquareSum { n: 288 * 768 },
-        Case::AdamW { n: 3 },
-        Case::AdamW { n: 288 * 768 },
-        Case::Golden,
     ]
 }
 
@@ -565,6 +566,14 @@ fn square_sum<B: LlamaOps>(n: usize, device: &B::Device, checks: &mut Checks<'_>
     let want = [x.f64().iter().map(|x| x * x).sum::<f64>()];
     checks.row("square_sum", &format!("{n}"), checks.tolerance.sum(n), || {
         vec![Output::new::<B>(B::square_sum(x.at::<B>(device)), &want)]
+    });
+    // Of positive numbers, as losses are; two of them, which must be the same to the bit.
+    let x = Input { values: x.values.iter().map(|x| x.abs()).collect(), ..x };
+    let want = [x.f64().iter().sum::<f64>()];
+    checks.row("element_sum", &format!("{n}"), checks.tolerance.sum(n), || {
+        let [one, two] = [0, 1].map(|_| Output::new::<B>(B::element_sum(x.at::<B>(device)), &want));
+        let same = one.got.iter().zip(&two.got).all(|(a, b)| a.to_bits() == b.to_bits());
+        if same { vec![one, two] } else { vec![one, Output { got: vec![f32::NAN], ..two }] }
     });
 }
 

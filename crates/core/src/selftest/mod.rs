@@ -68,6 +68,22 @@ impl Tolerance {
     }
 }
 
+/// Which checks are made, by their names and sizes as they are printed.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Those with one of these in their line. Empty: all.
+    pub only: Vec<String>,
+    /// But for those with one of these.
+    pub skip: Vec<String>,
+}
+
+impl Filter {
+    fn takes(&self, line: &str) -> bool {
+        let has = |texts: &[String]| texts.iter().any(|text| line.contains(text.as_str()));
+        (self.only.is_empty() || has(&self.only)) && !has(&self.skip)
+    }
+}
+
 /// The outcome of one check.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Row {
@@ -83,7 +99,7 @@ pub struct Row {
     pub passed: bool,
     /// Wall-clock time, with the compilation of kernels that run for the first time.
     pub seconds: f64,
-    /// Why there was no result: an error, a panic of the driver, a result that is not finite or of another size.
+    /// Why there was no result (an error, a panic of the driver, a result that is not finite or of another size), or where it differs.
     pub problem: Option<String>,
 }
 
@@ -104,28 +120,40 @@ impl fmt::Display for Row {
 ///
 /// # Errors
 /// [`crate::Error::Backend`] if the backend cannot be used at all.
-pub fn run(context: &DeviceContext, seen: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
-    run_cases(context, &cases(), Tolerance::of(&context.name()), seen)
+pub fn run(context: &DeviceContext, filter: &Filter, seen: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+    run_cases(context, &cases(), Tolerance::of(&context.name()), filter, seen)
 }
 
 /// [`run`] with cases and tolerances of one's own.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_cases(context: &DeviceContext, cases: &[Case], tolerance: Tolerance, seen: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
-    struct All<'a>(&'a [Case], Tolerance, &'a mut dyn FnMut(&Row));
+pub fn run_cases(
+    context: &DeviceContext,
+    cases: &[Case],
+    tolerance: Tolerance,
+    filter: &Filter,
+    seen: &mut dyn FnMut(&Row),
+) -> Result<Vec<Row>> {
+    struct All<'a>(&'a [Case], Tolerance, &'a Filter, &'a mut dyn FnMut(&Row));
     impl Job for All<'_> {
         type Output = Vec<Row>;
         fn run<B: LlamaOps>(self, device: B::Device) -> Result<Vec<Row>> {
-            Ok(run_on::<B>(&device, self.0, self.1, self.2))
+            Ok(run_on::<B>(&device, self.0, self.1, self.2, self.3))
         }
     }
-    context.run(All(cases, tolerance, seen))
+    context.run(All(cases, tolerance, filter, seen))
 }
 
 /// [`run_cases`] on a backend that has no [`BackendName`].
-pub fn run_on<B: LlamaOps>(device: &B::Device, cases: &[Case], tolerance: Tolerance, seen: &mut dyn FnMut(&Row)) -> Vec<Row> {
-    let mut checks = Checks { rows: Vec::new(), tolerance, seen };
+pub fn run_on<B: LlamaOps>(
+    device: &B::Device,
+    cases: &[Case],
+    tolerance: Tolerance,
+    filter: &Filter,
+    seen: &mut dyn FnMut(&Row),
+) -> Vec<Row> {
+    let mut checks = Checks { rows: Vec::new(), tolerance, filter, seen };
     for case in cases {
         case.check::<B>(device, &mut checks);
     }
@@ -152,16 +180,25 @@ impl Output {
         Self { scale, ..self }
     }
 
-    fn error(&self) -> std::result::Result<f64, String> {
+    /// The largest error; and where it is more than `tolerance`, what differs.
+    fn compare(&self, tolerance: f64) -> std::result::Result<(f64, Option<String>), String> {
         if self.got.len() != self.want.len() {
             return Err(format!("{} elements, expected {}", self.got.len(), self.want.len()));
         }
         if let Some(i) = self.got.iter().position(|x| !x.is_finite()) {
             return Err(format!("element {i} is {}, expected {}", self.got[i], self.want[i]));
         }
-        let worst = self.got.iter().zip(&self.want).map(|(&g, w)| (f64::from(g) - w).abs()).fold(0.0, f64::max);
-        let scale = magnitude(&self.want).max(self.scale);
-        Ok(if scale > 0.0 { worst / scale } else { worst })
+        let scale = match magnitude(&self.want).max(self.scale) {
+            scale if scale > 0.0 => scale,
+            _ => 1.0,
+        };
+        let error = |(g, w): (&f32, &f64)| (f64::from(*g) - w).abs() / scale;
+        let errors = || self.got.iter().zip(&self.want).map(error);
+        let first = errors().position(|error| error > tolerance).map(|i| {
+            let (bad, all) = (errors().filter(|error| *error > tolerance).count(), self.got.len());
+            format!("{bad} of {all} elements differ, first element {i}: got {}, expected {}", self.got[i], self.want[i])
+        });
+        Ok((errors().fold(0.0, f64::max), first))
     }
 }
 
@@ -173,6 +210,7 @@ fn magnitude(x: &[f64]) -> f64 {
 struct Checks<'a> {
     rows: Vec<Row>,
     tolerance: Tolerance,
+    filter: &'a Filter,
     seen: &'a mut dyn FnMut(&Row),
 }
 
@@ -184,10 +222,16 @@ impl Checks<'_> {
 
     /// [`Checks::row`]; with `may`, no row where a product is refused by the routine chosen for it.
     fn row_unless_refused(&mut self, name: &str, shape: &str, tolerance: f64, may: bool, outputs: impl FnOnce() -> Vec<Output>) {
+        if !self.filter.takes(&format!("{name}  {shape}")) {
+            return;
+        }
         let start = Instant::now();
         // CubeCL and the drivers under it report what they cannot do by panicking; the rest of the table is still wanted.
         let result = match catch_unwind(AssertUnwindSafe(outputs)) {
-            Ok(outputs) => outputs.iter().try_fold(0.0, |worst: f64, o| o.error().map(|e| worst.max(e))),
+            Ok(outputs) => outputs.iter().try_fold((0.0, None), |(worst, first): (f64, Option<String>), output| {
+                let (error, problem) = output.compare(tolerance)?;
+                Ok((worst.max(error), first.or(problem)))
+            }),
             Err(panic) => Err(format!("panicked: {}", fault::message(&*panic))),
         };
         // What a device's own thread saw counts, whatever came out.
@@ -196,7 +240,7 @@ impl Checks<'_> {
             return;
         }
         let (max_error, problem) = match result {
-            Ok(error) => (error, None),
+            Ok((error, problem)) => (error, problem),
             Err(problem) => (f64::NAN, Some(problem)),
         };
         let passed = max_error <= tolerance;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::config::RunConfig;
 use super::observe::Observer;
+use super::shards::open_shards;
 use super::state::RunState;
-use super::valid::{Valid, open_shards};
+use super::valid::Valid;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::native::{self, NativeCheckpoint, Need};
 use crate::data::{Loader, MixturePart, Shards};
@@ -93,24 +94,16 @@ impl Inputs {
     }
 }
 
-/// The training data of a run. The model's vocabulary may be larger than the data's: rows that no token uses.
+/// The training data of a run.
 fn open_data(config: &RunConfig) -> Result<(Vec<MixturePart>, Arc<Loader>)> {
     if config.data.train.is_empty() {
         return Err(Error::bad_value("data.train", "no dataset given", "pass --data DIR (made by `recua data tokenize`)"));
     }
     let mut parts = Vec::new();
     for (i, path) in config.data.train.iter().enumerate() {
-        parts.push(MixturePart { shards: open_shards(path, config.data.verify)?, weight: config.data.weights.get(i).copied() });
+        parts.push(MixturePart { shards: open_shards(path, config)?, weight: config.data.weights.get(i).copied() });
     }
     let loader = Arc::new(Loader::new(&parts, config.seq_len(), config.train.seed)?);
-    for (part, path) in parts.iter().zip(&config.data.train) {
-        let (left_size, right_size) = (part.shards.vocab().size as usize, config.model.vocab_size);
-        if left_size > right_size {
-            let hint = "set model.vocab_size to the data's or more, or tokenize again".to_string();
-            let left = path.display().to_string();
-            return Err(Error::Vocabulary { left, left_size, right: "the model".into(), right_size, hint });
-        }
-    }
     Ok((parts, loader))
 }
 

@@ -10,6 +10,7 @@ mod pool;
 pub mod report;
 pub mod run;
 mod session;
+mod shards;
 mod spike;
 mod state;
 pub mod step;

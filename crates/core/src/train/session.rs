@@ -177,7 +177,8 @@ impl Session {
             let left_s = |rate: f64| (steps - self.step) as f64 * tokens_per_step as f64 / rate;
             observer.step(&last, median(&rates[rates.len().saturating_sub(20)..]).map_or(0.0, left_s));
             self.check_step(&out, first_sample, observer)?;
-            if due(self.config.train.checkpoint_every) || self.step == steps {
+            // Weights that give no loss are not worth a checkpoint: if they stay so, the run is about to end.
+            if out.loss.is_finite() && (due(self.config.train.checkpoint_every) || self.step == steps) {
                 self.save(learner, observer)?;
             }
         }
@@ -230,7 +231,9 @@ impl Session {
         // Updates made in backward cannot be taken back.
         let finite = out.loss.is_finite() && out.grad_norm.is_finite();
         let damaged = !(finite || out.skipped);
-        if damaged || self.state.skipped_in_a_row >= self.config.train.max_skipped {
+        // However few the steps, one that ends without a loss has trained nothing.
+        let ends_without = self.step == self.config.train.steps && !out.loss.is_finite();
+        if damaged || ends_without || self.state.skipped_in_a_row >= self.config.train.max_skipped {
             return Err(Error::Diverged {
                 step: self.step,
                 in_a_row: self.state.skipped_in_a_row.max(1),

@@ -1,13 +1,12 @@
 //! Held-out text: one dataset, or several that are measured each on its own (the sources of a mixture).
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
 
 use super::config::{HeldOut, RunConfig};
 use super::metrics::Validation;
 use super::observe::Observer;
-use crate::data::{Batch, Shards, TokenWindows, ValidationBatches, Verify, Vocab};
+use super::shards::open_shards;
+use crate::data::{Batch, TokenWindows, ValidationBatches, Vocab};
 use crate::error::{Error, Result};
 use crate::tokenizer::{TokenBytes, Tokenizer};
 
@@ -36,7 +35,7 @@ impl Valid {
     ) -> Result<Self> {
         let mut all = Vec::new();
         for (name, path) in sets.folders() {
-            let shards = open_shards(path, config.data.verify)?;
+            let shards = open_shards(path, config)?;
             shards.check_vocab(vocab, "the training data")?;
             let index = shards.index();
             let tokens_per_byte = index.tokens as f64 / index.text_bytes.max(1) as f64;
@@ -92,9 +91,4 @@ fn text_bytes(bytes: &TokenBytes, batch: &Batch, seq_len: usize) -> u64 {
         bytes.count(row[0], &row[1..])
     })
     .sum()
-}
-
-/// Opens a dataset.
-pub(super) fn open_shards(path: &Path, verify: bool) -> Result<Arc<Shards>> {
-    Ok(Arc::new(Shards::open(path, if verify { Verify::Full } else { Verify::Header })?))
 }

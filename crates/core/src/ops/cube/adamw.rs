@@ -155,8 +155,8 @@ fn sum<R: CubeRuntime>(x: CubeTensor<R>, cubes: usize, square: bool) -> CubeTens
     out
 }
 
-/// See [`super::LlamaOps::square_sum`].
-pub(super) fn square_sum<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+/// See [`super::LlamaOps::element_sum`] and [`super::LlamaOps::square_sum`].
+pub(super) fn fixed_sum<R: CubeRuntime>(x: CubeTensor<R>, square: bool) -> CubeTensor<R> {
     let x = into_contiguous(x);
     let n = count(&x);
     if n == 0 {
@@ -164,7 +164,7 @@ pub(super) fn square_sum<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     }
     // 16 elements a unit before another cube pays.
     match n.div_ceil(16 * EACH).min(CUBES) {
-        1 => sum(x, 1, true),
-        cubes => sum(sum(x, cubes, true), 1, false),
+        1 => sum(x, 1, square),
+        cubes => sum(sum(x, cubes, square), 1, false),
     }
 }

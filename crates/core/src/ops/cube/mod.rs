@@ -147,8 +147,11 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         embedding::backward(ids, order, dx, sum)
     }
 
+    fn element_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        adamw::fixed_sum(x, false)
+    }
     fn square_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        adamw::square_sum(x)
+        adamw::fixed_sum(x, true)
     }
     fn adamw_step(state: AdamWState<Self>, grad: FloatTensor<Self>, s: AdamWScalars) -> AdamWState<Self> {
         let AdamWState { w, m, v, copy } = state;
@@ -177,6 +180,12 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         let persistent = Persistent(R::client(device));
         persistent.set(MemoryAllocationMode::Persistent);
         make()
+    }
+
+    fn flush_uploads(device: &Self::Device) {
+        if let Err(e) = R::client(device).flush() {
+            context::faults().note(format!("{e:?}"));
+        }
     }
 
     fn gemms(device: &Self::Device) -> Vec<(Gemm, Option<String>)> {
@@ -222,7 +231,7 @@ swiglu*                CubeCL kernels; backward in place
 *attention*            CubeCL kernels, tiled online softmax on the units in float32; packed, strided, grouped, by document
 logit_stats, _grad     CubeCL kernels, a cube a row; the gradient in place
 embed*                 CubeCL kernels; the gradient sums runs of equal ids in order, in place
-square_sum             CubeCL kernel, two fixed-order passes
+element_sum, square_sum  CubeCL kernel, two fixed-order passes
 adamw_step             one CubeCL kernel, in place
 linear_cross_entropy   the shared loop over chunks of rows, on the above"
         )

@@ -77,7 +77,8 @@ attention_forward(const bf16* qkv, const int* starts, bf16* out, float* lse, con
                     t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 1));
                     t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 2));
                     const float shift = t == MINUS_INFINITY ? 0.0f : t * scale2; // no key seen yet: all weights exp2(-inf) = 0
-                    shrink[m][half] = exp2_fast(top[m][half] * scale2 - shift);
+                    // Of a maximum that stays exactly 1: the compiler fuses product and difference, whose rounding would be left.
+                    shrink[m][half] = t == top[m][half] ? 1.0f : exp2_fast(top[m][half] * scale2 - shift);
                     moved |= t != top[m][half];
                     top[m][half] = t;
                     float part = 0.0f;
