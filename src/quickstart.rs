@@ -376,13 +376,13 @@ fn tokens(q: &Quickstart, corpus: &Corpus, observer: &mut dyn Observer) -> Resul
     Ok((data, tokenizer.vocab_size()))
 }
 
-/// The model and its training: at most 2 M parameters. The learning rate is what such a size bears.
+/// The model and its training. A million parameters are what a few minutes of a CPU can teach (docs/LOG.md has what was tried).
 fn shape(vocab_size: usize, data: DataConfig, peak_tflops: f64) -> RunConfig {
     RunConfig {
         model: ModelConfig {
-            dim: 128,
-            n_layers: 4,
-            n_heads: 4,
+            dim: 96,
+            n_layers: 3,
+            n_heads: 3,
             vocab_size,
             multiple_of: 32,
             max_seq_len: 256,

@@ -14,7 +14,7 @@ use super::{duration, human, print, print_json};
 ///
 /// Takes the sources of the crates that recua itself is built from, as Cargo has unpacked them in its registry (MIT, Apache, BSD and
 /// ISC only; generated, minified, vendored and duplicate files left out), holds out whole families of crates, trains a tokenizer and a
-/// model of at most 2 M parameters, and compares its bits per byte with xz and with an n-gram model. Killed or interrupted, the same
+/// model of a million parameters, and compares its bits per byte with xz and with an n-gram model. Killed or interrupted, the same
 /// command goes on.
 #[derive(Args)]
 pub(crate) struct Quickstart {
@@ -28,7 +28,7 @@ pub(crate) struct Quickstart {
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
     /// Tokens of the vocabulary, at most 4096
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 4096)]
     vocab_size: usize,
     /// Check every setting, look at the text, say what would be done, and stop
     #[arg(long)]
