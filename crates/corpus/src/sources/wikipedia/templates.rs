@@ -111,14 +111,15 @@ fn anywhere(name: &str) -> Option<Shape> {
         | "poem quote" | "verse" | "poem" | "center" | "smallcaps" | "sc" | "allcaps" | "u" | "underline" | "em" | "strong"
         | "strikethrough" | "math" | "mvar" | "var" | "code" | "mono" | "tt" | "kbd" | "samp" | "not a typo" | "typo" | "sic"
         | "nihongo" | "nihongo2" | "nihongo3" | "nihongo krt" | "chem2" | "comment" | "nts" | "angbr" | "angle bracket"
-        | "angbr ipa" | "unicode" | "iast" | "italic" | "i" | "b" | "bold" | "strong2" | "large" | "uc" | "color" | "font"
-        | "linktext" | "grapheme" | "char" | "pslink" | "abbrlink" | "hover title" | "first word" | "notatypo" | "as written"
-        | "proper name" | "no italics" | "noitalics" | "nobold2" | "stack" | "interp" | "pronunciation" | "ubl item"
-        | "midsize" | "resize" => match name {
-            "color" | "font" | "resize" => Shape::Last,
-            "linktext" => Shape::Join(" "),
-            _ => Shape::Arg(1),
-        },
+        | "angbr ipa" | "unicode" | "iast" | "italic" | "bold" | "large" | "uc" | "color" | "font" | "linktext" | "grapheme"
+        | "char" | "pslink" | "abbrlink" | "hover title" | "first word" | "notatypo" | "as written" | "proper name"
+        | "no italics" | "noitalics" | "nobold2" | "stack" | "interp" | "pronunciation" | "ubl item" | "midsize" | "resize" => {
+            match name {
+                "color" | "font" | "resize" => Shape::Last,
+                "linktext" => Shape::Join(" "),
+                _ => Shape::Arg(1),
+            }
+        }
         "visible anchor" | "vanchor" | "anchor text" => Shape::Named(&["text"]),
         "ill" | "interlanguage link" | "link-interwiki" | "illm" => Shape::Named(&["lt"]),
         "zh" | "lang-zh" | "zh-full" => Shape::Named(&["c", "t", "s", "p"]),
