@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use recua::Result;
 use recua::quickstart::{self, Outcome, Planned};
-use recua::{Error, Result};
 
 use super::progress::Lines;
 use super::{duration, human, print, print_json};
@@ -56,11 +56,7 @@ impl Quickstart {
         }
         q.check(backend)?;
         introduce(&q, &backend.to_string(), &mut lines);
-        let outcome = quickstart::run(&q, backend, super::stop_on_signal()?, &mut lines).inspect_err(|e| {
-            if let Error::Interrupted { .. } = e {
-                lines.line(&format!("the same command goes on: {} quickstart --run {} ...", program(), q.run.display()));
-            }
-        })?;
+        let outcome = quickstart::run(&q, backend, super::stop_on_signal()?, &mut lines)?;
         if self.json {
             return print_json(&outcome);
         }
@@ -147,10 +143,11 @@ none of which was trained on; figures compare where its fingerprint is the same:
     print(&format!("speed   {} tok/s{mfu}", human(o.tok_s)));
     print(&format!("curves  {}", o.report.display()));
     let (program, run) = (program(), q.run.display());
+    let prompt = if q.input.is_some() { "" } else { " \"pub fn \"" };
     print(&format!(
         "
 Next:
-  {program} generate --model {run} --tokens 200 \"pub fn \"      # more text
+  {program} generate --model {run} --tokens 200{prompt}      # more text
   {program} quickstart --input DIR --minutes 10      # the same on a folder of your own text
   {program} train --config {run}/config.toml --run {run}-longer --steps {}      # the same text, four times as long",
         4 * o.steps
