@@ -149,7 +149,7 @@ impl<B: LlamaOps> AdamW<B> {
         self.moments.clone().map(|_, both| both.expect("moments are away only while a parameter is updated")[which].clone())
     }
 
-    /// With float16 goes a [`LossScale`], with other types none; see [`StepConfig::prepare`](crate::train::step::StepConfig::prepare).
+    /// With float16 goes a [`LossScale`], with other types none.
     pub fn scale_loss_for(&mut self, compute: DType) {
         self.loss_scale = (compute == DType::F16).then(|| self.loss_scale.unwrap_or_default());
     }

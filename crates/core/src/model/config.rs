@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::slots::{self, PerSlot};
+use super::slots::{self, PerSlot, Widths};
 use crate::error::{Error, Result};
 
 /// Hyper-parameters of the architecture (Touvron et al. 2023, section 2.2), by Meta's names.
@@ -148,7 +148,8 @@ impl ModelConfig {
     /// Every parameter's name (Meta's, as in `consolidated.00.pth`) and shape (`[out, in]` for matrices), in the order of Meta's
     /// files. The one list that checkpoints, optimizer and tests share.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        slots::parameters(self)
+        let (d, kv) = (self.dim, self.kv_heads() * self.head_dim());
+        slots::parameters(self.n_layers, Widths { vocab: self.vocab_size, d, kv, f: self.hidden_dim() })
     }
 
     /// The shape of every slot: what lies in it, one below the other.

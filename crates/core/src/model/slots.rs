@@ -7,8 +7,6 @@ use std::ops::{Index, IndexMut};
 
 use burn::tensor::DType;
 
-use super::ModelConfig;
-
 /// A place of a model's storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
@@ -89,7 +87,7 @@ impl Slot {
         }
     }
 
-    /// The parameters in it, from the top row on: their places in [`ModelConfig::parameters`].
+    /// The parameters in it, from the top row on: their places in [`ModelConfig::parameters`](super::ModelConfig::parameters).
     pub fn parts(self, n_layers: usize) -> Vec<usize> {
         let layers = LAYER_PARAMETERS.len();
         match self {
@@ -117,18 +115,25 @@ impl Slot {
     }
 }
 
+/// Widths by which parameters have their shapes: of the vocabulary, the residual stream, keys, and the feed-forward.
+pub(super) struct Widths {
+    pub(super) vocab: usize,
+    pub(super) d: usize,
+    pub(super) kv: usize,
+    pub(super) f: usize,
+}
+
 /// Names (Meta's, as in `consolidated.00.pth`) and shapes (`[out, in]` for matrices), in the order of Meta's files.
-pub(super) fn parameters(c: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let (d, kv, f) = (c.dim, c.kv_heads() * c.head_dim(), c.hidden_dim());
+pub(super) fn parameters(n_layers: usize, Widths { vocab, d, kv, f }: Widths) -> Vec<(String, Vec<usize>)> {
     let layer: [Vec<usize>; LAYER_PARAMETERS.len()] =
         [vec![d], vec![d, d], vec![kv, d], vec![kv, d], vec![d, d], vec![d], vec![f, d], vec![d, f], vec![f, d]];
-    let mut list = vec![(Slot::TokEmbeddings.name(), vec![c.vocab_size, d])];
-    for i in 0..c.n_layers {
+    let mut list = vec![(Slot::TokEmbeddings.name(), vec![vocab, d])];
+    for i in 0..n_layers {
         let named = LAYER_PARAMETERS.iter().zip(&layer);
         list.extend(named.map(|(name, shape)| (format!("layers.{i}.{name}.weight"), shape.clone())));
     }
     list.push((Slot::Norm.name(), vec![d]));
-    list.push((Slot::Output.name(), vec![c.vocab_size, d]));
+    list.push((Slot::Output.name(), vec![vocab, d]));
     list
 }
 

@@ -25,11 +25,13 @@ pub fn find_tokenizer<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Option
 pub struct TokenizerFiles(Vec<(&'static str, Vec<u8>)>);
 
 impl TokenizerFiles {
-    /// Reads the tokenizer at `path`, whatever it is called, and what lies beside it.
+    /// Reads the tokenizer at `path`, whatever it is called, and what lies beside it; or that of a folder.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn read(path: &Path) -> Result<Self> {
+        let found = if path.is_dir() { find_tokenizer([path]) } else { None };
+        let path = found.as_deref().unwrap_or(path);
         let Self(mut files) = Self::of(&fs::read(path).map_err(Error::io("read", path))?);
         let json = files[0].0 == MAIN[0];
         // Where both forms of one tokenizer lie together, as in many a Llama 2, the .model goes along with the .json.
