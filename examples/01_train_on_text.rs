@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use recua::backend::Flex;
 use recua::data::{TokenizeConfig, Vocab, tokenize_documents};
-use recua::generate::{SampleConfig, Sampler, generate};
+use recua::generate::{Bos, SampleConfig, Sampler, encode_prompt, end_ids, generate};
 use recua::model::ModelConfig;
 use recua::optim::OptimConfig;
 use recua::tokenizer::{self, Tokenizer};
@@ -58,11 +58,11 @@ fn main() -> recua::Result<()> {
     let (trainer, summary) = trainer.run(&AtomicBool::new(false), &mut Print)?;
 
     // Weights to text.
-    let prompt = tokenizer.encode_document("The ", true, false);
+    let prompt = encode_prompt(&tokenizer, "The", Bos::Auto, false)?;
     let mut sampler = Sampler::new(SampleConfig::default())?;
     let mut see = |_| ControlFlow::Continue(());
-    let (ids, _) = generate(trainer.model(), &prompt, 40, tokenizer.eos_id().as_slice(), &mut sampler, &mut see)?;
-    println!("The {}", tokenizer.decode(&ids)?);
+    let (ids, _) = generate(trainer.model(), &prompt, 40, &end_ids(None, &tokenizer), &mut sampler, &mut see)?;
+    println!("The{}", tokenizer.decode_after(&prompt, &ids)?);
     println!("saved: {}", summary.checkpoint.display());
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use recua::backend::Flex;
 use recua::checkpoint::Checkpoint;
-use recua::generate::{SampleConfig, Sampler, generate};
+use recua::generate::{Bos, SampleConfig, Sampler, encode_prompt, end_ids, generate};
 use recua::tokenizer::Tokenizer;
 
 fn main() -> recua::Result<()> {
@@ -23,15 +23,15 @@ fn main() -> recua::Result<()> {
 
     let tokenizer = checkpoint.tokenizer_path().map(Tokenizer::open).transpose()?;
     let prompt = match &tokenizer {
-        Some(tokenizer) => tokenizer.encode_document(&text, true, false),
+        Some(tokenizer) => encode_prompt(tokenizer, &text, Bos::Auto, false)?,
         None => vec![1, 42, 7],
     };
     let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() })?;
-    let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+    let ends = tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(Some(&checkpoint), tokenizer));
     let mut see = |_| ControlFlow::Continue(());
-    let (ids, why) = generate(&model, &prompt, 16, eos.as_slice(), &mut sampler, &mut see)?;
+    let (ids, why) = generate(&model, &prompt, 16, &ends, &mut sampler, &mut see)?;
     match tokenizer {
-        Some(tokenizer) => println!("{text}{} ({why:?})", tokenizer.decode(&ids)?),
+        Some(tokenizer) => println!("{text}{} ({why:?})", tokenizer.decode_after(&prompt, &ids)?),
         None => println!("{prompt:?} -> {ids:?} ({why:?})"),
     }
     Ok(())

@@ -6,20 +6,38 @@ use crate::corpus::Document;
 use crate::corpus::lm::{PerplexityTrained, PerplexityTraining};
 use crate::corpus::tokens::{DatasetWriter, Pieces, Tokens, Windows};
 use crate::data::{DatasetIndex, Schedule, TokenizeConfig, Vocab, tokenize_documents};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tokenizer::{Tokenizer, UnigramConfig, UnigramTrainer, save_unigram};
 
 /// The tokenizers and datasets of this crate, for [`crate::corpus::pipeline::Build::new`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RecuaTokens;
 
-/// A tokenizer as CCNet's perplexity sees it.
+/// A SentencePiece model as CCNet's perplexity sees it.
 #[derive(Debug)]
-pub struct SentencePieces(pub Tokenizer);
+pub struct SentencePieces(Tokenizer);
+
+impl SentencePieces {
+    /// Opens a `.model`.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::open`]; [`Error::BadFile`] for a `tokenizer.json`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let hint = "give the .model that the n-grams were counted with";
+        Self::new(Tokenizer::open(path)?)
+            .ok_or_else(|| Error::bad_file("SentencePiece model", path, "it is a tokenizer.json", hint))
+    }
+
+    /// A `.model` that is open; none of a `tokenizer.json`, whose encoding may fail.
+    pub fn new(tokenizer: Tokenizer) -> Option<Self> {
+        (tokenizer.file_name() == "tokenizer.model").then_some(Self(tokenizer))
+    }
+}
 
 impl Pieces for SentencePieces {
     fn encode(&self, text: &str) -> Vec<u32> {
-        self.0.encode(text)
+        // A SentencePiece model has ids for every text.
+        self.0.encode(text).unwrap_or_default()
     }
 
     fn vocab_size(&self) -> usize {
@@ -57,7 +75,7 @@ pub fn train_perplexity(
             trainer.add(&text?);
         }
         save_unigram(&trainer.finish()?, &path)?;
-        Ok(Box::new(SentencePieces(Tokenizer::open(&path)?)))
+        Ok(Box::new(SentencePieces::open(&path)?))
     };
     training.pieces(out, &mut learn, note)
 }
@@ -88,7 +106,7 @@ impl DatasetWriter for Encoder {
 
 impl Tokens for RecuaTokens {
     fn pieces(&self, model: &Path) -> Result<Box<dyn Pieces>> {
-        Ok(Box::new(SentencePieces(Tokenizer::open(model)?)))
+        Ok(Box::new(SentencePieces::open(model)?))
     }
 
     fn tokenizer(&self, path: &Path) -> Result<Box<dyn DatasetWriter>> {

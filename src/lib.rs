@@ -29,18 +29,19 @@
 //!
 //! use recua::backend::BackendName;
 //! use recua::checkpoint::Checkpoint;
-//! use recua::generate::{SampleConfig, Sampler, TextGenerator};
+//! use recua::generate::{Bos, SampleConfig, Sampler, TextGenerator, encode_prompt, end_ids};
 //! use recua::tokenizer::Tokenizer;
 //!
 //! # fn main() -> recua::Result<()> {
 //! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder
 //! let tokenizer = Tokenizer::open("runs/first/tokenizer.json")?;
 //! let generator = TextGenerator::load(&checkpoint, &"flex".parse::<BackendName>()?.open()?)?;
-//! let prompt = tokenizer.encode_document("Once upon a time", true, false);
+//! let prompt = encode_prompt(&tokenizer, "Once upon a time", Bos::Auto, false)?;
+//! let ends = end_ids(Some(&checkpoint), &tokenizer);
 //! let mut sampler = Sampler::new(SampleConfig::default())?;
 //! let see = &mut |_| ControlFlow::Continue(());
-//! let (tokens, _) = generator.generate(&prompt, 64, tokenizer.eos_id().as_slice(), &mut sampler, see)?;
-//! println!("{}", tokenizer.decode(&tokens)?);
+//! let (tokens, _) = generator.generate(&prompt, 64, &ends, &mut sampler, see)?;
+//! println!("Once upon a time{}", tokenizer.decode_after(&prompt, &tokens)?);
 //! # Ok(())
 //! # }
 //! ```

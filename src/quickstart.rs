@@ -21,7 +21,7 @@ use crate::corpus::crates::{Corpus, CorpusOptions, Doc, Summary, cargo_home, loc
 use crate::data::{TokenizeConfig, Vocab, tokenize_documents};
 use crate::error::{Error, Result};
 use crate::eval::baselines::{NgramCounts, xz_bits_per_byte};
-use crate::generate::{SampleConfig, Sampler};
+use crate::generate::{Bos, SampleConfig, Sampler, encode_prompt};
 use crate::model::ModelConfig;
 use crate::optim::OptimConfig;
 use crate::tokenizer::{Tokenizer, TrainConfig as TokenizerConfig};
@@ -376,13 +376,13 @@ fn tokens(q: &Quickstart, corpus: &Corpus, observer: &mut dyn Observer) -> Resul
     Ok((data, tokenizer.vocab_size()))
 }
 
-/// The model and its training: at most 2 M parameters. The learning rate is what such a size bears.
+/// The model and its training. A million parameters are what a few minutes of a CPU can teach (docs/LOG.md has what was tried).
 fn shape(vocab_size: usize, data: DataConfig, peak_tflops: f64) -> RunConfig {
     RunConfig {
         model: ModelConfig {
-            dim: 128,
-            n_layers: 4,
-            n_heads: 4,
+            dim: 96,
+            n_layers: 3,
+            n_heads: 3,
             vocab_size,
             multiple_of: 32,
             max_seq_len: 256,
@@ -444,10 +444,10 @@ fn finish(
     if let Some(tokenizer) = trainer.tokenizer() {
         let fixed = PROMPTS.map(String::from);
         for prompt in if prepared.prompts.is_empty() { &fixed[..] } else { &prepared.prompts } {
-            let ids = tokenizer.encode_document(prompt, true, false);
+            let before = encode_prompt(tokenizer, prompt, Bos::Auto, false)?;
             let mut sampler = Sampler::new(SampleConfig::default())?;
-            let ids = trainer.write(&ids, 120, &mut sampler)?;
-            texts.push((prompt.clone(), tokenizer.decode(&ids)?));
+            let ids = trainer.write(&before, 120, &mut sampler)?;
+            texts.push((prompt.clone(), tokenizer.decode_after(&before, &ids)?));
         }
     }
     let model = &trainer.config().model;

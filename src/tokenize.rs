@@ -35,7 +35,7 @@ pub struct FilesSummary {
 pub fn tokenize_files(
     inputs: &[PathBuf],
     text_key: &str,
-    encode: &(dyn Fn(&str) -> Vec<u32> + Sync),
+    encode: &(dyn Fn(&str) -> Result<Vec<u32>> + Sync),
     config: &TokenizeConfig,
     progress: &mut dyn FnMut(FilesProgress),
 ) -> Result<FilesSummary> {

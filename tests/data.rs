@@ -438,6 +438,10 @@ fn bad_inputs_are_named() {
 }
 
 /// Bytes as tokens between a BOS (256) and an EOS (257).
+fn encode(text: &str) -> Result<Vec<u32>> {
+    Ok(bytes_between(text))
+}
+
 fn bytes_between(text: &str) -> Vec<u32> {
     std::iter::once(256).chain(text.bytes().map(u32::from)).chain([257]).collect()
 }
@@ -468,8 +472,7 @@ fn tokenizing_is_the_same_on_any_number_of_threads() {
     let run = |n: usize| {
         let config = TokenizeConfig { shard_tokens: 1 << 20, ..TokenizeConfig::new(dir.path().join(format!("out{n}")), BYTES) };
         let mut seen = Vec::new();
-        let made =
-            threads(n).install(|| tokenize_files(&inputs, "text", &bytes_between, &config, &mut |p| seen.push(p))).unwrap();
+        let made = threads(n).install(|| tokenize_files(&inputs, "text", &encode, &config, &mut |p| seen.push(p))).unwrap();
         assert!(seen.len() > 1 && seen.windows(2).all(|w| w[0].written.documents < w[1].written.documents));
         let last = seen.last().unwrap();
         assert_eq!((last.written.documents, last.written.tokens), (made.index.documents, made.index.tokens));
@@ -495,7 +498,7 @@ fn a_dataset_is_made_whole_or_not_at_all() {
     let out = dir.path().join("deep/er/set");
     let document = |text: &str| Ok(text.to_string());
     let make = |documents: Vec<Result<String>>, config: &TokenizeConfig| {
-        tokenize_documents(documents.into_iter(), vec![], &bytes_between, config, &mut |_| ())
+        tokenize_documents(documents.into_iter(), vec![], &encode, config, &mut |_| ())
     };
     let config = TokenizeConfig { shard_tokens: 4, ..TokenizeConfig::new(&out, BYTES) };
     let left = || fs::read_dir(out.parent().unwrap()).map_or(0, Iterator::count);
@@ -506,7 +509,7 @@ fn a_dataset_is_made_whole_or_not_at_all() {
     assert!(matches!(make(vec![], &config), Err(Error::Nothing { .. })));
     let small = TokenizeConfig { vocab: Vocab { size: 257, hash: 0 }, ..config.clone() };
     assert!(matches!(make(vec![document("one")], &small), Err(Error::Vocabulary { .. })));
-    let panics = |_: &str| -> Vec<u32> { panic!("in the tokenizer") };
+    let panics = |_: &str| -> Result<Vec<u32>> { panic!("in the tokenizer") };
     let panicked = std::panic::catch_unwind(|| {
         tokenize_documents([document("one")].into_iter(), vec![], &panics, &config, &mut |_| ()).map(|_| ())
     });
@@ -537,8 +540,8 @@ fn a_dataset_is_made_whole_or_not_at_all() {
 
     let empty = dir.path().join("empty.txt");
     write(&empty, "  ");
-    let error = tokenize_files(&[empty], "text", &bytes_between, &TokenizeConfig::new(dir.path().join("e"), BYTES), &mut |_| ())
-        .unwrap_err();
+    let error =
+        tokenize_files(&[empty], "text", &encode, &TokenizeConfig::new(dir.path().join("e"), BYTES), &mut |_| ()).unwrap_err();
     assert!(matches!(error, Error::Nothing { .. }) && error.to_string().contains("1 documents are empty"), "{error}");
 }
 
@@ -548,7 +551,7 @@ fn real_documents_survive() {
     let Some(path) = outside("RECUA_DATA", "c4/cc_en_head-0174.jsonl") else { return };
     let dir = tempdir().unwrap();
     let config = TokenizeConfig { shard_tokens: 20_000, ..TokenizeConfig::new(dir.path().join("set"), BYTES) };
-    let made = tokenize_files(std::slice::from_ref(&path), "text", &bytes_between, &config, &mut |_| ()).unwrap();
+    let made = tokenize_files(std::slice::from_ref(&path), "text", &encode, &config, &mut |_| ()).unwrap();
     let texts: Vec<String> = fs::read_to_string(&path)
         .unwrap()
         .lines()

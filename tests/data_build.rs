@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use flate2::{Compression, write::GzEncoder};
 use recua::build::RecuaTokens;
-use recua::corpus::engine::{Fate, Manifest, Table};
+use recua::corpus::engine::{Fate, Manifest, Table, config_hash};
 use recua::corpus::pipeline::{Build, BuildConfig, Mixture, Part, Silent, Stage, explain};
 use recua::corpus::sources::{SourceName, all};
 use recua::train::{Layers, RunConfig};
@@ -286,6 +286,64 @@ fn a_second_run_changes_nothing_and_a_changed_rule_redoes_what_depends_on_it() {
     assert_eq!(documents(&config, "commoncrawl").len(), 4, "the short page stays now");
 }
 
+/// Builds of earlier versions go on: what a stage depends on is hashed as it was in November 2026 (commit 617cb6d), so that a shard that
+/// is done is not done again.
+#[test]
+fn stages_depend_on_what_they_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dumps(dir.path());
+    run(&config, &Stage::ALL[..5]);
+    let languages =
+        ["bg", "ca", "cs", "da", "de", "en", "es", "fr", "hr", "hu", "it", "nl", "pl", "pt", "ro", "ru", "sl", "sr", "sv", "uk"];
+    let books = json!({ "remove_credits": true, "remove_notes": false, "max_book": 67_108_864 });
+    let papers = json!({ "rp_compat": false, "strict_utf8": false, "require_section": false, "keep_appendix": false,
+        "expand_environments": false, "max_inflated": 268_435_456, "max_tex": 16_777_216 });
+    let crawl_rules = json!((["en"], 0.5_f32, ["head", "middle", "all"], "wiki", 0.25_f32));
+    let none = Value::Null;
+    // Source, what reading, cleaning and deduplication depend on, and the rules of scoring.
+    let expected = [
+        ("commoncrawl", json!({ "title_in_text": false }), json!(300), "Paragraphs(Everywhere)", crawl_rules),
+        ("c4", json!({ "title_in_text": true }), json!([false, null]), "Nothing", none.clone()),
+        (
+            "github",
+            json!({ "max_file": 1_048_576, "check_licence": true }),
+            json!({ "redpajama": false, "strip_headers": true, "max_line": 1000, "max_mean_line": 100.0, "min_alphanumeric": 0.25,
+                "min_letters_per_token": 1.5, "extensions": null }),
+            "Exact",
+            none.clone(),
+        ),
+        (
+            "wikipedia",
+            json!({ "namespaces": [0], "max_page_bytes": 8_388_608, "threads": 1, "language": null }),
+            json!({ "languages": languages, "math": "latex", "templates": true, "categories": false, "language_links": false,
+                "drop_empty_sections": true, "tidy": true }),
+            "Nothing",
+            none.clone(),
+        ),
+        ("books", books.clone(), books, "Overlap(0.9)", none.clone()),
+        ("arxiv", papers.clone(), papers, "Nothing", none.clone()),
+        (
+            "stackexchange",
+            json!([{ "layout": "plain", "min_score": null, "max_answers": null }, 28]),
+            none.clone(),
+            "Nothing",
+            none,
+        ),
+    ];
+    for (source, read, clean, rule, rules) in expected {
+        let hash =
+            |stage: &str| Manifest::read(&config.out.join(stage).join(source), "shard-00000").unwrap().unwrap().config_hash;
+        let models = json!({ "lid": null, "lms": {}, "classifier": null });
+        let score = json!({ "source": source, "rules": rules, "english": null, "models": models, "sets": [], "ngram": 13 });
+        let of = |settings: Value| config_hash(&settings).unwrap();
+        assert_eq!(hash("read"), of(json!([source, read])), "{source} read");
+        assert_eq!(hash("clean"), of(json!([clean, false])), "{source} clean");
+        assert_eq!(hash("dedup"), of(json!({ "rule": rule, "near": null })), "{source} dedup");
+        assert_eq!(hash("score"), of(score), "{source} score");
+        assert_eq!(hash("mix"), of(json!([source, 0.0, true])), "{source} mix");
+    }
+}
+
 #[test]
 fn several_processes_make_what_one_makes() {
     let dir = tempfile::tempdir().unwrap();
@@ -506,6 +564,54 @@ fn models_are_trained_and_asked() {
     let [a, b] = [&arpa, &binary].map(|model| ask(&["data", "lm-score", "--model", model], &asked));
     assert_eq!(a, b, "the two formats of a model give the same scores");
     assert_eq!(a[0]["words"].as_array().unwrap().len(), 3, "two words and </s>");
+}
+
+#[test]
+fn what_is_left_out_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let run = |args: &[&str], input: &[u8]| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_recua"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = child.stdin.take().unwrap().write_all(input);
+        let out = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    };
+    // The answer to the line before comes first.
+    let (code, out, err) = run(&["data", "clean", "--source", "wikipedia"], b"\"good one\"\n\"caf\xe9\"\n");
+    assert_eq!((code, out.lines().count()), (Some(2), 1), "{out} {err}");
+    assert!(out.contains("good one") && err.contains("line 2"), "{out} {err}");
+    // Files that are no text.
+    fs::create_dir(dir.path().join("in")).unwrap();
+    fs::write(dir.path().join("in/a.txt"), b"caf\xe9 zebra\n").unwrap();
+    fs::write(dir.path().join("in/b.txt"), (0..40).map(|i| sentence(i) + "\n").collect::<String>()).unwrap();
+    let lm = |input: &str, words: bool| {
+        let (input, out) = (path(input), path("lm"));
+        let mut args = vec!["data", "train-lm", "--order", "3", "--memory", "16", "--out", &out, "--input", &input];
+        args.extend(if words { &["--words"][..] } else { &["--pieces", "300"] });
+        run(&args, b"")
+    };
+    let (code, _, err) = lm("in", true);
+    assert!(code == Some(0) && err.contains("a.txt"), "{err}");
+    // One document, and a word without an end.
+    let (code, _, err) = lm("in/b.txt", false);
+    assert!(code == Some(1) && err.contains("--cutoffs-from"), "{err}");
+    fs::write(dir.path().join("long.txt"), "x".repeat(1_200_000)).unwrap();
+    let (code, _, err) = lm("long.txt", true);
+    assert!(code != Some(0) && err.contains("long.txt, line 1"), "{err}");
+    // A dry run looks at all and writes nothing.
+    let config = dumps(dir.path());
+    let file = path("mixture.toml");
+    let (code, out, err) = run(&["data", "build", "--config", &file, "--dry-run", "--set", "memory_mb=256"], b"");
+    assert!(code == Some(0) && out.contains("wikipedia") && !config.out.exists(), "{out} {err}");
+    let (code, _, err) = run(&["data", "build", "--config", &file, "--dry-run", "--set", "models.lid=nowhere.ftz"], b"");
+    assert!(code == Some(1) && err.contains("nowhere.ftz"), "{err}");
 }
 
 /// All of the samples in one build.

@@ -14,6 +14,7 @@ mod data;
 mod data_build;
 mod faults_generate;
 mod faults_model;
+mod faults_tokenizer;
 mod files;
 #[cfg(all(feature = "cli", feature = "flex"))]
 mod fixtures;

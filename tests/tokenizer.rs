@@ -72,7 +72,7 @@ fn trained_round_trip_of_100_000_strings() {
         .run(&nasty(), |text| {
             turn.set((turn.get() + 1) % tokenizers.len());
             let tokenizer = &tokenizers[turn.get()];
-            let ids = tokenizer.encode(&text);
+            let ids = tokenizer.encode(&text).unwrap();
             prop_assert!(
                 ids.iter().all(|id| (3..tokenizer.vocab_size() as u32).contains(id)),
                 "special or unknown id in {:?}",
@@ -97,15 +97,15 @@ fn trained_ids_are_those_of_the_tokenizers_crate() {
     runner
         .run(&nasty(), |text| {
             let expected = peer.encode(text.as_str(), false).unwrap();
-            prop_assert_eq!(tokenizer.encode(&text), expected.get_ids());
+            prop_assert_eq!(tokenizer.encode(&text).unwrap(), expected.get_ids());
             Ok(())
         })
         .unwrap();
     for doc in corpus() {
         let expected = peer.encode(doc.as_str(), false).unwrap();
-        assert_eq!(tokenizer.encode(&doc), expected.get_ids());
+        assert_eq!(tokenizer.encode(&doc).unwrap(), expected.get_ids());
         peer.set_encode_special_tokens(false);
-        assert_eq!(tokenizer.encode_with_special(&doc), peer.encode(doc.as_str(), false).unwrap().get_ids());
+        assert_eq!(tokenizer.encode_with_special(&doc).unwrap(), peer.encode(doc.as_str(), false).unwrap().get_ids());
         peer.set_encode_special_tokens(true);
     }
 }
@@ -122,7 +122,8 @@ fn trained_vocabulary_has_llamas_layout() {
     assert_eq!(tokenizer.token_of(420), None);
     for text in ["1234567890", " 42", "x1y2"] {
         let digits = text.chars().filter(|c| c.is_numeric()).count();
-        let tokens: Vec<String> = tokenizer.encode(text).into_iter().map(|id| tokenizer.decode(&[id]).unwrap()).collect();
+        let tokens: Vec<String> =
+            tokenizer.encode(text).unwrap().into_iter().map(|id| tokenizer.decode(&[id]).unwrap()).collect();
         assert_eq!(
             tokens.iter().filter(|t| t.chars().count() == 1 && t.chars().all(char::is_numeric)).count(),
             digits,
@@ -142,15 +143,15 @@ fn trained_vocabulary_has_llamas_layout() {
 fn special_tokens_are_text_unless_asked() {
     let tokenizer = trained(420);
     let text = "<s> llama</s><unk><0x41>";
-    assert!(tokenizer.encode(text).iter().all(|id| *id > 2));
-    let with = tokenizer.encode_with_special(text);
+    assert!(tokenizer.encode(text).unwrap().iter().all(|id| *id > 2));
+    let with = tokenizer.encode_with_special(text).unwrap();
     assert_eq!(with.iter().filter(|id| **id <= 2).copied().collect::<Vec<_>>(), [1, 2, 0]);
     assert_eq!(tokenizer.decode(&with).unwrap(), " llama<0x41>");
     assert_eq!(tokenizer.decode_with_special(&with).unwrap(), text);
-    let document = tokenizer.encode_document("llama", true, true);
+    let document = tokenizer.encode_document("llama", true, true).unwrap();
     assert_eq!((document[0], document[document.len() - 1]), (1, 2));
-    assert_eq!(document[1..document.len() - 1], tokenizer.encode("llama"));
-    assert!(tokenizer.encode_document("", false, false).is_empty());
+    assert_eq!(document[1..document.len() - 1], tokenizer.encode("llama").unwrap());
+    assert!(tokenizer.encode_document("", false, false).unwrap().is_empty());
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn training_is_deterministic_and_saving_keeps_everything() {
     assert_eq!(again.hash(), a.hash());
     assert_ne!(trained(401).hash(), a.hash());
     for doc in corpus() {
-        assert_eq!(again.encode(&doc), a.encode(&doc));
+        assert_eq!(again.encode(&doc).unwrap(), a.encode(&doc).unwrap());
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "temporary files left");
     assert!(matches!(a.save(dir.path().join("x.model")), Err(Error::BadValue { .. })));
@@ -204,7 +205,7 @@ fn a_long_line_takes_linear_time() {
     let long = |mb: usize| ["llama", " ", "{", "\u{2581}", "llama total "].map(|s| s.repeat(mb * 1_000_000 / s.len()));
     for text in long(2) {
         // Anything quadratic does not come to an end.
-        let ids = tokenizer.encode(&text);
+        let ids = tokenizer.encode(&text).unwrap();
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
     }
 }
@@ -214,7 +215,7 @@ fn streaming_never_splits_a_character() {
     let tokenizer = trained(300);
     let text = "a\u{1f999}\u{65e5}z";
     let mut stream = tokenizer.decode_stream();
-    let parts: Vec<String> = tokenizer.encode(text).into_iter().filter_map(|id| stream.push(id)).collect();
+    let parts: Vec<String> = tokenizer.encode(text).unwrap().into_iter().filter_map(|id| stream.push(id)).collect();
     assert_eq!(parts.concat(), text);
     assert!(parts.len() >= 4);
     let llama = [3 + 0xF0, 3 + 0x9F, 3 + 0xA6];
@@ -240,7 +241,7 @@ fn sentencepiece_models_give_the_originals_ids_and_text() {
         assert_eq!(tokenizer.bos_id().map_or(-1, i64::from), oracle["bos"].as_i64().unwrap());
         assert_eq!(tokenizer.eos_id().map_or(-1, i64::from), oracle["eos"].as_i64().unwrap());
         for row in oracle["rows"].as_array().unwrap() {
-            assert_eq!(tokenizer.encode(row["text"].as_str().unwrap()), ids(&row["ids"]), "{}: {row}", model.display());
+            assert_eq!(tokenizer.encode(row["text"].as_str().unwrap()).unwrap(), ids(&row["ids"]), "{}: {row}", model.display());
         }
         for row in oracle["rows"].as_array().unwrap().iter().chain(oracle["lists"].as_array().unwrap()) {
             assert_eq!(
@@ -268,7 +269,7 @@ fn llamas_own_model_gives_sentencepieces_ids_and_text() {
     let rows = oracle["rows"].as_array().unwrap();
     for row in rows {
         let (text, expected) = (row["text"].as_str().unwrap(), ids(&row["ids"]));
-        assert_eq!(tokenizer.encode(text), expected, "{text:?}");
+        assert_eq!(tokenizer.encode(text).unwrap(), expected, "{text:?}");
         assert_eq!(tokenizer.decode(&expected).unwrap(), row["decoded"].as_str().unwrap());
         assert_eq!(streamed(&tokenizer, &expected), row["decoded"].as_str().unwrap());
     }
@@ -312,11 +313,11 @@ fn llama3_style_json() {
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(bos), Some(eos)));
     assert_eq!(tokenizer.vocab_size(), 256 + 3 + 2);
     let text = "<|begin_of_text|> lla\u{1f999}  x<|end_of_text|>";
-    let plain = tokenizer.encode(text);
+    let plain = tokenizer.encode(text).unwrap();
     assert!(plain.iter().all(|id| *id != bos && *id != eos) && plain.contains(&tokenizer.id_of("\u{120}lla").unwrap()));
     assert_eq!(tokenizer.decode(&plain).unwrap(), text);
     assert_eq!(streamed(&tokenizer, &plain), text);
-    let special = tokenizer.encode_with_special(text);
+    let special = tokenizer.encode_with_special(text).unwrap();
     assert_eq!((special[0], special[special.len() - 1]), (bos, eos));
     assert_eq!(tokenizer.decode(&special).unwrap(), " lla\u{1f999}  x");
     assert_eq!(tokenizer.decode_with_special(&special).unwrap(), text);
@@ -359,14 +360,14 @@ fn llama2_style_json() {
     let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), Path::new("llama2")).unwrap();
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.vocab_size()), (Some(1), Some(2), 265));
     for text in ["lama", " la", "la <s>", "\u{1f999}\n", "la  la"] {
-        let ids = tokenizer.encode(text);
+        let ids = tokenizer.encode(text).unwrap();
         assert!(ids.iter().all(|id| *id > 2), "{text:?}: {ids:?}");
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         assert_eq!(streamed(&tokenizer, &ids), text);
-        assert_eq!(tokenizer.encode(text), ids);
+        assert_eq!(tokenizer.encode(text).unwrap(), ids);
     }
-    assert_eq!(tokenizer.encode("la"), [264]);
-    assert_eq!(tokenizer.encode_with_special("<s>la")[0], 1);
+    assert_eq!(tokenizer.encode("la").unwrap(), [264]);
+    assert_eq!(tokenizer.encode_with_special("<s>la").unwrap()[0], 1);
 }
 
 /// A small change somewhere: a bit, a byte, a piece cut out or doubled, the rest gone.
@@ -401,9 +402,11 @@ fn damaged_files_never_panic() {
                 let bytes = changes.into_iter().fold(files[file].clone(), |b, c| if b.is_empty() { b } else { damage(&b, c) });
                 if let Ok(tokenizer) = open(&bytes) {
                     loaded.set(loaded.get() + 1);
-                    let ids = tokenizer.encode(" llama\u{2581}\u{1f999} 42 <sep> the\u{fb01}ne\0<s>");
-                    tokenizer.decode(&ids).unwrap();
-                    tokenizer.encode_with_special("<s>llama");
+                    // Text for which a damaged file has no token is an error.
+                    if let Ok(ids) = tokenizer.encode(" llama\u{2581}\u{1f999} 42 <sep> the\u{fb01}ne\0<s>") {
+                        tokenizer.decode(&ids).unwrap();
+                    }
+                    let _ = tokenizer.encode_with_special("<s>llama");
                 }
                 Ok(())
             })

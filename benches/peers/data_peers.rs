@@ -179,7 +179,7 @@ fn main() -> Answer {
         "encode" => {
             let tokenizer = Tokenizer::open(arg(1)?)?;
             for line in lines(std::io::stdin().lock()) {
-                writeln!(out, "{}", serde_json::to_string(&tokenizer.encode(&line?))?)?;
+                writeln!(out, "{}", serde_json::to_string(&tokenizer.encode(&line?)?)?)?;
             }
         }
         "normalize" => {

@@ -49,12 +49,15 @@ pub(crate) struct GemmShape {
     /// Width of the input
     #[arg(long, default_value_t = 288)]
     k: usize,
+    /// Rows x output x input, instead of the three; may be repeated, a line of results each
+    #[arg(long, value_name = "MxNxK", value_parser = sizes)]
+    shape: Vec<[usize; 3]>,
     /// Type of the operands and of the result
     #[arg(long, value_name = "f32|bf16|f16", default_value = "f32")]
     precision: String,
     #[command(flatten)]
     kernels: Kernels,
-    /// Measurements, after two that do not count; ten products each
+    /// Measurements, each of as many products as take 20 ms
     #[arg(long, default_value_t = 6)]
     steps: usize,
     /// One JSON document
@@ -64,6 +67,12 @@ pub(crate) struct GemmShape {
     device: super::Device,
 }
 
+/// `2048x768x288`
+fn sizes(text: &str) -> std::result::Result<[usize; 3], String> {
+    let sizes: Vec<usize> = text.split('x').map_while(|n| n.parse().ok().filter(|n| *n > 0)).collect();
+    sizes.try_into().map_err(|_| "expected three numbers above 0, as 2048x768x288".into())
+}
+
 impl GemmShape {
     fn run(self) -> Result<()> {
         self.device.apply()?;
@@ -71,11 +80,15 @@ impl GemmShape {
         let step = StepConfig { precision: setting("--precision", &self.precision)?, ..StepConfig::default() };
         let config =
             BenchConfig { model: ModelConfig::default(), batch: 1, seq_len: 1, steps: self.steps, step, full_square: false };
-        let m = bench::run(&context, What::Gemm([self.m, self.n, self.k]), &config)?;
-        if self.json {
-            return super::print_json(&m);
+        let shapes = if self.shape.is_empty() { vec![[self.m, self.n, self.k]] } else { self.shape };
+        for shape in shapes {
+            let m = bench::run(&context, What::Gemm(shape), &config)?;
+            if self.json {
+                super::print_json(&m)?;
+            } else {
+                super::print(&format!("{:.1} GFLOP/s, {:.3} ms", m.gflop_s, 1e3 * m.step_s));
+            }
         }
-        super::print(&format!("{:.1} GFLOP/s, {:.3} ms", m.gflop_s, 1e3 * m.step_s));
         Ok(())
     }
 }
@@ -109,7 +122,7 @@ pub(crate) struct Shape {
     /// Sequences a step
     #[arg(long, default_value_t = 8)]
     batch: usize,
-    /// Steps that are timed, after two that are not
+    /// Steps that are timed, after two that are not and 0.3 s at least
     #[arg(long, default_value_t = 6)]
     steps: usize,
     /// train, attention: type of the products' operands

@@ -58,6 +58,8 @@ fn prompt(text: &str) -> std::result::Result<String, String> {
         let name = rest.trim_start_matches('-').split('=').next().unwrap_or_default();
         !name.is_empty() && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !name.contains(char::is_whitespace)
     });
+    // What stands after `--` is meant as it is.
+    let flag = flag && !std::env::args_os().any(|arg| arg == "--");
     if flag { Err("there is no such flag; a prompt that looks like one goes after `--`".into()) } else { Ok(text.into()) }
 }
 

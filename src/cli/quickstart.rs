@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use recua::Result;
 use recua::quickstart::{self, Outcome, Planned};
-use recua::{Error, Result};
 
 use super::progress::Lines;
 use super::{duration, human, print, print_json};
@@ -14,7 +14,7 @@ use super::{duration, human, print, print_json};
 ///
 /// Takes the sources of the crates that recua itself is built from, as Cargo has unpacked them in its registry (MIT, Apache, BSD and
 /// ISC only; generated, minified, vendored and duplicate files left out), holds out whole families of crates, trains a tokenizer and a
-/// model of at most 2 M parameters, and compares its bits per byte with xz and with an n-gram model. Killed or interrupted, the same
+/// model of a million parameters, and compares its bits per byte with xz and with an n-gram model. Killed or interrupted, the same
 /// command goes on.
 #[derive(Args)]
 pub(crate) struct Quickstart {
@@ -28,7 +28,7 @@ pub(crate) struct Quickstart {
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
     /// Tokens of the vocabulary, at most 4096
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 4096)]
     vocab_size: usize,
     /// Check every setting, look at the text, say what would be done, and stop
     #[arg(long)]
@@ -56,11 +56,7 @@ impl Quickstart {
         }
         q.check(backend)?;
         introduce(&q, &backend.to_string(), &mut lines);
-        let outcome = quickstart::run(&q, backend, super::stop_on_signal()?, &mut lines).inspect_err(|e| {
-            if let Error::Interrupted { .. } = e {
-                lines.line(&format!("the same command goes on: {} quickstart --run {} ...", program(), q.run.display()));
-            }
-        })?;
+        let outcome = quickstart::run(&q, backend, super::stop_on_signal()?, &mut lines)?;
         if self.json {
             return print_json(&outcome);
         }
@@ -147,10 +143,11 @@ none of which was trained on; figures compare where its fingerprint is the same:
     print(&format!("speed   {} tok/s{mfu}", human(o.tok_s)));
     print(&format!("curves  {}", o.report.display()));
     let (program, run) = (program(), q.run.display());
+    let prompt = if q.input.is_some() { "" } else { " \"pub fn \"" };
     print(&format!(
         "
 Next:
-  {program} generate --model {run} --tokens 200 \"pub fn \"      # more text
+  {program} generate --model {run} --tokens 200{prompt}      # more text
   {program} quickstart --input DIR --minutes 10      # the same on a folder of your own text
   {program} train --config {run}/config.toml --run {run}-longer --steps {}      # the same text, four times as long",
         4 * o.steps

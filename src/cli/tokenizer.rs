@@ -94,9 +94,9 @@ impl Encode {
             let ids = if self.special {
                 let bos = tokenizer.bos_id().filter(|_| self.bos);
                 let eos = tokenizer.eos_id().filter(|_| self.eos);
-                bos.into_iter().chain(tokenizer.encode_with_special(&text)).chain(eos).collect()
+                bos.into_iter().chain(tokenizer.encode_with_special(&text)?).chain(eos).collect()
             } else {
-                tokenizer.encode_document(&text, self.bos, self.eos)
+                tokenizer.encode_document(&text, self.bos, self.eos)?
             };
             if self.json {
                 return super::print_json(&ids);

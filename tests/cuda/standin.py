@@ -43,7 +43,8 @@ def main():
     parser.add_argument("recua", type=pathlib.Path)
     parser.add_argument("--all", action="store_true", help="all routines for products, larger shapes")
     parser.add_argument("--cuda", type=pathlib.Path, help="folder with include/ and lib/ (default: of pip's packages)")
-    parser.add_argument("--kernels", type=pathlib.Path, help="keep the compiled kernels here")
+    parser.add_argument("--kernels", type=pathlib.Path, help="keep the compiled kernels here: selftest/ and bench/, as benches/gpu.py reads them")
+    parser.add_argument("--bench", action="store_true", help="the shapes of benches/gpu.py too (with fewer layers: the same kernels)")
     parser.add_argument("--texts", type=pathlib.Path, help="text to train on (default: the sources)")
     args = parser.parse_args()
     here, recua = pathlib.Path(__file__).resolve().parent, args.recua.resolve()
@@ -55,14 +56,17 @@ def main():
         build(here, work)
         log = work / "log"
         kernels = (args.kernels or work / "kernels").resolve()
-        kernels.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "LD_LIBRARY_PATH": f"{work}:{cuda / 'lib'}", "CUDA_PATH": str(cuda), "STANDIN_LOG": str(log),
-                       "RECUA_KERNELS": str(kernels)}
+        environment = {**os.environ, "LD_LIBRARY_PATH": f"{work}:{cuda / 'lib'}", "CUDA_PATH": str(cuda), "STANDIN_LOG": str(log)}
 
         def run(*arguments, backend=True):
             """Runs recua; gives its exit code, stdout and stderr, and collects what the stand-in refused."""
             log.write_text("")
+            # Two folders: every process reads its own as a whole.
+            folder = kernels / ("selftest" if arguments[0] == "selftest" else "bench")
+            folder.mkdir(parents=True, exist_ok=True)
+            environment["RECUA_KERNELS"] = str(folder)
             start = time.time()
+            arguments = [str(argument) for argument in arguments]
             command = [recua, *arguments, *(["--backend", "cuda"] if backend else [])]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=work, timeout=1800)
             title = " ".join(map(str, arguments))
@@ -102,6 +106,21 @@ def main():
             must("bench", "gemm", "--m", "256", "--n", "512", "--k", "384", "--precision", "bf16", "--gemm", gemm, "--steps", "1")
         must("bench", "attention", "--dim", "256", "--heads", "2", "--seq", "256", "--precision", "bf16", "--attention", "raw", "--steps", "1")
         must("bench", "decode", "--dim", "128", "--heads", "2", "--layers", "2", "--seq", "32", "--steps", "2")
+
+        if args.bench:
+            train = ["bench", "train", "--vocab", "32000", "--layers", "2", "--steps", "1", "--precision", "bf16"]
+            sizes = {"110m": (768, 12, 12, 2048, 1024, 16), "1b": (2048, 32, 4, 5632, 2048, 4), "7b": (4096, 32, 32, 11008, 2048, 1)}
+            for dim, heads, kv, ffn, seq, batch in sizes.values():
+                shape = ["--dim", dim, "--heads", heads, "--kv-heads", kv, "--ffn", ffn, "--seq", seq, "--batch", batch]
+                for more in ([], ["--update-in-backward"], ["--update-in-backward", "--keep", "block"]):
+                    must(*train, *shape, *more)
+            shapes = [x for shape in ("8192x11008x4096", "2048x4096x4096", "2048x22016x4096", "16384x4096x11008") for x in ("--shape", shape)]
+            for gemm in ("cublaslt", "wgmma", "tma-mma"):
+                must("bench", "gemm", *shapes, "--gemm", gemm, "--precision", "bf16", "--steps", "1")
+            for seq in (2048, 8192):
+                for attention in ("auto", "cubecl"):
+                    must("bench", "attention", "--dim", 4096, "--heads", 32, "--seq", seq, "--batch", 8192 // seq, "--attention", attention,
+                         "--precision", "bf16", "--steps", "1")
 
         # Two steps of a real run, with a checkpoint and a sample, and text from it.
         texts = args.texts or here.parents[1] / "src"

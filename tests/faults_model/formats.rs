@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::{Memory, assert_same, case, data, edit_json, json_of, refused, run, small, text};
+use super::{Memory, assert_same, case, edit_json, json_of, run, small, text};
 
 /// A run of before its state had the ids, with a tokenizer that we trained: those that the data were made with.
 #[test]

@@ -6,7 +6,7 @@ use burn::tensor::{Distribution, Tensor};
 use serde::Serialize;
 
 use crate::backend::DeviceContext;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::Decoder;
 use crate::model::{InitConfig, Llama, ModelConfig};
 use crate::ops::{self, Job, LlamaOps, primitive, tensor};
@@ -83,24 +83,46 @@ pub fn run(context: &DeviceContext, what: What, config: &BenchConfig) -> Result<
     context.run(Measure(what, config))
 }
 
-/// Steps that are run first and not counted.
-const WARMUP: usize = 2;
+/// Calls that come first and are not counted, and for how many seconds at least: a GPU that was idle has a low clock.
+const WARMUP: (usize, f64) = (2, 0.3);
 
-/// Times `steps` calls after the warm-up; gives the median.
-fn median_seconds<B: LlamaOps>(steps: usize, device: &B::Device, call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-    let mut times = Vec::new();
-    for i in 0..steps.max(1) + WARMUP {
+/// Seconds of a measurement at least, where one call is short: the wait for it would be a good part of it.
+const MEASUREMENT: f64 = 0.02;
+
+/// Times `steps` calls after the warm-up, each with an input that is made before the clock starts; gives the median.
+fn median_seconds<B: LlamaOps, T>(
+    steps: usize,
+    warm_s: f64,
+    device: &B::Device,
+    input: &mut dyn FnMut() -> T,
+    call: &mut dyn FnMut(T) -> Result<()>,
+) -> Result<f64> {
+    let mut time = || {
+        let input = input();
         let began = Instant::now();
-        call()?;
+        call(input)?;
         sync::<B>(device)?;
-        times.push(began.elapsed().as_secs_f64());
-        if i + 1 == WARMUP {
+        Ok::<f64, Error>(began.elapsed().as_secs_f64())
+    };
+    let (mut calls, mut warm) = (0, 0.0);
+    while calls < WARMUP.0 || warm < warm_s {
+        warm += time()?;
+        calls += 1;
+        if calls == WARMUP.0 {
             memory::forget_peak();
         }
     }
-    let mut counted = times.split_off(WARMUP);
-    counted.sort_by(f64::total_cmp);
-    Ok(counted[counted.len() / 2])
+    let mut times = (0..steps.max(1)).map(|_| time()).collect::<Result<Vec<_>>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// Seconds of one call, from measurements of as many as take [`MEASUREMENT`] together.
+fn median_of_calls<B: LlamaOps>(steps: usize, device: &B::Device, call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    let once = median_seconds::<B, ()>(1, WARMUP.1, device, &mut || (), &mut |()| call())?;
+    let calls = (MEASUREMENT / once).ceil().clamp(1.0, 1000.0) as usize;
+    let mut many = |()| (0..calls).try_for_each(|_| call());
+    Ok(median_seconds::<B, ()>(steps, 0.0, device, &mut || (), &mut many)? / calls as f64)
 }
 
 fn sync<B: LlamaOps>(device: &B::Device) -> Result<()> {
@@ -121,12 +143,14 @@ pub fn train<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Me
     let mut llama = Some(how.prepare(llama, &mut optim));
     let mut draw = 0x9e37_79b9_7f4a_7c15_u64;
     let mut loss = 0.0;
-    let step_s = median_seconds::<B>(steps, device, &mut || {
+    let mut input = || {
         let tokens = (0..batch * (seq_len + 1)).map(|_| {
             draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             ((draw >> 33) % model.vocab_size as u64) as i32
         });
-        let micro = MicroBatch { tokens: tokens.collect(), batch, seq_len, bos: None };
+        MicroBatch { tokens: tokens.collect(), batch, seq_len, bos: None }
+    };
+    let step_s = median_seconds::<B, _>(steps, WARMUP.1, device, &mut input, &mut |micro| {
         let (next, out) = train_step(llama.take().expect("put back"), &mut optim, vec![Ok(micro)], 1e-4, how, &mut |_, _| false)?;
         llama = Some(next);
         loss = out.loss;
@@ -168,7 +192,7 @@ pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Resul
         let saved = ops::AttentionSaved { q, k, v, doc_starts: None, out: out.clone(), lse, scale };
         drop(B::attention_backward(saved, out));
     };
-    let step_s = median_seconds::<B>(steps, device, &mut || {
+    let step_s = median_of_calls::<B>(steps, device, &mut || {
         if config.full_square {
             // Of a block of queries the last sees the last key: computed one by one, the blocks make the whole square.
             for start in (0..seq_len).step_by(FULL_BLOCK) {
@@ -205,8 +229,8 @@ pub fn decode<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<M
     let mut decoder = Decoder::new(&llama, seq_len);
     let prompt = (seq_len / 2).clamp(1, seq_len.saturating_sub(1).max(1));
     decoder.feed(&vec![0; prompt])?;
-    let steps = steps.min((seq_len - prompt).saturating_sub(WARMUP)).max(1);
-    let step_s = median_seconds::<B>(steps, device, &mut || decoder.feed(&[0]).map(drop))?;
+    let steps = steps.min((seq_len - prompt).saturating_sub(WARMUP.0)).max(1);
+    let step_s = median_seconds::<B, ()>(steps, 0.0, device, &mut || (), &mut |()| decoder.feed(&[0]).map(drop))?;
     Ok(Measured {
         tok_s: 1.0 / step_s,
         step_s,
@@ -226,12 +250,10 @@ fn gemm<B: LlamaOps>([m, n, k]: [usize; 3], config: &BenchConfig, device: &B::De
     let random =
         |rows, columns| primitive(Tensor::<B, 2>::random([rows, columns], Distribution::Normal(0.0, 1.0), device).cast(dtype));
     let (x, w) = (random(m, k), random(n, k));
-    // Ten products a measurement: one alone would be mostly the wait for it on a GPU.
-    const REPEAT: usize = 10;
-    let step_s = median_seconds::<B>(config.steps, device, &mut || {
-        (0..REPEAT).for_each(|_| drop(B::project(x.clone(), w.clone(), dtype)));
+    let step_s = median_of_calls::<B>(config.steps, device, &mut || {
+        drop(B::project(x.clone(), w.clone(), dtype));
         Ok(())
-    })? / REPEAT as f64;
+    })?;
     Ok(Measured {
         tok_s: m as f64 / step_s,
         step_s,

@@ -11,6 +11,8 @@
 pub use recua_ground::config;
 pub use recua_ground::{Error, Result, error, files};
 
+#[cfg(feature = "pipeline")]
+mod charset;
 #[cfg(feature = "crates")]
 pub mod crates;
 #[cfg(feature = "pipeline")]
@@ -21,12 +23,15 @@ pub mod engine;
 pub mod fasttext;
 #[cfg(feature = "pipeline")]
 pub mod filters;
+mod json;
 #[cfg(feature = "pipeline")]
 pub mod lm;
 #[cfg(feature = "pipeline")]
 pub mod pipeline;
 #[cfg(feature = "pipeline")]
 pub mod record;
+#[cfg(feature = "pipeline")]
+mod rows;
 #[cfg(feature = "pipeline")]
 pub mod sources;
 #[cfg(feature = "crates")]

@@ -267,7 +267,7 @@ impl Lines {
 
 /// The string `key` of a JSON object, or what is wrong with it.
 fn text_field(line: &str, key: &str) -> Result<String, String> {
-    let mut value: serde_json::Value = serde_json::from_str(line.trim_end()).map_err(|e| {
+    let mut value = crate::json::parse(line.trim_end()).map_err(|e| {
         // serde_json counts lines too, but it is given only one.
         format!("{} (column {})", e.to_string().split(" at line ").next().unwrap_or_default(), e.column())
     })?;

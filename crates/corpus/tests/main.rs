@@ -13,3 +13,4 @@ mod data_lm_train;
 mod data_stackexchange;
 mod data_wikipedia;
 mod data_wikipedia_dump;
+mod faults;

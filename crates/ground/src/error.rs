@@ -158,7 +158,7 @@ pub enum Error {
         sample: u64,
     },
     /// SIGINT or SIGTERM; everything was saved.
-    #[error("interrupted at step {step}; saved to {}; go on with --resume", path.display())]
+    #[error("interrupted at step {step}; saved to {}; go on with --resume (quickstart: with the same command)", path.display())]
     Interrupted {
         /// The step that was saved.
         step: u64,

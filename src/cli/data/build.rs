@@ -151,7 +151,7 @@ impl Observer for Shown {
         let passed: u64 = c.skipped.values().sum();
         let passed = if passed > 0 { format!(", {passed} passed over") } else { String::new() };
         let docs = match stage {
-            "tokenize" => String::new(),
+            "hash" | "duplicates" | "tokenize" => String::new(),
             _ => format!("{} -> {} documents{dropped}{rejected}{passed}, ", c.docs_in, c.docs_out),
         };
         say(&format!("{source:<13} {stage:<10} {docs}{}{rate}{skipped}", duration(s.seconds)));

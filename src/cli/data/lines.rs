@@ -29,11 +29,18 @@ fn each_line<T: Serialize + Send>(work: impl Fn(&str) -> T + Sync) -> Result<()>
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut problem = None;
         while batch.len() < BATCH && bytes < BATCH_BYTES {
-            let mut line = String::new();
+            let mut line = Vec::new();
             number += 1;
-            if input.read_line(&mut line).map_err(Error::io("read", "stdin"))? == 0 {
+            if input.read_until(b'\n', &mut line).map_err(Error::io("read", "stdin"))? == 0 {
                 break;
             }
+            // What was read before is answered first.
+            let Ok(line) = String::from_utf8(line) else {
+                let problem_text = "expected a JSON string in UTF-8, got other bytes";
+                problem =
+                    Some(Error::bad_value(format!("stdin, line {number}"), problem_text, "write each text as a JSON string"));
+                break;
+            };
             if line.trim().is_empty() {
                 continue;
             }

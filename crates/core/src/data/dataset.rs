@@ -17,6 +17,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::tokenizer::TokenizerFiles;
 
 const INDEX: &str = "dataset.json";
 const FORMAT: &str = "recua tokens";
@@ -359,7 +360,7 @@ fn check_free(out: &Path, force: bool) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         entries => entries.and_then(|entries| entries.collect::<Result<Vec<_>, _>>()).map_err(Error::io("read", out))?,
     };
-    let ours = |name: &str| name == INDEX || is_shard_name(name);
+    let ours = |name: &str| name == INDEX || is_shard_name(name) || TokenizerFiles::has_name(name);
     if entries.is_empty() {
         return Ok(());
     }

@@ -54,11 +54,11 @@ pub struct TokenizeProgress {
 /// `progress` is called on this thread after every batch.
 ///
 /// # Errors
-/// The documents' own, and those of [`DatasetWriter`].
+/// The documents' own, those of `encode`, and those of [`DatasetWriter`].
 pub fn tokenize_documents(
     documents: impl Iterator<Item = Result<String>> + Send,
     sources: Vec<String>,
-    encode: &(dyn Fn(&str) -> Vec<u32> + Sync),
+    encode: &(dyn Fn(&str) -> Result<Vec<u32>> + Sync),
     config: &TokenizeConfig,
     progress: &mut dyn FnMut(TokenizeProgress),
 ) -> Result<DatasetIndex> {
@@ -69,8 +69,12 @@ pub fn tokenize_documents(
     while !batch.is_empty() {
         let encode_batch = || batch.par_iter().map(|text| encode(text)).collect::<Vec<_>>();
         let (encoded, next) = rayon::join(encode_batch, || take_batch(&mut documents));
-        for (document, tokens) in batch.iter().zip(&encoded).filter(|(_, tokens)| !tokens.is_empty()) {
-            writer.push(tokens, document.len() as u64)?;
+        for (document, tokens) in batch.iter().zip(encoded) {
+            let tokens = tokens?;
+            if tokens.is_empty() {
+                continue;
+            }
+            writer.push(&tokens, document.len() as u64)?;
             done.documents += 1;
             done.text_bytes += document.len() as u64;
             done.tokens += tokens.len() as u64;

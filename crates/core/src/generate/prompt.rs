@@ -48,21 +48,23 @@ impl fmt::Display for Bos {
 /// # Errors
 /// [`Error::BadValue`] for [`Bos::Always`] with a tokenizer that has no BOS.
 pub fn encode_prompt(tokenizer: &Tokenizer, text: &str, bos: Bos, special: bool) -> Result<Vec<u32>> {
-    let mut ids = if special { tokenizer.encode_with_special(text) } else { tokenizer.encode(text) };
-    let prefix = match (bos, tokenizer.bos_id()) {
+    let mut ids = if special { tokenizer.encode_with_special(text)? } else { tokenizer.encode(text)? };
+    let own = tokenizer.prefix().to_vec();
+    let named = tokenizer.bos_id().or(own.first().copied());
+    let prefix = match (bos, named) {
         (Bos::Never, _) => Vec::new(),
         (Bos::Always, Some(id)) => vec![id],
         (Bos::Always, None) => {
             let problem = "the tokenizer's files name no begin-of-sequence token";
             return Err(Error::bad_value("bos", problem, "name one in tokenizer_config.json, or take `auto`"));
         }
-        (Bos::Auto, _) => tokenizer.prefix(),
+        (Bos::Auto, _) => own,
     };
     if bos == Bos::Always || !ids.starts_with(&prefix) {
         ids.splice(..0, prefix);
     }
     if ids.is_empty() && bos != Bos::Never {
-        ids.extend(tokenizer.bos_id().or(tokenizer.eos_id()));
+        ids.extend(named.or(tokenizer.eos_id()));
     }
     Ok(ids)
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::kind::without_bom;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
@@ -31,10 +32,8 @@ impl TokenizerFiles {
     pub fn read(path: &Path) -> Result<Self> {
         let found = if path.is_dir() { find_tokenizer([path]) } else { None };
         let path = found.as_deref().unwrap_or(path);
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
-        let json = bytes.trim_ascii_start().first() == Some(&b'{');
-        let name = if json { MAIN[0] } else { MAIN[1] };
-        let mut files = vec![(name, bytes)];
+        let Self(mut files) = Self::of(&fs::read(path).map_err(Error::io("read", path))?);
+        let json = files[0].0 == MAIN[0];
         // Where both forms of one tokenizer lie together, as in many a Llama 2, the .model goes along with the .json.
         for beside in BESIDE.into_iter().chain(json.then_some(MAIN[1])) {
             let path = path.with_file_name(beside);
@@ -45,6 +44,27 @@ impl TokenizerFiles {
             }
         }
         Ok(Self(files))
+    }
+
+    /// A tokenizer alone, by the contents of its file.
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let json = without_bom(bytes).trim_ascii_start().first() == Some(&b'{');
+        Self(vec![(if json { MAIN[0] } else { MAIN[1] }, bytes.to_vec())])
+    }
+
+    /// The tokenizer's own file.
+    pub(super) fn main(&self) -> &[u8] {
+        &self.0[0].1
+    }
+
+    /// Those beside it that name or add tokens.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.iter().filter(|(name, _)| BESIDE[..3].contains(name))
+    }
+
+    /// Whether a file of this name belongs to a tokenizer.
+    pub fn has_name(name: &str) -> bool {
+        MAIN.into_iter().chain(BESIDE).any(|n| n == name)
     }
 
     /// Names and contents.

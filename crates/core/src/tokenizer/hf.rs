@@ -5,24 +5,31 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 use tokenizers::utils::SysRegex;
+use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerImpl};
 
+use super::Encoder;
+use super::beside::{Beside, token};
 use super::bpe::{FastMap, SplitBpe};
+use super::cut::Cutter;
 use super::decode::{Piece, Pieces, byte_of, byte_token};
 use super::train::PATTERN;
 use crate::error::{Error, Result};
 
+/// `tokenizers`' own, but for how a text is cut.
+type Foreign = TokenizerImpl<ModelWrapper, NormalizerWrapper, Cutter, PostProcessorWrapper, DecoderWrapper>;
+
 /// A foreign `tokenizer.json`.
 pub(super) struct HuggingFace {
     /// Takes the text of special tokens as text.
-    plain: tokenizers::Tokenizer,
+    plain: Foreign,
     /// Takes it as special tokens; made when first needed.
-    special: OnceLock<tokenizers::Tokenizer>,
+    special: OnceLock<Foreign>,
     /// What the `post_processor` puts before a text.
     pub(super) prefix: Vec<u32>,
 }
 
 impl HuggingFace {
-    pub(super) fn encode(&self, text: &str, with_special: bool) -> Vec<u32> {
+    pub(super) fn encode(&self, text: &str, with_special: bool) -> Result<Vec<u32>> {
         let tokenizer = if with_special {
             self.special.get_or_init(|| {
                 let mut tokenizer = self.plain.clone();
@@ -32,14 +39,12 @@ impl HuggingFace {
         } else {
             &self.plain
         };
-        match tokenizer.encode_fast(text, false) {
-            Ok(encoding) => encoding.get_ids().to_vec(),
-            Err(e) => {
-                // `load` has excluded what can fail: unknown text without an unknown token.
-                log::error!("tokenizer: {} bytes of text could not be encoded: {e}", text.len());
-                Vec::new()
-            }
-        }
+        let encoding = tokenizer.encode_fast(text, false).map_err(|e| {
+            let start: String = text.chars().take(40).collect();
+            let problem = format!("{} bytes of text that begin with {start:?} cannot be encoded: {e}", text.len());
+            Error::bad_value("tokenizer", problem, "take the text out, or another tokenizer")
+        })?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// Ids must be in the vocabulary.
@@ -48,16 +53,9 @@ impl HuggingFace {
     }
 }
 
-/// Which encoder a `tokenizer.json` gets.
-pub(super) enum Loaded {
-    /// One of ours.
-    Split(Box<SplitBpe>, Pieces),
-    /// Any other.
-    Foreign(Box<HuggingFace>, Pieces),
-}
-
-/// Reads a `tokenizer.json`; `path` is for messages. Also gives what the hash is taken over.
-pub(super) fn load(bytes: &[u8], path: &Path) -> Result<(Loaded, Value)> {
+/// Reads a `tokenizer.json`, to which the files beside it may add tokens; `path` is for messages. Also gives the pieces with their
+/// ids, and what the hash is taken over.
+pub(super) fn load(bytes: &[u8], beside: &Beside, path: &Path) -> Result<(Encoder, Pieces, FastMap<Box<str>, u32>, Value)> {
     let hint = "get the file again; it must be the tokenizer.json that Hugging Face `tokenizers` writes";
     let bad = |problem: String| Error::bad_file("tokenizer.json", path, problem, hint);
     let mut json: Value = serde_json::from_slice(bytes).map_err(|e| bad(format!("not JSON: {e}")))?;
@@ -69,22 +67,38 @@ pub(super) fn load(bytes: &[u8], path: &Path) -> Result<(Loaded, Value)> {
             *value = Value::Null;
         }
     }
-    let loaded = match split(&json) {
-        Some((encoder, pieces)) => Loaded::Split(Box::new(encoder), pieces),
+    let added = |json: &Value| json.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
+    let there: Vec<AddedToken> = added(&json).iter().filter_map(|entry| token(entry, false)).collect();
+    let missing = beside.missing(&there);
+    let (encoder, pieces, ids) = match split(&json).filter(|_| missing.is_empty()) {
+        Some((encoder, pieces)) => {
+            let ids = pieces.ids();
+            (Encoder::Split(Box::new(encoder)), pieces, ids)
+        }
         None => {
             check(&json).map_err(bad)?;
+            let processor = json.get_mut("post_processor").map(Value::take).unwrap_or_default();
             let text = serde_json::to_vec(&json).map_err(|e| bad(e.to_string()))?;
-            let mut plain = tokenizers::Tokenizer::from_bytes(text).map_err(|e| bad(e.to_string()))?;
+            let mut plain = Foreign::from_bytes(text).map_err(|e| bad(e.to_string()))?;
+            let fresh: Vec<String> =
+                missing.iter().map(|t| t.content.clone()).filter(|t| plain.token_to_id(t).is_none()).collect();
+            plain.add_tokens(missing).map_err(|e| bad(e.to_string()))?;
             plain.set_encode_special_tokens(true);
-            let pieces = pieces(&plain);
-            let prefix = prefix(&plain).map_err(|e| bad(format!("post_processor: {e}")))?;
-            Loaded::Foreign(Box::new(HuggingFace { plain, special: OnceLock::new(), prefix }), pieces)
+            beside.warn_of_other_ids(path, |text| plain.token_to_id(text));
+            if !fresh.is_empty() {
+                let mut list = added(&json);
+                list.extend(fresh.iter().map(|text| serde_json::json!({"content": text, "id": plain.token_to_id(text)})));
+                json["added_tokens"] = list.into();
+            }
+            let (pieces, ids) = pieces(&plain);
+            let prefix = prefix(&processor, pieces.list.len()).map_err(bad)?;
+            (Encoder::Foreign(Box::new(HuggingFace { plain, special: OnceLock::new(), prefix })), pieces, ids)
         }
     };
     if let Value::Object(map) = &mut json {
         map.retain(|key, _| ["added_tokens", "normalizer", "pre_tokenizer", "decoder", "model"].contains(&key.as_str()));
     }
-    Ok((loaded, json))
+    Ok((encoder, pieces, ids, json))
 }
 
 /// Finds what `tokenizers` would only find when it meets unknown text, or not at all.
@@ -102,18 +116,10 @@ fn check(json: &Value) -> Result<(), String> {
     if let Some(id) = all.find(|id| id.as_u64().is_none_or(|id| id > limit)) {
         return Err(format!("the id {id} with only {ids} tokens"));
     }
-    let unknown = model.get("unk_token").filter(|t| !t.is_null());
-    let known = |token: &Value| token.as_str().is_some_and(|t| vocab.get(t).is_some());
-    let kind = model.get("type").and_then(Value::as_str);
-    match kind.unwrap_or(if vocab.is_array() { "Unigram" } else { "BPE" }) {
-        "BPE" if unknown.is_some_and(|t| !known(t)) => Err(format!("unk_token {} is not in the vocabulary", model["unk_token"])),
+    // Text for which there is no token is an error when it comes: many a file names an unknown token that it never needs.
+    match model.get("type").and_then(Value::as_str).unwrap_or(if vocab.is_array() { "Unigram" } else { "BPE" }) {
         "BPE" => check_merges(model),
-        "Unigram" if model.get("unk_id").and_then(Value::as_u64).is_none_or(|id| id >= ids) => {
-            Err("a Unigram model without an unk_id in the vocabulary".into())
-        }
-        "Unigram" => Ok(()),
-        "WordPiece" | "WordLevel" if unknown.is_some_and(known) => Ok(()),
-        "WordPiece" | "WordLevel" => Err("unk_token is not in the vocabulary".into()),
+        "Unigram" | "WordPiece" | "WordLevel" => Ok(()),
         other => Err(format!("model type {other}; known are BPE, Unigram, WordPiece, WordLevel")),
     }
 }
@@ -134,30 +140,52 @@ fn check_merges(model: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// Every id's token of a foreign tokenizer.
-fn pieces(tokenizer: &tokenizers::Tokenizer) -> Pieces {
+/// Every id's token of a foreign tokenizer, and every token's id. Where two tokens have one id it is the added one's, as in
+/// `tokenizers`.
+fn pieces(tokenizer: &Foreign) -> (Pieces, FastMap<Box<str>, u32>) {
     let vocab = tokenizer.get_vocab(true);
     let mut list = vec![Piece::Gap; vocab.values().max().map_or(0, |id| *id as usize + 1)];
     let added = tokenizer.get_added_tokens_decoder();
-    for (token, id) in vocab {
-        let special = added.get(&id).is_some_and(|t| t.special);
-        list[id as usize] = if special { Piece::Control(token.into()) } else { Piece::Text(token.into()) };
-    }
-    Pieces { list, spaces: None, unknown: "".into() }
-}
-
-/// What the `post_processor` puts before a text, found by trying it.
-fn prefix(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
-    for text in ["a", "the", "1", "."] {
-        let bare = tokenizer.encode_fast(text, false)?;
-        let framed = tokenizer.encode_fast(text, true)?;
-        let (bare, framed) = (bare.get_ids(), framed.get_ids());
-        if !bare.is_empty() {
-            let before = (0..framed.len()).find(|&i| framed[i..].starts_with(bare)).unwrap_or(0);
-            return Ok(framed[..before].to_vec());
+    let mut tokens: Vec<(String, u32)> = vocab.into_iter().collect();
+    tokens.sort_unstable();
+    for (token, id) in &tokens {
+        let place = &mut list[*id as usize];
+        match added.get(id) {
+            Some(added) if added.content != *token => {}
+            Some(added) if added.special => *place = Piece::Control(token.as_str().into()),
+            _ => *place = Piece::Text(token.as_str().into()),
         }
     }
-    Ok(Vec::new())
+    let ids = tokens.into_iter().map(|(token, id)| (token.into(), id)).collect();
+    (Pieces { list, spaces: None, unknown: "".into() }, ids)
+}
+
+/// What a `post_processor` puts before a text; what it puts after one is not for prompts. (Read here, as that of `tokenizers` panics
+/// on a template that names a token it does not have.)
+fn prefix(processor: &Value, size: usize) -> Result<Vec<u32>, String> {
+    let id = |id: &Value| {
+        let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < size);
+        id.ok_or_else(|| format!("post_processor: expected the id of one of {size} tokens"))
+    };
+    let list = |of: &Value, key: &str| of.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    match processor.get("type").and_then(Value::as_str) {
+        Some("TemplateProcessing") => {
+            let mut ids = Vec::new();
+            for piece in list(processor, "single").iter().map_while(|piece| piece.get("SpecialToken")) {
+                let token = piece.get("id").and_then(Value::as_str).and_then(|name| processor.get("special_tokens")?.get(name));
+                let token = token.ok_or_else(|| format!("post_processor: its special_tokens lack that of {piece}"))?;
+                ids.extend(list(token, "ids").iter().map(id).collect::<Result<Vec<_>, _>>()?);
+            }
+            Ok(ids)
+        }
+        Some("BertProcessing" | "RobertaProcessing") => Ok(vec![id(&processor["cls"][1])?]),
+        // Each has the text of the one before it.
+        Some("Sequence") => {
+            let all = list(processor, "processors");
+            Ok(all.iter().rev().map(|processor| prefix(processor, size)).collect::<Result<Vec<_>, _>>()?.concat())
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// One of our own: raw text cut by [`PATTERN`], all 256 bytes, decoded by joining. `None` for anything else.

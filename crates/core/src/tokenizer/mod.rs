@@ -8,17 +8,20 @@
 //!
 //! let docs = ["a llama and another llama", "two llamas in 1984"].map(String::from);
 //! let tokenizer = Tokenizer::train(docs.into_iter(), &TrainConfig { vocab_size: 300, ..Default::default() })?;
-//! let ids = tokenizer.encode_document(" llama\u{2581}<s>", true, false);
+//! let ids = tokenizer.encode_document(" llama\u{2581}<s>", true, false)?;
 //! assert_eq!(ids[0], 1); // BOS; the `<s>` in the text is text
 //! assert_eq!(tokenizer.decode(&ids)?, " llama\u{2581}<s>");
 //! # Ok::<(), recua::error::Error>(())
 //! ```
 
+mod beside;
 mod bpe;
 mod bytes;
+mod cut;
 mod decode;
 mod files;
 mod hf;
+mod kind;
 mod sentencepiece;
 mod sp_model;
 mod sp_normalize;
@@ -31,19 +34,19 @@ mod unigram;
 #[cfg(feature = "unigram")]
 mod unigram_em;
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use beside::Beside;
 use bpe::FastMap;
 pub use bytes::TokenBytes;
 use decode::{Piece, Pieces, State};
 pub use files::{TokenizerFiles, find_tokenizer};
+use kind::Kind;
 use sp_normalize::PrefixSet;
 pub use stream::DecodeStream;
 pub use train::TrainConfig;
@@ -65,10 +68,14 @@ struct Inner {
     ids: FastMap<Box<str>, u32>,
     /// The special tokens' texts.
     special: PrefixSet,
+    /// Further tokens whose text is always that token, of those that are searched for here.
+    added: PrefixSet,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// The file, as it was read.
-    source: Vec<u8>,
+    /// What goes before a text.
+    prefix: Vec<u32>,
+    /// The file and those beside it, as they were read.
+    files: TokenizerFiles,
     hash: u64,
 }
 
@@ -88,86 +95,76 @@ impl Tokenizer {
     /// Opens a `tokenizer.json`, a SentencePiece `.model` (told apart by their contents), or a folder that holds
     /// `tokenizer.json` or `tokenizer.model` (the first that is there).
     ///
-    /// BOS and EOS of a `tokenizer.json` are those that `tokenizer_config.json` beside it names, else the usual ones.
+    /// The files beside it (`tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`) name BOS and EOS, and may add
+    /// tokens, which get their ids as in transformers 5: the next that are free. Where they do not name BOS and EOS, these are the
+    /// usual ones.
     ///
     /// # Errors
     /// [`Error::Io`] if nothing can be read, [`Error::Nothing`] for a folder without either file, [`Error::BadFile`] if the
-    /// contents are damaged or not supported (SentencePiece `word` and `char` models).
+    /// contents are damaged or not supported (SentencePiece `word` and `char` models, tiktoken's files).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let mut path = path.as_ref().to_path_buf();
         if path.is_dir() {
-            let names = ["tokenizer.json", "tokenizer.model"];
-            path = names.into_iter().map(|name| path.join(name)).find(|file| file.is_file()).ok_or_else(|| Error::Nothing {
+            path = find_tokenizer([path.as_path()]).ok_or_else(|| Error::Nothing {
                 what: "tokenizer.json or tokenizer.model".into(),
                 path: path.clone(),
                 hint: "give the file itself, or train one with `recua tokenizer train`".into(),
             })?;
         }
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Self::from_sentencepiece(&bytes, &path);
-        }
-        let mut this = Self::from_json(&bytes, &path)?;
-        let config = path.with_file_name("tokenizer_config.json");
-        if let Ok(config_bytes) = fs::read(&config) {
-            let hint = "get the file again, or remove it";
-            let json: Value = serde_json::from_slice(&config_bytes)
-                .map_err(|e| Error::bad_file("tokenizer_config.json", &config, format!("not JSON: {e}"), hint))?;
-            // A token is a string or an object with its text.
-            let id = |key: &str| match json.get(key)? {
-                Value::String(token) => this.id_of(token),
-                token => this.id_of(token.get("content")?.as_str()?),
-            };
-            let (bos, eos) = (id("bos_token"), id("eos_token"));
-            if let Some(inner) = Arc::get_mut(&mut this.0) {
-                (inner.bos, inner.eos) = (bos.or(inner.bos), eos.or(inner.eos));
+        Self::read(TokenizerFiles::read(&path)?, &Beside::read(&path)?, &path)
+    }
+
+    fn read(files: TokenizerFiles, beside: &Beside, path: &Path) -> Result<Self> {
+        let (encoder, pieces, ids, mut bos, mut eos, hash) = match kind::tell(files.main(), path)? {
+            Kind::Json(text) => {
+                let (encoder, pieces, ids, state) = hf::load(text, beside, path)?;
+                let find = |names: &[&str]| names.iter().find_map(|name| ids.get(*name).copied());
+                let (bos, eos) = (find(&BOS_NAMES), find(&EOS_NAMES));
+                (encoder, pieces, ids, bos, eos, xxh3_64(state.to_string().as_bytes()))
+            }
+            Kind::Model(bytes) => {
+                let (encoder, pieces, bos, eos, hash) = sentencepiece::load(bytes, beside, path)?;
+                let ids = pieces.ids();
+                (Encoder::SentencePiece(Box::new(encoder)), pieces, ids, bos, eos, hash)
+            }
+        };
+        for (name, id) in [("bos_token", &mut bos), ("eos_token", &mut eos)] {
+            if let Some(named) = beside.name(name) {
+                *id = named.and_then(|token| ids.get(token).copied());
             }
         }
-        Ok(this)
-    }
-
-    /// From the bytes of a `tokenizer.json`; `path` only names it in errors. Truncation, padding and dropout that the file
-    /// asks for are left out.
-    ///
-    /// # Errors
-    /// [`Error::BadFile`].
-    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
-        let (loaded, state) = hf::load(bytes, path)?;
-        let (encoder, pieces) = match loaded {
-            hf::Loaded::Split(encoder, pieces) => (Encoder::Split(encoder), pieces),
-            hf::Loaded::Foreign(encoder, pieces) => (Encoder::Foreign(encoder), pieces),
+        let prefix = match &encoder {
+            Encoder::Foreign(hf) => hf.prefix.clone(),
+            // Tokenizers that earlier versions trained have no `post_processor`; all their datasets have BOS.
+            Encoder::Split(_) => bos.into_iter().collect(),
+            Encoder::SentencePiece(_) => bos.into_iter().filter(|_| beside.add_bos != Some(false)).collect(),
         };
-        let ids = pieces.ids();
-        let find = |names: &[&str]| names.iter().find_map(|name| ids.get(*name).copied());
-        let (bos, eos) = (find(&BOS_NAMES), find(&EOS_NAMES));
-        let hash = xxh3_64(state.to_string().as_bytes());
-        Ok(Self::new(encoder, pieces, ids, bos, eos, bytes, hash))
-    }
-
-    /// From the bytes of a SentencePiece `.model`; `path` only names it in errors.
-    ///
-    /// # Errors
-    /// [`Error::BadFile`].
-    pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
-        let (encoder, pieces, bos, eos) = sentencepiece::load(bytes, path)?;
-        let ids = pieces.ids();
-        Ok(Self::new(Encoder::SentencePiece(Box::new(encoder)), pieces, ids, bos, eos, bytes, xxh3_64(bytes)))
-    }
-
-    fn new(
-        encoder: Encoder,
-        pieces: Pieces,
-        ids: FastMap<Box<str>, u32>,
-        bos: Option<u32>,
-        eos: Option<u32>,
-        source: &[u8],
-        hash: u64,
-    ) -> Self {
         let special = PrefixSet::new(pieces.list.iter().filter_map(|piece| match piece {
             Piece::Control(text) | Piece::Unknown(text) => Some(&**text),
             _ => None,
         }));
-        Self(Arc::new(Inner { encoder, pieces, ids, special, bos, eos, source: source.to_vec(), hash }))
+        let added = match &encoder {
+            Encoder::SentencePiece(sp) => PrefixSet::new(sp.added.iter().map(String::as_str)),
+            _ => PrefixSet::default(),
+        };
+        Ok(Self(Arc::new(Inner { encoder, pieces, ids, special, added, bos, eos, prefix, files, hash })))
+    }
+
+    /// From the bytes of a `tokenizer.json`; `path` only names it in errors, and no file beside it is read. Truncation, padding and
+    /// dropout that the file asks for are left out.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`].
+    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
+        Self::read(TokenizerFiles::of(bytes), &Beside::default(), path)
+    }
+
+    /// From the bytes of a SentencePiece `.model`; `path` only names it in errors, and no file beside it is read.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`].
+    pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
+        Self::read(TokenizerFiles::of(bytes), &Beside::default(), path)
     }
 
     /// Trains a byte-pair encoding: `<unk> <s> </s>` (ids 0, 1, 2), 256 bytes, then the learned pieces: first characters, then
@@ -192,9 +189,8 @@ impl Tokenizer {
         }
     }
 
-    /// Saves the tokenizer in the format that it came in, byte for byte: SentencePiece as `.model`, all others as
-    /// `tokenizer.json`. An existing folder gets a file with [`Tokenizer::file_name`]; where BOS or EOS came from a
-    /// `tokenizer_config.json`, a short one is written beside it. Files appear whole or not at all.
+    /// Saves the tokenizer as it came, byte for byte: SentencePiece as `.model`, all others as `tokenizer.json`, with the files beside
+    /// it that name or add tokens. An existing folder gets a file with [`Tokenizer::file_name`]. Files appear whole or not at all.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::BadValue`] for a name that ends in `.json` or `.model` when it is the other kind.
@@ -211,40 +207,74 @@ impl Tokenizer {
         if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         }
-        write_atomic(&path, &self.0.source)?;
-        if matches!(self.0.encoder, Encoder::SentencePiece(_)) {
-            return Ok(());
-        }
-        let find = |names: &[&str]| names.iter().find_map(|name| self.id_of(name));
-        if (self.0.bos, self.0.eos) != (find(&BOS_NAMES), find(&EOS_NAMES)) {
-            let token = |id: Option<u32>| id.and_then(|id| self.token_of(id));
-            let config = serde_json::json!({"bos_token": token(self.0.bos), "eos_token": token(self.0.eos)});
-            write_atomic(&path.with_file_name("tokenizer_config.json"), config.to_string().as_bytes())?;
+        write_atomic(&path, self.0.files.main())?;
+        for (name, bytes) in self.0.files.tokens() {
+            write_atomic(&path.with_file_name(name), bytes)?;
         }
         Ok(())
     }
 
-    /// The ids of `text`, without BOS and EOS. The text of a special token is text. (Added tokens of a `tokenizer.json` that are
-    /// not marked special, and user-defined symbols of SentencePiece, are always taken as themselves.)
-    pub fn encode(&self, text: &str) -> Vec<u32> {
+    /// The ids of `text`, without BOS and EOS. The text of a special token is text. (Added tokens that are not marked special, and
+    /// user-defined symbols of SentencePiece, are always taken as themselves.)
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for text that a foreign `tokenizer.json` has no tokens for, and no unknown token.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.encode_into(text, &mut ids);
-        ids
+        self.encode_into(text, &mut ids)?;
+        Ok(ids)
     }
 
     /// Like [`Tokenizer::encode`], but the text of a special token becomes its id. What stands between special tokens is
     /// encoded on its own (with SentencePiece's added space, where the model has one).
-    pub fn encode_with_special(&self, text: &str) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         if let Encoder::Foreign(hf) = &self.0.encoder {
             return hf.encode(text, true);
         }
         let mut ids = Vec::new();
+        self.encode_between(&[&self.0.special, &self.0.added], text, &mut ids);
+        Ok(ids)
+    }
+
+    /// A training document: BOS + tokens + EOS, either as asked for and as far as the tokenizer has them.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_document(&self, text: &str, bos: bool, eos: bool) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        ids.extend(self.0.bos.filter(|_| bos));
+        self.encode_into(text, &mut ids)?;
+        ids.extend(self.0.eos.filter(|_| eos));
+        Ok(ids)
+    }
+
+    /// What the tokenizer's files put before every text that a model reads: the `post_processor` of a `tokenizer.json` (in most cases BOS
+    /// or nothing; `add_bos_token` beside it counts as little as in transformers 5); BOS for tokenizers that [`Tokenizer::train`] made,
+    /// and for SentencePiece unless a `tokenizer_config.json` says `"add_bos_token": false`.
+    pub fn prefix(&self) -> &[u32] {
+        &self.0.prefix
+    }
+
+    fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        match &self.0.encoder {
+            Encoder::Foreign(hf) => ids.extend(hf.encode(text, false)?),
+            _ if self.0.added.is_empty() => self.encode_text(text, ids),
+            _ => self.encode_between(&[&self.0.added], text, ids),
+        }
+        Ok(())
+    }
+
+    /// The longest text of these sets at each place becomes its token; what stands between is encoded on its own.
+    fn encode_between(&self, sets: &[&PrefixSet], text: &str, ids: &mut Vec<u32>) {
         let (mut start, mut at) = (0, 0);
         while let Some(c) = text[at..].chars().next() {
-            let found = self.0.special.longest(&text[at..]);
+            let found = sets.iter().filter_map(|set| set.longest(&text[at..])).max();
             match found.and_then(|len| Some((len, *self.0.ids.get(&text[at..at + len])?))) {
                 Some((len, id)) => {
-                    self.encode_into(&text[start..at], &mut ids);
+                    self.encode_text(&text[start..at], ids);
                     ids.push(id);
                     at += len;
                     start = at;
@@ -252,33 +282,15 @@ impl Tokenizer {
                 None => at += c.len_utf8(),
             }
         }
-        self.encode_into(&text[start..], &mut ids);
-        ids
+        self.encode_text(&text[start..], ids);
     }
 
-    /// A training document: BOS + tokens + EOS, either as asked for and as far as the tokenizer has them.
-    pub fn encode_document(&self, text: &str, bos: bool, eos: bool) -> Vec<u32> {
-        let mut ids = Vec::new();
-        ids.extend(self.0.bos.filter(|_| bos));
-        self.encode_into(text, &mut ids);
-        ids.extend(self.0.eos.filter(|_| eos));
-        ids
-    }
-
-    /// What the tokenizer's own file puts before every text that a model reads: the `post_processor` of a `tokenizer.json` (in most
-    /// cases BOS or nothing); BOS for SentencePiece and for tokenizers that [`Tokenizer::train`] made.
-    pub fn prefix(&self) -> Vec<u32> {
-        match &self.0.encoder {
-            Encoder::Foreign(hf) => hf.prefix.clone(),
-            _ => self.0.bos.into_iter().collect(),
-        }
-    }
-
-    fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
+    /// Those that are not foreign have ids for every text.
+    fn encode_text(&self, text: &str, ids: &mut Vec<u32>) {
         match &self.0.encoder {
             Encoder::Split(split) => split.encode(text, ids),
-            Encoder::Foreign(hf) => ids.extend(hf.encode(text, false)),
             Encoder::SentencePiece(sp) => sp.encode(text, ids),
+            Encoder::Foreign(_) => {}
         }
     }
 

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::beside::Beside;
 use super::bpe::{FastMap, Merger, NONE};
 use super::decode::{Piece, Pieces, SPACE, Spaces, byte_of};
-use super::sp_model::{Algorithm, Kind, Model};
+use super::sp_model::{Algorithm, Entry, Kind, Model};
 use super::sp_normalize::{CharsMap, Normalizer, PrefixSet};
 use crate::error::{Error, Result};
 
@@ -35,20 +38,22 @@ pub(super) struct SentencePiece {
     has_unused: bool,
     /// No piece goes on over a space, so that words can be encoded one by one.
     cut_at_spaces: bool,
+    /// Tokens that files beside the model add and that every text is searched for.
+    pub(super) added: Vec<String>,
     min_score: f32,
 }
 
-/// The model's encoder, its table of pieces, and the ids of `<s>` and `</s>` if the model has them.
-pub(super) type Loaded = (SentencePiece, Pieces, Option<u32>, Option<u32>);
+/// The model's encoder, its table of pieces, the ids of `<s>` and `</s>` if the model has them, and the hash.
+pub(super) type Loaded = (SentencePiece, Pieces, Option<u32>, Option<u32>, u64);
 
-/// Reads the bytes of a `.model` file; `path` is for messages.
-pub(super) fn load(bytes: &[u8], path: &Path) -> Result<Loaded> {
+/// Reads the bytes of a `.model` file, to which the files beside it may add tokens; `path` is for messages.
+pub(super) fn load(file: &[u8], beside: &Beside, path: &Path) -> Result<Loaded> {
     let hint = "get the file again, or re-export it with sentencepiece";
     let bad = |problem: String| Error::bad_file("SentencePiece model", path, problem, hint);
-    let model = Model::parse(bytes, path)?;
+    let model = Model::parse(file, path)?;
     let (mut pieces, mut reserved) = (FastMap::<Box<str>, u32>::default(), FastMap::<Box<str>, u32>::default());
     let mut bytes = vec![NONE; 256];
-    for (id, entry) in (0..).zip(&model.entries) {
+    for (id, entry) in (0..).zip(&model.entries).filter(|(_, e)| e.kind != Kind::Nul) {
         let plain = matches!(entry.kind, Kind::Normal | Kind::UserDefined | Kind::Unused);
         if (if plain { &mut pieces } else { &mut reserved }).insert(entry.text.as_str().into(), id).is_some() {
             return Err(bad(format!("the piece `{}` is there twice", entry.text)));
@@ -74,7 +79,7 @@ pub(super) fn load(bytes: &[u8], path: &Path) -> Result<Loaded> {
     let normal = || of_kind(Kind::Normal).map(|(_, e)| e.score);
     let has_unused = of_kind(Kind::Unused).next().is_some();
     let charsmap = (!model.charsmap.is_empty()).then(|| CharsMap::parse(&model.charsmap)).transpose().map_err(bad)?;
-    let encoder = SentencePiece {
+    let mut encoder = SentencePiece {
         normalizer: Normalizer {
             charsmap,
             add_dummy_prefix: model.add_dummy_prefix,
@@ -96,17 +101,37 @@ pub(super) fn load(bytes: &[u8], path: &Path) -> Result<Loaded> {
         unknown,
         bytes: model.byte_fallback.then_some(bytes),
         has_unused,
+        added: Vec::new(),
         min_score: normal().fold(f32::MAX, f32::min),
     };
-    let list = model.entries.iter().map(|e| match e.kind {
-        Kind::Unknown => Piece::Unknown(e.text.as_str().into()),
-        Kind::Control => Piece::Control(e.text.as_str().into()),
-        Kind::Byte => byte_of(&e.text).map_or(Piece::Gap, Piece::Byte),
-        _ => Piece::Text(e.text.as_str().into()),
-    });
+    let mut list: Vec<Piece> = model.entries.iter().map(piece).collect();
+    let mut added = Vec::new();
+    for token in beside.missing(&[]) {
+        let known = model.entries.iter().any(|e| e.text == token.content) || added.contains(&token.content);
+        if !known && !token.content.is_empty() {
+            let text = token.content.as_str().into();
+            list.push(if token.special { Piece::Control(text) } else { Piece::Text(text) });
+            if !token.special {
+                encoder.added.push(token.content.clone());
+            }
+            added.push(token.content);
+        }
+    }
     let spaces = Spaces { dummy_prefix: model.add_dummy_prefix, remove_extra: model.remove_extra_whitespaces };
-    let table = Pieces { list: list.collect(), spaces: Some(spaces), unknown: model.unk_surface.as_str().into() };
-    Ok((encoder, table, bos, eos))
+    let table = Pieces { list, spaces: Some(spaces), unknown: model.unk_surface.as_str().into() };
+    beside.warn_of_other_ids(path, |text| table.ids().get(text).copied());
+    let hash = if added.is_empty() { xxh3_64(file) } else { xxh3_64(&[file, added.join("\0").as_bytes()].concat()) };
+    Ok((encoder, table, bos, eos, hash))
+}
+
+fn piece(entry: &Entry) -> Piece {
+    let text = || entry.text.as_str().into();
+    match entry.kind {
+        Kind::Unknown => Piece::Unknown(text()),
+        Kind::Control => Piece::Control(text()),
+        Kind::Byte => byte_of(&entry.text).map_or(Piece::Gap, Piece::Byte),
+        _ => Piece::Text(text()),
+    }
 }
 
 impl SentencePiece {

@@ -21,6 +21,8 @@ pub(super) enum Kind {
     UserDefined,
     Unused,
     Byte,
+    /// A piece of the one character U+0000, beside the bytes: no text becomes it, but it becomes text.
+    Nul,
 }
 
 /// One vocabulary entry; its id is its place.
@@ -56,7 +58,10 @@ impl Model {
     pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let hint = "get the file again, or re-export it with sentencepiece";
         let bad = |problem: String| Error::bad_file("SentencePiece model", path, problem, hint);
-        let model = Self::read(bytes).map_err(|e| bad(format!("not this kind of protobuf: {e}")))?;
+        let mut model = Self::read(bytes).map_err(|e| bad(format!("not this kind of protobuf: {e}")))?;
+        for entry in model.entries.iter_mut().filter(|e| e.text == "\0" && model.byte_fallback) {
+            entry.kind = Kind::Nul;
+        }
         model.check().map_err(bad)?;
         Ok(model)
     }
@@ -166,7 +171,7 @@ impl Model {
         }
         for (id, entry) in self.entries.iter().enumerate() {
             let Entry { text, score, kind } = entry;
-            if text.is_empty() || text.contains('\0') || text.len() >= 8000 {
+            if text.is_empty() || (text.contains('\0') && *kind != Kind::Nul) || text.len() >= 8000 {
                 return Err(format!("piece {id} is empty, has a NUL or is too long"));
             }
             if !score.is_finite() {

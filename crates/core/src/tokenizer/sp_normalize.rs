@@ -30,6 +30,10 @@ impl PrefixSet {
         Self { set, lens }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.set.is_empty()
+    }
+
     /// The length in bytes of the longest member that `text` begins with.
     pub(super) fn longest(&self, text: &str) -> Option<usize> {
         let bytes = text.as_bytes();

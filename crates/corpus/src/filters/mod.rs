@@ -3,6 +3,7 @@
 pub mod c4;
 pub mod ccnet;
 pub mod decontaminate;
+mod evaluation;
 pub mod perplexity;
 pub mod pii;
 pub mod sentences;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::sources::{Inputs, Source};
+use crate::unpack::without_packing;
 use crate::walk::walk;
 
 /// The dumps of a source, and what of its inputs is none.
@@ -43,6 +44,7 @@ pub(super) fn dumps(source: &dyn Source) -> Result<Found> {
                 for file in inside.files {
                     let name = file.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
                     match fits(&name) {
+                        false if source.company().contains(&without_packing(&name)) => {}
                         false => found.passed.push(file),
                         true if known.insert(real(&file)?) => found.dumps.push(file),
                         true => {}

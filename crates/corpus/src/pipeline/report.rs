@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::read::PASSED;
 use super::{Build, Stage};
 use crate::engine::{Counts, Manifest, Shown, Table, shown};
 use crate::error::{Error, Result};
@@ -18,6 +19,9 @@ const COUNTED: usize = 20_000;
 const SAMPLES: usize = 4;
 /// Characters of a document that are shown.
 const CHARS: usize = 900;
+
+/// Names of files that are shown.
+const SHOWN_NAMES: usize = 100;
 
 /// What a stage did to a source.
 struct Step {
@@ -87,6 +91,7 @@ pub(super) fn write(build: &Build<'_>) -> Result<PathBuf> {
     }
     for (source, steps, look) in &all {
         source_section(&mut page, *source, steps, look);
+        passed_over(&mut page, &build.folder("read", *source).join(PASSED));
     }
     page.push_str("</body>\n</html>\n");
     let path = build.config.out.join("report.html");
@@ -165,7 +170,7 @@ fn look(build: &Build<'_>, source: SourceName) -> Result<Look> {
 
 fn overview(page: &mut String, all: &[(SourceName, Vec<Step>, Look)]) {
     page.push_str(
-        "<table><tr><th>source<th>stage<th>documents in<th>out<th>bytes in<th>out<th>kept<th>dropped<th>rejected</tr>\n",
+        "<table><tr><th>source<th>stage<th>documents in<th>out<th>bytes in<th>out<th>kept<th>dropped<th>rejected<th>passed over</tr>\n",
     );
     for (source, steps, _) in all {
         for (i, step) in steps.iter().enumerate() {
@@ -178,7 +183,7 @@ fn overview(page: &mut String, all: &[(SourceName, Vec<Step>, Look)]) {
             };
             let _ = writeln!(
                 page,
-                "<tr>{first}<td class=\"l\">{}<td>{}<td>{}<td>{}<td>{}<td><div class=\"bar\" style=\"--w:{:.1}%\">{kept:.1} %</div><td>{}<td>{}</tr>",
+                "<tr>{first}<td class=\"l\">{}<td>{}<td>{}<td>{}<td>{}<td><div class=\"bar\" style=\"--w:{:.1}%\">{kept:.1} %</div><td>{}<td>{}<td>{}</tr>",
                 step.stage,
                 grouped(c.docs_in),
                 grouped(c.docs_out),
@@ -187,6 +192,7 @@ fn overview(page: &mut String, all: &[(SourceName, Vec<Step>, Look)]) {
                 kept.min(100.0),
                 grouped(c.dropped.values().sum()),
                 grouped(c.rejected),
+                grouped(c.skipped.values().sum()),
             );
         }
     }
@@ -205,7 +211,9 @@ fn source_section(page: &mut String, source: SourceName, steps: &[Step], look: &
         range(&look.perplexities).map(|(k, n)| (format!("{:.0}", 10f64.powf(f64::from(k) / 10.0)), n)).collect();
     columns(page, "Perplexity (from)", &perplexities);
     for step in steps {
-        for (what, map) in [("dropped", &step.counts.dropped), ("removed pieces", &step.counts.removed)] {
+        for (what, map) in
+            [("dropped", &step.counts.dropped), ("removed pieces", &step.counts.removed), ("passed over", &step.counts.skipped)]
+        {
             let mut rows: Vec<_> = map.iter().map(|(k, n)| (k.clone(), *n)).collect();
             rows.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
             bars(page, &format!("{}: {what}", step.stage), &rows);
@@ -243,6 +251,19 @@ fn range<K: Copy + Ord + Into<i64>>(map: &BTreeMap<K, u64>) -> impl Iterator<Ite
     let counts: BTreeMap<i64, u64> = map.iter().map(|(k, n)| ((*k).into(), *n)).collect();
     let ends = counts.keys().next().copied().zip(counts.keys().next_back().copied());
     ends.into_iter().flat_map(|(a, b)| a..=b).map(move |k| (k as i32, counts.get(&k).copied().unwrap_or(0)))
+}
+
+/// Files of the inputs that were no dumps, as the first stage left them written down.
+fn passed_over(page: &mut String, path: &Path) {
+    let names: Vec<String> = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    if names.is_empty() {
+        return;
+    }
+    let _ = writeln!(page, "<details><summary>Files passed over: {}</summary>\n<ul>", grouped(names.len() as u64));
+    for name in names.iter().take(SHOWN_NAMES) {
+        let _ = writeln!(page, "<li><code>{}</code>", escape(name));
+    }
+    page.push_str("</ul>\n</details>\n");
 }
 
 /// A histogram.

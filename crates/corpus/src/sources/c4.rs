@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
@@ -15,11 +15,11 @@ use super::{
     source::{as_it_is, each},
 };
 use crate::{
-    Cleaned, Record, Rejected, Sink,
+    Cleaned, Record, Rejected, Sink, charset,
     dedup::Rule,
     error::{Error, Result},
     filters::c4::{BadWords, C4Rules, Scope, clean_page},
-    unpack,
+    json, unpack,
 };
 
 settings::settings! {
@@ -59,7 +59,7 @@ impl Source for C4 {
     }
 
     fn read_settings(&self) -> Value {
-        json!({ "title_in_text": true })
+        serde_json::json!({ "title_in_text": true })
     }
 
     fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
@@ -74,7 +74,7 @@ impl Source for C4 {
     }
 
     fn clean_settings(&self) -> Value {
-        json!((self.rules, &self.bad_words))
+        serde_json::json!((self.rules, &self.bad_words))
     }
 
     fn cleaner(&self) -> Result<Cleaner<'_>> {
@@ -137,7 +137,7 @@ impl Default for Options {
 /// # Errors
 /// The file cannot be read, or the sink fails.
 pub fn read(path: &Path, options: Options, sink: &mut Sink<'_>) -> Result<u64> {
-    let mut reader = unpack::open(path)?;
+    let mut reader = charset::utf8(unpack::open(path)?).map_err(Error::io("read", path))?;
     let mut ids = HashSet::new();
     let (mut number, mut records, mut line) = (0_u64, 0, Vec::new());
     loop {
@@ -196,7 +196,7 @@ fn next_line(reader: &mut dyn BufRead, line: &mut Vec<u8>, max: usize) -> io::Re
 }
 
 fn record(line: &[u8], place: &str) -> std::result::Result<Record, String> {
-    let mut meta: Map<String, Value> = serde_json::from_slice(line).map_err(|e| format!("not a JSON object: {e}"))?;
+    let mut meta: Map<String, Value> = json::object(line).map_err(|e| format!("not a JSON object: {e}"))?;
     let Some(Value::String(text)) = meta.remove("text") else {
         return Err("the object has no string `text`".to_owned());
     };

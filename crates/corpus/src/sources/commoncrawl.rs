@@ -276,7 +276,7 @@ fn document(record: &WarcRecord<'_>, options: &Options) -> std::result::Result<O
         note("title", Some(&title));
         text
     } else {
-        if !uri.starts_with("http") {
+        if !uri.get(..4).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http")) {
             return Ok(Outcome::Skipped("not_http")); // name servers' answers, the crawler's own logs
         }
         if uri.ends_with("/robots.txt") {
@@ -293,6 +293,8 @@ fn document(record: &WarcRecord<'_>, options: &Options) -> std::result::Result<O
             (record.head.get("Content-Type"), record.block)
         };
         let identified = record.head.get("WARC-Identified-Payload-Type");
+        // One that is there and empty says nothing.
+        let identified = identified.filter(|kind| !kind.trim().is_empty());
         match Media::of(identified.or(content_type), body) {
             Media::Other => return Ok(Outcome::Skipped("not_html")),
             Media::Plain => {
@@ -366,18 +368,52 @@ enum Media {
 
 impl Media {
     fn of(content_type: Option<&str>, body: &[u8]) -> Self {
-        let media = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let ends = |c: char| c.is_whitespace() || matches!(c, ';' | ',');
+        let media = content_type.unwrap_or_default().trim_start().split(ends).next().unwrap_or_default();
+        let media = media.trim_matches(['"', '\'']).to_ascii_lowercase();
         match media.as_str() {
             "text/html" | "application/xhtml+xml" => Self::Html,
             "text/plain" => Self::Plain,
-            "" => {
-                let start = body[..body.len().min(512)].to_ascii_lowercase();
-                let html = [&b"<!doctype html"[..], b"<html", b"<head", b"<body"];
-                let found = html.iter().any(|tag| memchr::memmem::find(&start, tag).is_some());
-                if found { Self::Html } else { Self::Other }
-            }
+            // No media type, or one that says that it is not known (WHATWG MIME Sniffing, 5 and 7).
+            "unknown/unknown" | "application/unknown" | "*/*" => Self::sniffed(body),
+            media if !media.contains('/') => Self::sniffed(body),
             _ => Self::Other,
         }
+    }
+
+    /// By the first bytes of a body (WHATWG MIME Sniffing, 7.1).
+    fn sniffed(body: &[u8]) -> Self {
+        const WITHIN: usize = 1445;
+        const TAGS: [&str; 17] = [
+            "!doctype html",
+            "html",
+            "head",
+            "script",
+            "iframe",
+            "h1",
+            "div",
+            "font",
+            "table",
+            "a",
+            "style",
+            "title",
+            "b",
+            "body",
+            "br",
+            "p",
+            "!--",
+        ];
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+        let start = body[..body.len().min(WITHIN)].to_ascii_lowercase();
+        let tag = start.trim_ascii_start().strip_prefix(b"<").unwrap_or_default();
+        let begins = TAGS.iter().any(|name| {
+            let rest = tag.strip_prefix(name.as_bytes());
+            rest.is_some_and(|rest| *name == "!--" || matches!(rest.first(), Some(b' ' | b'\t' | b'\n' | b'\r' | b'>')))
+        });
+        // Some pages begin with something else.
+        let has = |tag: &[u8]| memchr::memmem::find(&start, tag).is_some();
+        let html = begins || [&b"<!doctype html"[..], b"<html", b"<head", b"<body"].iter().any(|tag| has(tag));
+        if html { Self::Html } else { Self::Other }
     }
 }
 

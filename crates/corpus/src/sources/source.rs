@@ -67,6 +67,11 @@ pub trait Source: Sync {
     /// What it has in common with all others.
     fn common(&self) -> Common<'_>;
 
+    /// Files that come with its dumps and are none, by their names in lower case without the ending of a packing: nobody misses them.
+    fn company(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Looks at its own settings and the files that they name.
     ///
     /// # Errors

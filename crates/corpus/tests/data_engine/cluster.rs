@@ -159,7 +159,9 @@ fn a_scheduler_that_is_gone_is_an_error() {
     assert!(!out.exists(), "a shuffle that failed leaves nothing");
     // An address that is none is named before anything is asked.
     for scheduler in ["localhost:50050", "df://localhost", "df://:1", "df://localhost:port"] {
-        let wrong = on_cluster(dir.path(), scheduler).pairs(&inputs, Hashes::NARROW, &out).map(|_| ()).unwrap_err();
+        let options =
+            ShuffleOptions { memory: 256 << 20, threads: 4, spill: dir.path().join("spill"), scheduler: Some(scheduler.into()) };
+        let wrong = Shuffle::new(options).map(|_| ()).unwrap_err();
         assert!(matches!(&wrong, Error::BadValue { .. }), "{wrong}");
     }
     // The folders of a worker that was killed go when the next one starts.

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::lex::{Environments, Kind, Lexer};
+use super::lex::{Environments, Kind, Lexer, find_pair};
+use super::notes::Notes;
 
+/// Text that an `\input` may name, beside LaTeX proper.
+pub(super) const TEXT: [&str; 7] = ["def", "inc", "txt", "tikz", "pgf", "pstex_t", "pdf_tex"];
 /// Files inside each other, at most.
 const MAX_DEPTH: usize = 16;
 /// Files put in place in a paper, at most.
@@ -37,15 +40,28 @@ pub(super) fn is_tex(name: &str) -> bool {
     ["tex", "ltx", "latex"].iter().any(|e| extension.eq_ignore_ascii_case(e))
 }
 
-/// Puts a paper together, with at most `max` bytes of text. The main file is, of those with `\documentclass` and
-/// `\begin{document}` (of all, where none has: plain TeX), the one that makes the longest document; the first of equals.
-pub(super) fn assemble(files: &[TexFile], max: u64) -> Result<Document, String> {
+/// Puts a paper together, with at most `max` bytes of text. The main file is the one that the paper's `00README` names. Else it is, of
+/// those with `\documentclass` and `\begin{document}` (of all, where none has: plain TeX), without those that are to be ignored, one
+/// with a bibliography that was compiled, if there is any; and of these, the one that makes the longest document; the first of equals.
+pub(super) fn assemble(files: &[TexFile], notes: &Notes, max: u64) -> Result<Document, String> {
     let by_name: HashMap<&str, usize> = files.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
+    let named = |names: &[String], file: &TexFile| names.contains(&file.name);
+    let ignored = |file: &TexFile| named(&notes.ignored, file) || file.text.trim_start().starts_with("%auto-ignore");
+    let text = |name: &str| TEXT.iter().any(|e| name.rsplit_once('.').is_some_and(|(_, its)| its.eq_ignore_ascii_case(e)));
     let candidates = |wanted: fn(&Marks) -> bool| {
-        let tex = files.iter().enumerate().filter(|(_, f)| is_tex(&f.name));
+        let tex = files.iter().enumerate().filter(|(_, f)| !text(&f.name) && !ignored(f));
         tex.filter(|(_, f)| wanted(&Marks::of(&f.text))).map(|(i, _)| i).collect::<Vec<_>>()
     };
-    let mut mains = candidates(|m| m.class && m.document && !m.part);
+    let top = |(i, file): (usize, &TexFile)| named(&notes.top_level, file).then_some(i);
+    let mut mains: Vec<usize> = files.iter().enumerate().filter_map(top).collect();
+    if mains.is_empty() {
+        mains = candidates(|m| m.class && m.document && !m.part);
+        let compiled =
+            |i: &usize| notes.compiled.iter().any(|stem| files[*i].name.rsplit_once('.').is_some_and(|(s, _)| s == stem));
+        if mains.iter().any(compiled) {
+            mains.retain(compiled);
+        }
+    }
     for wanted in [|m: &Marks| m.class && m.document, |m: &Marks| m.document, |_: &Marks| true] {
         if mains.is_empty() {
             mains = candidates(wanted);
@@ -97,7 +113,8 @@ impl Marks {
     fn of(tex: &str) -> Self {
         let mut marks = Self { class: false, document: false, part: false };
         for line in tex.lines() {
-            let Some(at) = line.find("\\document").or_else(|| line.find("\\begin{document}")) else { continue };
+            let begin = || find_pair(line, 0, "\\begin", "document").map(|(at, _)| at);
+            let Some(at) = line.find("\\document").or_else(begin) else { continue };
             if line[..at].contains('%') {
                 continue;
             }
@@ -106,7 +123,7 @@ impl Marks {
                 marks.class = true;
                 marks.part |= rest.contains("{standalone}") || rest.contains("{subfiles}");
             }
-            marks.document |= rest.contains("\\begin{document}");
+            marks.document |= find_pair(rest, 0, "\\begin", "document").is_some();
         }
         marks
     }
@@ -153,8 +170,8 @@ impl Assembly<'_> {
         let mut tex = source.text.as_str();
         if inner {
             // A `subfiles` file has a preamble of its own.
-            tex = tex.split_once("\\begin{document}").map_or(tex, |(_, body)| body);
-            tex = tex.split_once("\\end{document}").map_or(tex, |(body, _)| body);
+            tex = find_pair(tex, 0, "\\begin", "document").map_or(tex, |(_, body)| &tex[body..]);
+            tex = find_pair(tex, 0, "\\end", "document").map_or(tex, |(end, _)| &tex[..end]);
         }
         let environments = self.environments.clone();
         let mut lexer = Lexer::new(tex, &environments);

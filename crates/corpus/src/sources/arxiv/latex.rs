@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Options,
-    lex::{Environments, Lexer, braced},
+    lex::{Environments, Lexer, after_blanks, braced},
     macros, redpajama,
     strip::{self, Count},
 };
@@ -13,7 +13,18 @@ use crate::{Cleaned, Removed};
 /// Commands that head a section; the last is harvmac's.
 const HEADS: [&str; 8] = ["part", "chapter", "section", "subsection", "subsubsection", "paragraph", "subparagraph", "newsec"];
 /// Environments with which a bibliography begins.
-const BIBLIOGRAPHIES: [&str; 3] = ["thebibliography", "references", "REFERENCES"];
+const BIBLIOGRAPHIES: [&str; 10] = [
+    "thebibliography",
+    "references",
+    "REFERENCES",
+    "bibdiv",
+    "bibdiv*",
+    "biblist",
+    "biblist*",
+    "bibsection",
+    "bibchapter",
+    "bibliography",
+];
 /// Environments with which the appendix begins.
 const APPENDICES: [&str; 3] = ["appendix", "appendices", "subappendices"];
 
@@ -131,13 +142,20 @@ fn landmarks(tex: &str, envs: &Environments) -> Vec<(Landmark, Range<usize>)> {
             }
             "appendix" | "appendices" => Landmark::Appendix,
             "bye" => Landmark::End,
-            "printbibliography" | "listrefs" | "Refs" => Landmark::Bibliography { environment: false },
-            "bibliography" if next == Some(b'{') => {
-                end = braced(tex, at).map_or(at, |(_, after)| after);
+            "printbibliography" | "printbib" | "printbibheading" | "putbib" | "bibselect" | "listrefs" | "Refs" => {
+                Landmark::Bibliography { environment: false }
+            }
+            // Also with a star (chapterbib), and for one of several (multibib: `\bibliographysec{..}`).
+            _ if name.starts_with("bibliography") && name != "bibliographystyle" && name != "bibliographyunit" => {
+                let star = at + usize::from(next == Some(b'*'));
+                if tex.as_bytes().get(after_blanks(tex, star)) != Some(&b'{') {
+                    continue;
+                }
+                end = braced(tex, star).map_or(at, |(_, after)| after);
                 Landmark::Bibliography { environment: false }
             }
             "beginsection" => Landmark::Head,
-            _ if HEADS.contains(&name) && matches!(next, Some(b'{' | b'[' | b'*' | b' ' | b'\n')) => Landmark::Head,
+            _ if HEADS.contains(&name) && matches!(next, Some(b'{' | b'[' | b'*' | b' ' | b'\t' | b'\n')) => Landmark::Head,
             _ => continue,
         };
         landmarks.push((landmark, token.start..end));

@@ -42,7 +42,7 @@ impl<'a> Token<'a> {
 }
 
 /// Environments whose content is not LaTeX: `alltt` has commands in it, but `%` is a character there.
-const VERBATIM: [&str; 18] = [
+const VERBATIM: [&str; 43] = [
     "verbatim",
     "verbatim*",
     "Verbatim",
@@ -61,6 +61,31 @@ const VERBATIM: [&str; 18] = [
     "verbatimtab",
     "spverbatim",
     "pyverbatim",
+    "boxedverbatim",
+    "verbatimwrite",
+    "verbbox",
+    "BVerbatim*",
+    "LVerbatim*",
+    "VerbatimOut*",
+    "tcblisting",
+    "tcblisting*",
+    "tcboutputlisting",
+    "tcbwritetemp",
+    "tcbverbatimwrite",
+    "luacode",
+    "luacode*",
+    "luacodestar",
+    "pycode",
+    "pyblock",
+    "pyconsole",
+    "sageblock",
+    "sagesilent",
+    "asy",
+    "asydef",
+    "listing*",
+    "Highlighting",
+    "Sinput",
+    "Soutput",
 ];
 /// The most names that a document may add to those.
 const MAX_ADDED: usize = 16;
@@ -73,31 +98,52 @@ const MAX_NAME: usize = 60;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environments {
     added: Vec<(String, Kind)>,
+    /// Marks that stand for `\verb`: between two of them the text is not LaTeX.
+    short: Vec<u8>,
 }
 
 impl Environments {
     /// The usual ones and those that `tex` defines, with `\lstnewenvironment`, `\DefineVerbatimEnvironment`, `\newminted` and
     /// `\excludecomment`.
     pub(super) fn of(tex: &str) -> Self {
-        const COMMANDS: [(&str, Kind, &str); 4] = [
+        const COMMANDS: [(&str, Kind, &str); 8] = [
             ("\\lstnewenvironment", Kind::Verbatim, ""),
             ("\\DefineVerbatimEnvironment", Kind::Verbatim, ""),
             ("\\newminted", Kind::Verbatim, "code"),
+            ("\\newtcblisting", Kind::Verbatim, ""),
+            ("\\DeclareTCBListing", Kind::Verbatim, ""),
+            ("\\NewTCBListing", Kind::Verbatim, ""),
             ("\\excludecomment", Kind::Excluded, ""),
+            ("\\excludeversion", Kind::Excluded, ""),
         ];
         let mut added = Vec::new();
         for (command, kind, suffix) in COMMANDS {
             for (at, _) in tex.match_indices(command).take(MAX_ADDED) {
                 let line = tex[..at].rfind('\n').map_or(0, |n| n + 1);
-                if !tex[line..at].contains('%')
-                    && let Some((name, _)) = braced(tex, at + command.len())
-                {
-                    added.push((format!("{name}{suffix}"), kind));
+                if tex[line..at].contains('%') {
+                    continue;
+                }
+                let after = at + command.len();
+                let options = optional(tex, after);
+                let Some((name, _)) = braced(tex, options.map_or(after, |(_, end)| end)) else { continue };
+                match options.filter(|_| *command == *"\\newminted") {
+                    Some((own, _)) => added.push((own.to_owned(), kind)),
+                    None => added.push((format!("{name}{suffix}"), kind)),
                 }
             }
         }
         added.truncate(MAX_ADDED);
-        Self { added }
+        let mut short = Vec::new();
+        for command in ["\\MakeShortVerb", "\\DefineShortVerb", "\\lstMakeShortInline"] {
+            for (at, _) in tex.match_indices(command).take(MAX_ADDED) {
+                let line = tex[..at].rfind('\n').map_or(0, |n| n + 1);
+                let rest = tex[at + command.len()..].trim_start_matches(['*', ' ', '\t']);
+                let rest = optional(rest, 0).map_or(rest, |(_, end)| &rest[end..]).trim_start_matches(['{', '\\', ' ']);
+                let mark = rest.bytes().next().filter(|b| b.is_ascii_punctuation() && !b"{}\\%#".contains(b));
+                short.extend(mark.filter(|_| !tex[line..at].contains('%')));
+            }
+        }
+        Self { added, short }
     }
 
     fn kind(&self, name: &str) -> Option<Kind> {
@@ -125,11 +171,40 @@ const fn ends_text(percent: bool) -> [bool; 256] {
     ends
 }
 
-/// The content of `{..}` right at `at`, short and without anything but characters in it, and the place after it.
+/// The place after the blanks at `at`, which TeX skips after a control word: one line end at most, since two end a paragraph.
+pub(super) fn after_blanks(tex: &str, at: usize) -> usize {
+    let Some(text) = tex.get(at..) else { return at };
+    let rest = text.trim_start_matches([' ', '\t']);
+    let rest = rest.strip_prefix('\n').unwrap_or(rest).trim_start_matches([' ', '\t']);
+    at + text.len() - rest.len()
+}
+
+/// The content of `{..}` at `at` or after the blanks there, short and without anything but characters in it, and the place after it.
 pub(super) fn braced(tex: &str, at: usize) -> Option<(&str, usize)> {
+    let at = after_blanks(tex, at);
     let rest = tex.get(at..)?.strip_prefix('{')?;
     let end = rest.bytes().take(MAX_NAME).position(|b| matches!(b, b'}' | b'{' | b'\\' | b'\n'))?;
     (rest.as_bytes()[end] == b'}').then(|| (&rest[..end], at + end + 2))
+}
+
+/// The content of `[..]` at `at` or after the blanks there, of one line, and the place after it.
+fn optional(tex: &str, at: usize) -> Option<(&str, usize)> {
+    let at = after_blanks(tex, at);
+    let rest = tex.get(at..)?.strip_prefix('[')?;
+    let end = rest.bytes().take(MAX_INLINE).position(|b| matches!(b, b']' | b'\n'))?;
+    (rest.as_bytes()[end] == b']').then(|| (&rest[..end], at + end + 2))
+}
+
+/// Where `\COMMAND{NAME}` is at `from` or after, with or without blanks before the brace, and the place after it.
+pub(super) fn find_pair(tex: &str, from: usize, command: &str, name: &str) -> Option<(usize, usize)> {
+    let mut at = from;
+    loop {
+        at += tex.get(at..)?.find(command)?;
+        match braced(tex, at + command.len()) {
+            Some((found, end)) if found == name => return Some((at, end)),
+            _ => at += command.len(),
+        }
+    }
 }
 
 /// The control sequence that a text starts with: `\name`, or `\` and one character that is not a newline.
@@ -202,15 +277,26 @@ impl<'a, 'e> Lexer<'a, 'e> {
         match name {
             "makeatletter" => self.at_letter = true,
             "makeatother" => self.at_letter = false,
-            "url" | "href" | "path" | "nolinkurl" => self.url_next = bytes.get(end) == Some(&b'{'),
-            "verb" => {
+            "url" | "href" | "path" | "nolinkurl" | "burl" | "burlalt" => {
+                let next = after_blanks(self.text, end);
+                self.url_next = bytes.get(next) == Some(&b'{');
+                // An address between two marks, as `\verb` has it.
+                if matches!(name, "url" | "path" | "nolinkurl" | "burl")
+                    && matches!(bytes.get(next), Some(b'|' | b'!' | b'+' | b'"' | b'/' | b'=' | b'@' | b'?' | b'^'))
+                    && let Some(end) = self.delimited(next)
+                {
+                    return self.take(Kind::Verbatim, end);
+                }
+            }
+            "verb" | "Verb" | "spverb" | "fverb" | "EscVerb" => {
+                let end = if name == "verb" { end } else { self.bracketed(end) };
                 let star = usize::from(bytes.get(end) == Some(&b'*'));
                 if let Some(end) = self.delimited(end + star) {
                     return self.take(Kind::Verbatim, end);
                 }
             }
-            "lstinline" => {
-                if let Some(end) = self.delimited(self.bracketed(end)) {
+            "lstinline" | "code" if name == "lstinline" || bytes.get(end) == Some(&b'|') => {
+                if let Some(end) = self.delimited(after_blanks(self.text, self.bracketed(end))) {
                     return self.take(Kind::Verbatim, end);
                 }
             }
@@ -233,12 +319,7 @@ impl<'a, 'e> Lexer<'a, 'e> {
 
     /// The place after a `[..]` of one line at `at`, or `at`.
     fn bracketed(&self, at: usize) -> usize {
-        let bytes = self.text.as_bytes();
-        if bytes.get(at) != Some(&b'[') {
-            return at;
-        }
-        let end = bytes[at..].iter().take(MAX_INLINE).position(|b| matches!(b, b']' | b'\n'));
-        end.filter(|&e| bytes[at + e] == b']').map_or(at, |e| at + e + 1)
+        optional(self.text, at).map_or(at, |(_, end)| end)
     }
 
     /// The place after `|..|` at `at`, whatever the delimiter, or after `{..}`.
@@ -268,9 +349,8 @@ impl<'a, 'e> Lexer<'a, 'e> {
         if self.unclosed.contains(&name) {
             return None;
         }
-        let end = format!("\\end{{{name}}}");
-        match self.text[body..].find(&end) {
-            Some(n) => Some((kind, body + n + end.len())),
+        match find_pair(self.text, body, "\\end", name) {
+            Some((_, end)) => Some((kind, end)),
             None => {
                 self.unclosed.push(name);
                 None
@@ -304,12 +384,22 @@ impl<'a> Iterator for Lexer<'a, '_> {
                 let end = self.text[one..].find('\n').map_or(bytes.len(), |n| one + n);
                 self.take(Kind::Comment, end)
             }
+            mark if self.environments.short.contains(&mark) && self.url == 0 => match self.delimited(self.pos) {
+                Some(end) => self.take(Kind::Verbatim, end),
+                None => self.take(Kind::Text, one),
+            },
             _ => {
                 let ends = if self.comments && self.url == 0 { &WITH_COMMENTS } else { &WITHOUT_COMMENTS };
-                let end = bytes[one..].iter().position(|&b| ends[usize::from(b)]).map_or(bytes.len(), |n| one + n);
+                let short = &self.environments.short;
+                let stops = |b: u8| ends[usize::from(b)] || (!short.is_empty() && short.contains(&b));
+                let end = bytes[one..].iter().position(|&b| stops(b)).map_or(bytes.len(), |n| one + n);
                 self.take(Kind::Text, end)
             }
         };
+        // Blanks between a command and its brace.
+        if open_url && matches!(token.kind, Kind::Text | Kind::Newline) && token.text.trim().is_empty() {
+            self.url_next = true;
+        }
         Some(token)
     }
 }

@@ -9,6 +9,7 @@ mod include;
 mod latex;
 mod lex;
 mod macros;
+mod notes;
 mod redpajama;
 mod strip;
 
@@ -47,7 +48,7 @@ impl Source for Arxiv {
     }
 
     fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
-        each(dumps, sink, |dump, sink| read(dump, &self.rules, sink).map(|()| Skipped::new()))
+        each(dumps, sink, |dump, sink| read(dump, &self.rules, sink))
     }
 
     fn clean_settings(&self) -> Value {

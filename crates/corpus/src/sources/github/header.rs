@@ -18,11 +18,13 @@ struct Syntax {
     block: &'static [(&'static str, &'static str)],
     /// A `#` before a letter is no comment.
     directives: bool,
+    /// reStructuredText: `..`, and what is indented after it.
+    indented: bool,
 }
 
 impl Syntax {
     const fn new(line: &'static [&'static str], block: &'static [(&'static str, &'static str)]) -> Self {
-        Self { line, block, directives: false }
+        Self { line, block, directives: false, indented: false }
     }
 
     const fn with_directives(self) -> Self {
@@ -33,11 +35,43 @@ impl Syntax {
 const C: Syntax = Syntax::new(&["///", "//!", "//"], &[("/*", "*/")]);
 const HASH: Syntax = Syntax::new(&["#"], &[]);
 const PYTHON: Syntax = Syntax::new(&["#"], &[("\"\"\"", "\"\"\""), ("'''", "'''")]);
+const RUBY: Syntax = Syntax::new(&["#"], &[("=begin", "=end")]);
+/// Documentation within the code (perlpod).
+const PERL: Syntax = Syntax::new(
+    &["#"],
+    &[
+        ("=pod", "=cut"),
+        ("=head", "=cut"),
+        ("=begin", "=cut"),
+        ("=for", "=cut"),
+        ("=over", "=cut"),
+        ("=item", "=cut"),
+        ("=encoding", "=cut"),
+    ],
+);
+const ML: Syntax = Syntax::new(&[], &[("(*", "*)")]);
+const LUA: Syntax =
+    Syntax::new(&["--"], &[("--[[", "]]"), ("--[=[", "]=]"), ("--[==[", "]==]"), ("--[===[", "]===]"), ("--[====[", "]====]")]);
+const LISP: Syntax = Syntax::new(&[";"], &[("#|", "|#")]);
+const BASIC: Syntax = Syntax::new(&["'", "REM ", "rem ", "Rem "], &[]);
 const MARKUP: Syntax = Syntax::new(&[], &[("<!--", "-->")]);
 /// For text whose language is not known.
 const ANY: Syntax = Syntax::new(
     &["///", "//!", "//", "--", "#", ";", "%"],
-    &[("/*", "*/"), ("<!--", "-->"), ("\"\"\"", "\"\"\""), ("--[[", "]]"), ("{-", "-}")],
+    &[
+        ("/*", "*/"),
+        ("<!--", "-->"),
+        ("\"\"\"", "\"\"\""),
+        ("--[[", "]]"),
+        ("--[=[", "]=]"),
+        ("--[==[", "]==]"),
+        ("{-", "-}"),
+        ("(*", "*)"),
+        ("=begin", "=end"),
+        ("=pod", "=cut"),
+        ("#|", "|#"),
+        ("%{", "%}"),
+    ],
 )
 .with_directives();
 
@@ -53,21 +87,31 @@ fn syntax(path: Option<&str>) -> Syntax {
         "css" => Syntax::new(&[], &[("/*", "*/")]),
         "php" | "php3" | "php4" | "php5" | "phps" | "phpt" => Syntax::new(&["//", "#"], &[("/*", "*/")]),
         "py" | "pyi" => PYTHON,
-        "sh" | "bash" | "zsh" | "command" | "pl" | "pm" | "perl" | "rb" | "cmake" | "dockerfile" | "smali" | "r" | "mk" => HASH,
+        "sh" | "bash" | "zsh" | "command" | "cmake" | "dockerfile" | "smali" | "r" | "mk" | "ex" | "exs" | "tcl" => HASH,
+        "rb" | "rake" | "gemspec" => RUBY,
+        "pl" | "pm" | "perl" | "t" => PERL,
+        "ml" | "mli" | "sml" | "sig" => ML,
+        "fs" | "fsi" | "fsx" => Syntax::new(&["///", "//"], &[("(*", "*)")]),
+        "pas" | "pp" | "dpr" => Syntax::new(&["//"], &[("(*", "*)"), ("{", "}")]),
+        "lisp" | "el" | "clj" | "cljs" | "scm" | "rkt" => LISP,
+        "erl" | "hrl" => Syntax::new(&["%"], &[]),
+        "nim" => Syntax::new(&["#"], &[("#[", "]#")]),
+        "adb" | "ads" | "vhd" | "vhdl" | "elm" => Syntax::new(&["--"], &[("{-", "-}")]),
         "jl" => Syntax::new(&["#"], &[("#=", "=#"), ("\"\"\"", "\"\"\"")]),
         "ps1" | "psd1" | "psm1" => Syntax::new(&["#"], &[("<#", "#>")]),
-        "lua" => Syntax::new(&["--"], &[("--[[", "]]")]),
+        "lua" => LUA,
         "sql" => Syntax::new(&["--"], &[("/*", "*/")]),
         "hs" => Syntax::new(&["--"], &[("{-", "-}")]),
         "html" | "xml" | "md" | "markdown" => MARKUP,
         "tex" => Syntax::new(&["%"], &[]),
         // Objective-C or MATLAB.
-        "m" => Syntax::new(&["//", "%"], &[("/*", "*/")]),
+        "m" => Syntax::new(&["//", "%"], &[("/*", "*/"), ("%{", "%}")]),
         "asm" | "s" => Syntax::new(&[";", "//", "#", "@"], &[("/*", "*/")]).with_directives(),
         "bat" | "cmd" => Syntax::new(&["::", "rem ", "REM ", "Rem ", "@rem ", "@REM "], &[]),
-        "vb" => Syntax::new(&["'"], &[]),
+        "vb" | "vbs" | "bas" | "cls" | "frm" => BASIC,
         "f" | "f77" | "for" | "fpp" | "f90" | "f95" | "f03" | "f08" => Syntax::new(&["!", "C ", "c ", "*"], &[]),
-        "rst" | "pod" => Syntax::new(&[], &[]),
+        "rst" => Syntax { indented: true, ..Syntax::new(&[], &[]) },
+        "pod" => Syntax::new(&[], &[("=begin comment", "=end comment"), ("=for comment", "\n\n")]),
         _ if name == "Makefile" || name == "Dockerfile" || name == "CMakeLists.txt" => HASH,
         _ => ANY,
     }
@@ -125,9 +169,25 @@ fn block(text: &str, syntax: Syntax) -> Option<usize> {
         let blank = text.get(end..)?.split_inclusive('\n').next().filter(|line| line.trim().is_empty()).map_or(0, str::len);
         return Some(end + blank);
     }
+    if syntax.indented && is_indented_comment(line) {
+        let inside = |line: &&str| line.trim().is_empty() || line.starts_with([' ', '\t']);
+        let lines = text[first.len()..].split_inclusive('\n').take_while(inside);
+        return Some(first.len() + lines.map(str::len).sum::<usize>());
+    }
     let marker = marker(line, syntax)?;
     let same = |line: &&str| marker_of(line, syntax) == Some(marker);
     Some(first.len() + text.get(first.len()..)?.split_inclusive('\n').take_while(same).map(str::len).sum::<usize>())
+}
+
+/// Whether a line of reStructuredText begins a comment: `..` that is neither a directive, a target, a footnote nor a substitution.
+fn is_indented_comment(line: &str) -> bool {
+    let Some(rest) = line.strip_prefix("..").filter(|rest| rest.is_empty() || rest.starts_with([' ', '\t'])) else {
+        return false;
+    };
+    let rest = rest.trim_start();
+    let name = rest.split("::").next().unwrap_or_default();
+    let directive = name.len() < rest.len() && !name.contains(char::is_whitespace);
+    !(directive || rest.starts_with(['_', '[', '|']))
 }
 
 fn marker_of(line: &str, syntax: Syntax) -> Option<&'static str> {
@@ -299,6 +359,10 @@ fn states_rights(block: &str) -> bool {
 
 /// Appends what a header comment says besides rights, still as a comment; nothing if that is next to nothing.
 fn keep_remarks(block: &str, syntax: Syntax, out: &mut String) {
+    // Without its first line the rest would be a quotation.
+    if syntax.indented {
+        return;
+    }
     let mut kept: Vec<&str> = Vec::new();
     let (mut terms, mut wrapped, mut comma, mut letters) = (false, false, false, 0);
     for line in block.split_inclusive('\n') {

@@ -45,13 +45,57 @@ pub fn is_allowed(expression: &str) -> bool {
     }
     let upper = expression.to_ascii_uppercase();
     let whole = upper.split_whitespace().collect::<Vec<_>>().join(" ");
-    if ALIASES.iter().any(|(alias, _)| *alias == whole) {
+    if ALIASES.iter().any(|(alias, _)| *alias == whole) || is_usual_name(&whole) {
         return true;
     }
     spdx::satisfied(&whole, &|id| {
         let id = id.strip_suffix('+').unwrap_or(id);
         ALLOWED.contains(&id) || ALIASES.iter().any(|(alias, _)| *alias == id)
     })
+}
+
+/// Whether a text, in upper case, is a name of a licence of the three families as people write it: `BSD 3-Clause`, `The MIT License (MIT)`,
+/// `Apache Software License, Version 2.0`.
+fn is_usual_name(name: &str) -> bool {
+    const NO_MATTER: [&str; 10] =
+        ["THE", "LICENSE", "LICENCE", "LICENSED", "UNDER", "SOFTWARE", "VERSION", "V", "STYLE", "TERMS"];
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty() && !NO_MATTER.contains(w));
+    let mut words: Vec<&str> =
+        words.map(|w| w.strip_prefix('V').filter(|v| v.starts_with(|c: char| c.is_ascii_digit())).unwrap_or(w)).collect();
+    words.dedup();
+    matches!(
+        words.as_slice(),
+        ["MIT" | "EXPAT" | "0BSD" | "FREEBSD" | "APACHE" | "APACHE2" | "BSD" | "BSD2" | "BSD3"]
+            | ["MIT", "X11" | "EXPAT" | "0"]
+            | ["X11", "MIT"]
+            | ["EXPAT", "MIT"]
+            | ["APACHE" | "ASL", "2"]
+            | ["APACHE" | "ASL", "2", "0"]
+            | ["BSD", "1" | "2" | "3"]
+            | ["BSD", "1" | "2" | "3", "CLAUSE"]
+            | ["1" | "2" | "3", "CLAUSE", "BSD"]
+            | ["BSD", "TWO" | "THREE", "CLAUSE"]
+            | ["TWO" | "THREE", "CLAUSE", "BSD"]
+            | ["NEW" | "SIMPLIFIED" | "MODIFIED" | "REVISED", "BSD"]
+            | ["BSD", "NEW" | "SIMPLIFIED" | "MODIFIED" | "REVISED"]
+            | ["NEW" | "MODIFIED" | "REVISED", "BSD", "3", "CLAUSE"]
+            | ["BSD", "3", "CLAUSE", "NEW" | "REVISED"]
+            | ["BSD", "2", "CLAUSE", "SIMPLIFIED" | "FREEBSD"]
+            | ["SIMPLIFIED", "BSD", "2", "CLAUSE"]
+    )
+}
+
+/// Whether what a manifest says of the licence only points to a file (npm: `SEE LICENSE IN <file>`).
+fn is_pointer(expression: &str) -> bool {
+    let upper = expression.trim().to_ascii_uppercase();
+    let words: Vec<&str> = upper.split_whitespace().collect();
+    let file = |word: &str| is_licence_file(word.trim_matches(['<', '>', '"', '\'', '`', '.', '/']));
+    match words.as_slice() {
+        [] => true,
+        [one] => file(one),
+        ["SEE", rest @ ..] => rest.iter().any(|word| word.contains("LICEN") || word.contains("COPYING")),
+        _ => false,
+    }
 }
 
 /// A licence, as its text shows.
@@ -227,7 +271,7 @@ pub fn manifest_licence(name: &str, text: &str) -> Option<String> {
                 }
                 other => other.get("type").unwrap_or(other),
             };
-            licence.as_str().map(str::to_owned)
+            licence.as_str().filter(|licence| !is_pointer(licence)).map(str::to_owned)
         }
         "Cargo.toml" | "pyproject.toml" => {
             let mut section = String::new();
@@ -241,7 +285,8 @@ pub fn manifest_licence(name: &str, text: &str) -> Option<String> {
                     let value = value.trim();
                     let value = value.strip_prefix("{ text =").or_else(|| value.strip_prefix("{text =")).unwrap_or(value).trim();
                     let quote = value.chars().next().filter(|c| "\"'".contains(*c))?;
-                    return value[1..].split_once(quote).map(|(value, _)| value.to_owned());
+                    let value = value[1..].split_once(quote).map(|(value, _)| value);
+                    return value.filter(|value| !is_pointer(value)).map(str::to_owned);
                 }
             }
             None

@@ -11,7 +11,6 @@
 mod filter;
 mod header;
 pub mod licence;
-mod parquet;
 mod read;
 
 use std::path::PathBuf;

@@ -12,12 +12,11 @@ use serde_json::{Map, Value};
 use super::{
     super::Skipped,
     licence::{self, Detected},
-    parquet,
 };
 use crate::{
-    Record, Rejected, Sink,
+    Record, Rejected, Sink, charset,
     error::{Error, Result},
-    unpack,
+    json, rows, unpack,
 };
 
 /// What of a dataset is read.
@@ -66,10 +65,10 @@ const REPO: [&str; 5] = ["repo_name", "sample_repo_name", "max_stars_repo_name",
 const LICENCE: [&str; 5] = ["license", "licenses", "max_stars_repo_licenses", "detected_licenses", "licence"];
 const BINARY: [&str; 2] = ["binary", "is_binary"];
 
-/// Reads a source tree (a folder), or a file: JSON lines (`.jsonl`, `.json`, `.ndjson`, also `.gz` and `.zst`) or Parquet.
+/// Reads a source tree (a folder), or a file: Parquet, else JSON lines, packed or not.
 ///
 /// A record's id is `repository/path`, its text the raw file, its metadata `repo`, `path` and `licence`. Files of projects
-/// whose licence does not let them in (`licence`), of others' folders (`junk_folder`), too big (`too_big`), and no text (`binary`,
+/// whose licence does not let them in (`licence`), of others' folders (`junk_folder`), links (`link`), too big (`too_big`), and no text (`binary`,
 /// `not_utf8`) are counted in what is returned. Memory: one
 /// file or line (64 MiB) at a time; of Parquet, what its row groups need.
 ///
@@ -82,9 +81,9 @@ pub fn read(path: &Path, options: &ReadOptions, sink: &mut Sink<'_>) -> Result<S
     let mut skipped = Skipped::new();
     if fs::metadata(path).map_err(Error::io("read", path))?.is_dir() {
         tree(path, options, sink, &mut skipped)?;
-    } else if path.extension().is_some_and(|extension| extension == "parquet") {
+    } else if is_parquet(path)? {
         let columns = [&CONTENT[..], &PATH, &REPO, &LICENCE, &BINARY].concat();
-        parquet::rows(path, &columns, &mut |number, row| {
+        rows::rows(path, &columns, &mut |number, row| {
             let place = format!("{} row {number}", file_name(path));
             if let Some(result) = row_record(row, &place, options, &mut skipped) { sink(result) } else { Ok(()) }
         })?;
@@ -92,6 +91,15 @@ pub fn read(path: &Path, options: &ReadOptions, sink: &mut Sink<'_>) -> Result<S
         json_lines(path, options, sink, &mut skipped)?;
     }
     Ok(skipped)
+}
+
+fn is_parquet(path: &Path) -> Result<bool> {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    match read {
+        Err(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Err(Error::io("read", path)(e)),
+        _ => Ok(start == *b"PAR1"),
+    }
 }
 
 fn file_name(path: &Path) -> String {
@@ -119,6 +127,10 @@ fn tree(base: &Path, options: &ReadOptions, sink: &mut Sink<'_>, skipped: &mut S
                 continue;
             }
         };
+        if entries.iter().any(|(name, _)| name == crate::walk::BUILD) {
+            *skipped.entry("build").or_default() += 1;
+            continue;
+        }
         let marks = |(name, _): &(String, PathBuf)| {
             name == ".git" || MANIFESTS.contains(&name.as_str()) || licence::is_licence_file(name)
         };
@@ -144,6 +156,7 @@ fn tree(base: &Path, options: &ReadOptions, sink: &mut Sink<'_>, skipped: &mut S
                 continue;
             }
             if !meta.is_file() {
+                *skipped.entry("link").or_default() += 1;
                 continue;
             }
             let allowed = context.licence.clone().flatten();
@@ -237,7 +250,7 @@ fn record(repo: &str, path: &str, text: String, licence: Option<&str>) -> Record
 }
 
 fn json_lines(path: &Path, options: &ReadOptions, sink: &mut Sink<'_>, skipped: &mut Skipped) -> Result<()> {
-    let mut reader = unpack::open(path)?;
+    let mut reader = charset::utf8(unpack::open(path)?).map_err(Error::io("read", path))?;
     let (mut line, mut number) = (Vec::new(), 0u64);
     loop {
         line.clear();
@@ -260,7 +273,7 @@ fn json_lines(path: &Path, options: &ReadOptions, sink: &mut Sink<'_>, skipped: 
         if line.trim_ascii().is_empty() {
             continue;
         }
-        match serde_json::from_slice::<Map<String, Value>>(&line) {
+        match json::object(&line) {
             Ok(row) => {
                 if let Some(result) = row_record(row, &place, options, skipped) {
                     sink(result)?;

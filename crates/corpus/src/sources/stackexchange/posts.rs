@@ -15,7 +15,7 @@ use quick_xml::{XmlVersion, events::attributes::Attributes};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Rejected,
+    Rejected, charset,
     error::{Error, Result},
     unpack,
 };
@@ -84,7 +84,7 @@ pub(super) fn open(path: &Path, read: &mut dyn FnMut(&mut dyn Read) -> Result<()
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("7z")) {
         return seven_zip(path, File::open(path).map_err(Error::io("read", path))?, read);
     }
-    read(&mut unpack::open(path)?)
+    read(&mut charset::utf8(unpack::open(path)?).map_err(Error::io("read", path))?)
 }
 
 fn bad_archive(path: &Path, problem: &dyn std::fmt::Display) -> Error {
@@ -104,7 +104,8 @@ fn seven_zip(path: &Path, file: File, read: &mut dyn FnMut(&mut dyn Read) -> Res
         if !name.eq_ignore_ascii_case("Posts.xml") {
             return Ok(EntryDecision::Continue);
         }
-        outcome = Some(read(reader));
+        let text = charset::utf8(Box::new(io::BufReader::new(reader))).map_err(Error::io("read", path));
+        outcome = Some(text.and_then(|mut text| read(&mut text)));
         Ok(EntryDecision::Stop)
     });
     match (outcome, walked) {

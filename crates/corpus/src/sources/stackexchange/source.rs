@@ -39,6 +39,10 @@ impl Source for StackExchange {
         Inputs::Files(|name| name.ends_with(".7z") || unpack::without_packing(name).ends_with("posts.xml"))
     }
 
+    fn company(&self) -> &'static [&'static str] {
+        &["badges.xml", "comments.xml", "posthistory.xml", "postlinks.xml", "tags.xml", "users.xml", "votes.xml"]
+    }
+
     /// A site is a shard. Counting the posts unpacks all dumps: where there is a choice to be made, it is made once and written down.
     fn shards(&self, dumps: Vec<PathBuf>, out: &Path) -> Result<Vec<Vec<PathBuf>>> {
         let mut all: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();

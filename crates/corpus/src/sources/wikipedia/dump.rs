@@ -296,20 +296,25 @@ fn encode(title: &str) -> String {
     url
 }
 
-/// A tag's name, and whether it is `</name>` or `<name/>`.
+/// A tag's name without the prefix of its namespace, and whether it is `</name>` or `<name/>`.
 fn name_of(tag: &[u8]) -> (&[u8], bool, bool) {
     let closing = tag.first() == Some(&b'/');
     let name = if closing { &tag[1..] } else { tag };
     let end = name.iter().position(|b| b.is_ascii_whitespace() || *b == b'/').unwrap_or(name.len());
-    (&name[..end], closing, tag.last() == Some(&b'/') && !closing)
+    let name = &name[..end];
+    let local = name.iter().position(|b| *b == b':').map_or(name, |colon| &name[colon + 1..]);
+    (local, closing, tag.last() == Some(&b'/') && !closing)
 }
 
 /// The value of a tag's attribute.
 fn attribute(tag: &[u8], name: &str) -> Option<String> {
     let tag = String::from_utf8_lossy(tag);
-    let at = tag.find(&format!(" {name}=\""))?;
-    let value = tag.get(at + name.len() + 3..)?;
-    Some(unescape(value.split('"').next()?))
+    tag.match_indices(name).find_map(|(at, _)| {
+        let value = tag[at + name.len()..].trim_start().strip_prefix('=')?.trim_start();
+        let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+        let value = value[1..].split(quote).next()?;
+        tag[..at].ends_with(char::is_whitespace).then(|| unescape(value))
+    })
 }
 
 /// XML's five references, and numeric ones.
@@ -362,6 +367,12 @@ impl Xml {
                 return Ok(false);
             }
             self.tag.clear();
+            if self.begins_cdata()? {
+                if !self.cdata(limit)? {
+                    return Ok(false);
+                }
+                continue;
+            }
             if !self.until(b'>', SMALL, true)? {
                 return Ok(false);
             }
@@ -376,6 +387,50 @@ impl Xml {
                     }
                 }
             } else if !self.tag.starts_with(b"?") && !self.tag.starts_with(b"!") {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Whether a CDATA section begins here, after its `<`. What is read of another tag is in the tag.
+    fn begins_cdata(&mut self) -> io::Result<bool> {
+        const CDATA: &[u8] = b"![CDATA[";
+        while let Some(&wanted) = CDATA.get(self.tag.len()) {
+            if self.text.fill_buf()?.first() != Some(&wanted) {
+                return Ok(false);
+            }
+            self.text.consume(1);
+            self.offset += 1;
+            self.tag.push(wanted);
+        }
+        Ok(true)
+    }
+
+    /// Reads the rest of a CDATA section into the content, escaped as other text is. `false` at the end of the file.
+    fn cdata(&mut self, limit: usize) -> io::Result<bool> {
+        let mut last = [0; 2];
+        loop {
+            let bytes = self.text.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(false);
+            }
+            let mut used = 0;
+            let mut ended = false;
+            for &byte in bytes {
+                used += 1;
+                if byte == b'>' && last == *b"]]" {
+                    ended = true;
+                    break;
+                }
+                last = [last[1], byte];
+                if self.content.len() < limit {
+                    self.content.extend_from_slice(if byte == b'&' { b"&amp;" } else { std::slice::from_ref(&byte) });
+                }
+            }
+            self.text.consume(used);
+            self.offset += used as u64;
+            if ended {
+                self.content.truncate(self.content.len() - 2 * usize::from(self.content.ends_with(b"]]")));
                 return Ok(true);
             }
         }

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 use std::thread;
 
+use crate::charset;
 use crate::error::{Error, Result};
 use crate::unpack::{self, Bzip2, CHUNK};
 
@@ -23,72 +24,11 @@ pub(super) fn open(path: &Path, threads: usize) -> Result<Box<dyn BufRead>> {
         0 => thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let unpacked: Box<dyn Read> = match magic.starts_with(b"BZh") && threads > 1 {
-        true => Box::new(Streams::new(file, threads)),
-        false => Box::new(unpack::unpack(file).map_err(Error::io("read", path))?),
+    let unpacked: Box<dyn BufRead> = match magic.starts_with(b"BZh") && threads > 1 {
+        true => Box::new(BufReader::with_capacity(CHUNK, Streams::new(file, threads))),
+        false => unpack::unpack(file).map_err(Error::io("read", path))?,
     };
-    let mut text = BufReader::with_capacity(CHUNK, unpacked);
-    // A damaged beginning shows when it is read.
-    let utf16 = match text.fill_buf() {
-        Ok([0xff, 0xfe, ..] | [b'<', 0, ..]) => Some(u16::from_le_bytes as fn([u8; 2]) -> u16),
-        Ok([0xfe, 0xff, ..] | [0, b'<', ..]) => Some(u16::from_be_bytes as fn([u8; 2]) -> u16),
-        _ => None,
-    };
-    Ok(match utf16 {
-        Some(unit) => Box::new(BufReader::with_capacity(CHUNK, Utf16 { text, unit, ready: Vec::new(), at: 0, half: None })),
-        None => Box::new(text),
-    })
-}
-
-/// UTF-16 to UTF-8. What is not valid becomes U+FFFD.
-struct Utf16<R> {
-    text: R,
-    unit: fn([u8; 2]) -> u16,
-    ready: Vec<u8>,
-    at: usize,
-    /// The first half of a pair of surrogates at the end of what was read.
-    half: Option<u16>,
-}
-
-impl<R: BufRead> Read for Utf16<R> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.ready.len() {
-            self.ready.clear();
-            self.at = 0;
-            let bytes = self.text.fill_buf()?;
-            let mut units: Vec<u16> = self.half.take().into_iter().collect();
-            let (used, end) = match bytes {
-                [] => (0, true),
-                &[last] => {
-                    // The second byte of a unit may be in the next chunk.
-                    self.text.consume(1);
-                    let second = self.text.fill_buf()?.first().copied();
-                    units.extend(second.map(|second| (self.unit)([last, second])));
-                    (usize::from(second.is_some()), second.is_none())
-                }
-                _ => {
-                    units.extend(bytes.chunks_exact(2).map(|b| (self.unit)([b[0], b[1]])));
-                    (bytes.len() & !1, false)
-                }
-            };
-            self.text.consume(used);
-            if !end && units.last().is_some_and(|u| (0xd800..0xdc00).contains(u)) {
-                self.half = units.pop();
-            }
-            let mut utf8 = [0; 4];
-            for c in char::decode_utf16(units) {
-                let c = c.unwrap_or(char::REPLACEMENT_CHARACTER);
-                self.ready.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
-            }
-            if end && self.ready.is_empty() {
-                return Ok(0);
-            }
-        }
-        let n = to.len().min(self.ready.len() - self.at);
-        to[..n].copy_from_slice(&self.ready[self.at..self.at + n]);
-        self.at += n;
-        Ok(n)
-    }
+    charset::utf8(unpacked).map_err(Error::io("read", path))
 }
 
 /// The streams of a multistream bzip2 file, unpacked side by side and given in their order.

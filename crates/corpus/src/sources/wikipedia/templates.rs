@@ -111,14 +111,15 @@ fn anywhere(name: &str) -> Option<Shape> {
         | "poem quote" | "verse" | "poem" | "center" | "smallcaps" | "sc" | "allcaps" | "u" | "underline" | "em" | "strong"
         | "strikethrough" | "math" | "mvar" | "var" | "code" | "mono" | "tt" | "kbd" | "samp" | "not a typo" | "typo" | "sic"
         | "nihongo" | "nihongo2" | "nihongo3" | "nihongo krt" | "chem2" | "comment" | "nts" | "angbr" | "angle bracket"
-        | "angbr ipa" | "unicode" | "iast" | "italic" | "i" | "b" | "bold" | "strong2" | "large" | "uc" | "color" | "font"
-        | "linktext" | "grapheme" | "char" | "pslink" | "abbrlink" | "hover title" | "first word" | "notatypo" | "as written"
-        | "proper name" | "no italics" | "noitalics" | "nobold2" | "stack" | "interp" | "pronunciation" | "ubl item"
-        | "midsize" | "resize" => match name {
-            "color" | "font" | "resize" => Shape::Last,
-            "linktext" => Shape::Join(" "),
-            _ => Shape::Arg(1),
-        },
+        | "angbr ipa" | "unicode" | "iast" | "italic" | "bold" | "large" | "uc" | "color" | "font" | "linktext" | "grapheme"
+        | "char" | "pslink" | "abbrlink" | "hover title" | "first word" | "notatypo" | "as written" | "proper name"
+        | "no italics" | "noitalics" | "nobold2" | "stack" | "interp" | "pronunciation" | "ubl item" | "midsize" | "resize" => {
+            match name {
+                "color" | "font" | "resize" => Shape::Last,
+                "linktext" => Shape::Join(" "),
+                _ => Shape::Arg(1),
+            }
+        }
         "visible anchor" | "vanchor" | "anchor text" => Shape::Named(&["text"]),
         "ill" | "interlanguage link" | "link-interwiki" | "illm" => Shape::Named(&["lt"]),
         "zh" | "lang-zh" | "zh-full" => Shape::Named(&["c", "t", "s", "p"]),
@@ -260,7 +261,7 @@ fn is_code(code: &str) -> bool {
 
 /// Beginnings of the names of templates that are no words of the sentence in which they are: sources, notes, marks of editors, places on
 /// a map, pronunciations, pictures.
-const ASIDES: [&str; 34] = [
+const ASIDES: [&str; 45] = [
     "sfn",
     "harv",
     "cit",
@@ -295,6 +296,17 @@ const ASIDES: [&str; 34] = [
     "page needed",
     "better",
     "disambig",
+    "infobox",
+    "navbox",
+    "taxobox",
+    "short desc",
+    "other uses",
+    "about",
+    "hatnote",
+    "redirect",
+    "distinguish",
+    "use ",
+    "defaultsort",
 ];
 
 /// What to do with an unknown template in the middle of a sentence, between two of its words: where it has one parameter, that most likely

@@ -1,71 +1,7 @@
-//! Books: plain text, and the files of Project Gutenberg without what it puts before and after the book.
-//!
-//! LLaMA's books are Gutenberg and Books3 (section 2.1). Books3 is no longer published; any folder of `.txt` files stands in for it.
+//! A book without what Project Gutenberg puts before and after it.
 
-use std::{
-    fs::{self, File},
-    io::{BufReader, Read},
-    path::{Path, PathBuf},
-};
-
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-
-use super::{Cleaner, Common, Inputs, ReadTools, Skipped, Source, settings, source::each};
-use crate::{
-    Cleaned, Record, Rejected, Removed, Sink,
-    dedup::{Rule, overlap},
-    error::{Error, Result},
-};
-
-settings::settings! {
-    /// Books of Project Gutenberg, or any folder of books (LLaMA section 2.1).
-    Books, books, paper = (4.5, 2.23),
-    {
-        /// How they are read and cleaned.
-        rules: Options = Options::default(),
-        /// A book of which more than this share is in an earlier one goes. 1: none goes.
-        max_overlap: f64 = overlap::THRESHOLD,
-    }
-}
-
-impl Source for Books {
-    fn common(&self) -> Common<'_> {
-        self.shared()
-    }
-
-    fn check(&self) -> Result<()> {
-        settings::share(self.shared(), "max_overlap", self.max_overlap)
-    }
-
-    fn inputs(&self) -> Inputs {
-        Inputs::Whole
-    }
-
-    fn read_settings(&self) -> Value {
-        json!(self.rules)
-    }
-
-    fn read(&self, dumps: &[PathBuf], _: &ReadTools<'_>, sink: &mut Sink<'_>) -> Result<Skipped> {
-        each(dumps, sink, |dump, sink| read(dump, &self.rules, sink).map(|()| Skipped::new()))
-    }
-
-    fn clean_settings(&self) -> Value {
-        json!(self.rules)
-    }
-
-    fn cleaner(&self) -> Result<Cleaner<'_>> {
-        Ok(Box::new(|record| clean(&record.text, &self.rules)))
-    }
-
-    fn clean_text(&self, text: &str, _: Option<&str>) -> Cleaned {
-        clean(text, &self.rules)
-    }
-
-    fn duplicates(&self) -> Rule {
-        if self.max_overlap < 1.0 { Rule::Overlap(self.max_overlap) } else { Rule::Nothing }
-    }
-}
+use super::{Options, unix};
+use crate::{Cleaned, Removed};
 
 /// Lines in which a header's marker can be; the longest headers, with the small print before the book, have about 400.
 const HEADER_LINES: usize = 600;
@@ -77,140 +13,6 @@ const FOOTER: usize = 40_000;
 const CREDITS: (usize, usize) = (8, 16);
 /// Lines from a book's start or end in which a transcriber's note is one, and the most lines of it.
 const NEAR: usize = 60;
-/// Folders inside each other, at most.
-const MAX_DEPTH: usize = 16;
-
-/// How books are read and cleaned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Options {
-    /// Removes the lines at the start that say who made the file (`Produced by ..`).
-    pub remove_credits: bool,
-    /// Removes transcriber's notes at the start and the end of a book.
-    pub remove_notes: bool,
-    /// The most bytes of a book; more, and it is rejected.
-    pub max_book: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { remove_credits: true, remove_notes: false, max_book: 64 << 20 }
-    }
-}
-
-/// Bytes as text: UTF-8, with or without a byte order mark, else Latin-1 (`true` then) as browsers read it, with
-/// Windows-1252's characters where Latin-1 has control codes.
-pub(crate) fn decode(bytes: Vec<u8>) -> (String, bool) {
-    const FROM_80: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}', '\u{90}', '‘', '’', '“',
-        '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
-    ];
-    match String::from_utf8(bytes) {
-        Ok(text) => (text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text), false),
-        Err(e) => {
-            let char = |&b: &u8| if (0x80..0xa0).contains(&b) { FROM_80[usize::from(b - 0x80)] } else { char::from(b) };
-            (e.as_bytes().iter().map(char).collect(), true)
-        }
-    }
-}
-
-/// Reads the books of `path`: a `.txt`, a `.zip` of them as Gutenberg publishes it, or a folder of both, in the order of their
-/// paths. Line ends become `\n`.
-///
-/// A record's id is its path in the folder without the extension (for several books in one `.zip`, with the name in it). Its meta,
-/// as far as a Gutenberg header tells it: `title`, `author`, `language`, `ebook` (the number); and `latin1` where the file is not
-/// UTF-8.
-///
-/// # Errors
-/// If `path` cannot be opened or listed. A book that cannot be read goes to the sink as rejected.
-pub fn read(path: &Path, options: &Options, sink: &mut Sink) -> Result<()> {
-    if !path.is_dir() {
-        let id = path.with_extension("").file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return read_file(path, &id, options, sink);
-    }
-    let mut files = Vec::new();
-    walk(path, 0, &mut files)?;
-    for file in files {
-        let id = file.strip_prefix(path).unwrap_or(&file).with_extension("").to_string_lossy().replace('\\', "/");
-        read_file(&file, &id, options, sink)?;
-    }
-    Ok(())
-}
-
-fn walk(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).map_err(Error::io("list", folder))?;
-    let mut paths = entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(Error::io("list", folder))?;
-    paths.sort();
-    for path in paths {
-        let kind = fs::symlink_metadata(&path).map_err(Error::io("read", &path))?.file_type();
-        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        if hidden {
-            continue;
-        }
-        if kind.is_dir() && depth < MAX_DEPTH {
-            walk(&path, depth + 1, files)?;
-        } else if kind.is_file() && (has_extension(&path, "txt") || has_extension(&path, "zip")) {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
-
-fn has_extension(path: &Path, extension: &str) -> bool {
-    path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
-}
-
-fn read_file(path: &Path, id: &str, options: &Options, sink: &mut Sink) -> Result<()> {
-    let file = BufReader::new(File::open(path).map_err(Error::io("open", path))?);
-    if !has_extension(path, "zip") {
-        return sink(book(id, file, options));
-    }
-    let damaged = |e: zip::result::ZipError| Rejected { place: id.to_owned(), reason: format!("damaged zip: {e}") };
-    let mut archive = match zip::ZipArchive::new(file) {
-        Ok(archive) => archive,
-        Err(e) => return sink(Err(damaged(e))),
-    };
-    let is_book = |name: &str| name.to_ascii_lowercase().ends_with(".txt") && !name.starts_with("__MACOSX/");
-    let names: Vec<String> = archive.file_names().filter(|n| is_book(n)).map(str::to_owned).collect();
-    if names.is_empty() {
-        return sink(Err(Rejected { place: id.to_owned(), reason: "no .txt in the zip".into() }));
-    }
-    for name in &names {
-        let stem = &name[..name.len() - 4];
-        let id = if names.len() == 1 { id.to_owned() } else { format!("{id}/{stem}") };
-        match archive.by_name(name) {
-            Ok(file) => sink(book(&id, file, options))?,
-            Err(e) => sink(Err(damaged(e)))?,
-        }
-    }
-    Ok(())
-}
-
-fn book(id: &str, file: impl Read, options: &Options) -> Result<Record, Rejected> {
-    let rejected = |reason: String| Rejected { place: id.to_owned(), reason };
-    let mut bytes = Vec::new();
-    file.take(options.max_book.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| rejected(format!("cannot read: {e}")))?;
-    if bytes.len() as u64 > options.max_book {
-        return Err(rejected(format!("more than {} bytes", options.max_book)));
-    }
-    if bytes.contains(&0) {
-        return Err(rejected("not text: it has zero bytes".into()));
-    }
-    let (text, latin1) = decode(bytes);
-    let text = unix(text);
-    let mut meta = Map::new();
-    for (key, value) in header(&text) {
-        meta.insert(key.into(), value.into());
-    }
-    if latin1 {
-        meta.insert("latin1".into(), true.into());
-    }
-    Ok(Record { id: id.to_owned(), text, meta })
-}
-
-fn unix(text: String) -> String {
-    if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text }
-}
 
 /// A line: its place, and its text without blanks around it.
 type Line<'a> = (usize, &'a str);
@@ -228,7 +30,7 @@ fn lines(text: &str) -> Vec<Line<'_>> {
 }
 
 /// What a header says: `title`, `author`, `language` and `ebook`, as far as it does.
-fn header(text: &str) -> Vec<(&'static str, String)> {
+pub(super) fn header(text: &str) -> Vec<(&'static str, String)> {
     const KEYS: [(&str, &str); 3] = [("Title:", "title"), ("Author:", "author"), ("Language:", "language")];
     let raw: Vec<&str> = text.lines().take(HEADER_LINES).collect();
     let lines: Vec<Line> = raw.iter().map(|l| (0, l.trim())).collect();
@@ -279,7 +81,17 @@ fn mentions(lines: &[Line]) -> bool {
 /// A line without stars and blanks around it, in upper case, if it may be a marker.
 fn marker(line: &str) -> Option<String> {
     let body = line.trim_matches(['*', ' ', '=', '-']);
-    (body.len() < 300 && body.starts_with(['S', 's', 'E', 'e', 'T', 't', 'U', 'u'])).then(|| body.to_uppercase())
+    (body.len() < 300 && body.starts_with(['S', 's', 'E', 'e', 'T', 't', 'U', 'u', 'F', 'f'])).then(|| body.to_uppercase())
+}
+
+/// Whether a marker goes on with the project's name, with or without what may stand before it.
+fn is_project(marker: &str) -> bool {
+    let mut rest = marker;
+    while let Some(short) = ["THE ", "THIS ", "COPYRIGHTED ", "L'", "CET ", "CE "].iter().find_map(|word| rest.strip_prefix(word))
+    {
+        rest = short;
+    }
+    rest.starts_with("PROJECT GUTENBERG") || rest.starts_with("PROJEKT GUTENBERG")
 }
 
 /// The line after a header, if there is one. `lines` are a book's first or all of them.
@@ -288,9 +100,8 @@ fn marker(line: &str) -> Option<String> {
 /// was the marker until about 2003; or, where both are missing, the last of the header's fields.
 fn header_end(lines: &[Line]) -> Option<usize> {
     let window = &lines[..lines.len().min(HEADER_LINES)];
-    let start = window.iter().position(|(_, l)| {
-        marker(l).is_some_and(|m| ["", "THE ", "THIS "].iter().any(|t| m.starts_with(&format!("START OF {t}PROJECT GUTENBERG"))))
-    });
+    let start =
+        window.iter().position(|(_, l)| marker(l).and_then(|m| Some(is_project(m.strip_prefix("START OF ")?))).unwrap_or(false));
     let after_start = start.map(|s| {
         // It can be broken over lines, up to the closing stars.
         let long = window[s].1.starts_with("***") && !window[s].1.ends_with("***");
@@ -301,6 +112,9 @@ fn header_end(lines: &[Line]) -> Option<usize> {
     let first = window.iter().position(|(_, l)| small_print(l));
     let after_small_print = window.iter().position(|(_, l)| l.starts_with("*END") && small_print(l)).map(|e| e + 1);
     let after_small_print = after_small_print.filter(|&e| first.is_some_and(|f| f + 1 < e) && mentions(lines));
+    // Small print after the marker belongs to the header only if nothing stands between them; else the book has begun.
+    let at_once = |from: usize| first.is_some_and(|first| first < from || window[from..first].iter().all(|(_, l)| l.is_empty()));
+    let after_small_print = after_small_print.filter(|_| after_start.is_none_or(at_once));
     if let Some(end) = after_start.max(after_small_print) {
         return Some(end);
     }
@@ -326,6 +140,17 @@ fn header_end(lines: &[Line]) -> Option<usize> {
     Some(last + window[last..].iter().position(|(_, l)| l.is_empty()).unwrap_or(window.len() - last))
 }
 
+/// Lines of the longest small print.
+const SMALL_PRINT: usize = 400;
+
+/// The first small print of some lines, from its headline to its last line.
+fn small_print(lines: &[Line]) -> Option<(usize, usize)> {
+    let said = |l: &str| l.to_ascii_uppercase().contains("SMALL PRINT");
+    let first = lines.iter().position(|(_, l)| l.starts_with('*') && said(l) && !l.starts_with("*END"))?;
+    let end = lines[first..].iter().take(SMALL_PRINT).position(|(_, l)| l.starts_with("*END") && said(l))?;
+    Some((first, first + end + 1))
+}
+
 /// The first line of a footer after `start`, if there is one: its markers, or the licence's first words where they are missing.
 ///
 /// Only within the last [`FOOTER`] bytes, and only where what follows is Gutenberg's, so that a line in the book that looks like
@@ -333,9 +158,11 @@ fn header_end(lines: &[Line]) -> Option<usize> {
 fn footer_start(text: &str, lines: &[Line], start: usize) -> Option<usize> {
     let is_end = |l: &str| {
         marker(l).is_some_and(|m| {
-            let rest = m.strip_prefix("END OF ").or_else(|| m.strip_prefix("ENDE DIESES ")).or_else(|| m.strip_prefix("FIN DE "));
-            let rest = rest.map(|r| r.trim_start_matches("THE ").trim_start_matches("THIS "));
-            rest.is_some_and(|r| r.starts_with("PROJECT GUTENBERG") || r.starts_with("PROJEKT GUTENBERG"))
+            let ends = ["END OF ", "ENDE DIESES ", "ENDE DIESE ", "ENDE DES ", "FIN DE ", "FIN DU ", "FINE DI ", "FINE DEL "];
+            let rest = ends.iter().find_map(|end| m.strip_prefix(end));
+            rest.is_some_and(|r| {
+                is_project(r) || r == "ETEXTES" || r.starts_with("ETEXTES ") || r.starts_with("THIS IS COPYRIGHTED")
+            })
         })
     };
     let is_gutenbergs = |at: usize| {
@@ -381,9 +208,12 @@ fn footer_start(text: &str, lines: &[Line], start: usize) -> Option<usize> {
 /// that say who produced the file. A book that is not from Gutenberg stays as it is. At most two empty lines in a row are kept, and
 /// no blanks at the ends of lines.
 pub fn clean(text: &str, options: &Options) -> Cleaned {
+    // Ends of files and pages, and other marks of devices, are none of the book.
+    let device = |c: char| c.is_ascii_control() && !matches!(c, '\n' | '\t');
     let owned;
-    let text = if text.contains('\r') {
-        owned = unix(text.to_owned());
+    let text = if text.contains(device) {
+        let lines = unix(text.to_owned());
+        owned = lines.replace('\x0c', "\n").replace(device, "");
         &owned
     } else {
         text
@@ -415,7 +245,14 @@ pub fn clean(text: &str, options: &Options) -> Cleaned {
             start = to;
         }
     }
-    kept.extend(&lines[start..end]);
+    let mut from = start;
+    // Small print of a book within the book.
+    while let Some((begin, after)) = small_print(&lines[from..end]).filter(|_| is_gutenberg) {
+        removed.push(Removed::new("gutenberg_header", &text[place(from + begin)..place(from + after)]));
+        kept.extend(&lines[from..from + begin]);
+        from += after;
+    }
+    kept.extend(&lines[from..end]);
     if options.remove_notes {
         kept = without_notes(kept, text, &mut removed);
     }
@@ -444,7 +281,7 @@ fn paragraph(lines: &[Line], start: usize, end: usize) -> Option<(usize, usize)>
 
 /// Whether a paragraph at a book's start says who made the file, and from what.
 fn is_credit(lines: &[Line]) -> bool {
-    const STARTS: [&str; 27] = [
+    const STARTS: [&str; 33] = [
         "produced by",
         "e-text prepared by",
         "etext prepared by",
@@ -466,6 +303,12 @@ fn is_credit(lines: &[Line]) -> bool {
         "project gutenberg e",
         "project gutenberg's",
         "note: project gutenberg also has",
+        "note: images of the original",
+        "note: the original of this",
+        "images of the original pages",
+        "this file was produced from",
+        "images generously made available",
+        "produced from images generously",
         "credits:",
         "updated:",
         "email ",

@@ -1,5 +1,7 @@
 //! From the bytes of a web page to its text: the character set, then the HTML.
 
+mod text;
+
 use std::{
     borrow::Cow,
     cell::{Cell, RefCell},
@@ -16,17 +18,24 @@ use html5ever::{
     tree_builder::TreeBuilderOpts,
 };
 
+use crate::charset;
+
 /// Bytes at the beginning of a page in which `<meta charset>` is looked for. Browsers look at 1024; many pages have it later.
 const META_WITHIN: usize = 4096;
 
 /// Decodes a page or text file, and names its character set.
 ///
-/// A byte order mark decides; then text that is valid UTF-8 is UTF-8, whatever is declared (a text in another set is valid UTF-8 by chance
+/// A byte order mark decides; then the zeros that UTF-16 has in every second byte; then text that is valid UTF-8 is UTF-8, whatever is declared (a text in another set is valid UTF-8 by chance
 /// next to never, and wrong declarations are common); then the `charset` of the `Content-Type`, then the one of a `<meta>` tag; then a guess
 /// from the bytes. A declaration that the bytes contradict (they have sequences that the set has not) loses to the guess if that fits.
 pub fn decode<'a>(bytes: &'a [u8], content_type: Option<&str>) -> (Cow<'a, str>, &'static str) {
     if let Some((encoding, len)) = Encoding::for_bom(bytes) {
         let (text, _) = encoding.decode_without_bom_handling(&bytes[len..]);
+        return (text, encoding.name());
+    }
+    // Its zeros are valid UTF-8, and hide its tags.
+    if let Some(encoding) = charset::utf16(bytes) {
+        let (text, _) = encoding.decode_without_bom_handling(bytes);
         return (text, encoding.name());
     }
     let declared = content_type.and_then(charset_param).or_else(|| meta_charset(&bytes[..bytes.len().min(META_WITHIN)]));
@@ -133,33 +142,19 @@ pub struct Page {
 /// A reason for a reader: the page is beyond a bound.
 pub fn extract(html: &str, options: &Options) -> Result<Page, String> {
     let document = parse(html, options)?;
-    let config =
-        dom_smoothie::Config { text_mode: dom_smoothie::TextMode::Formatted, disable_json_ld: true, ..Default::default() };
+    text::prepare(&document);
+    let config = dom_smoothie::Config { disable_json_ld: true, ..Default::default() };
     // The only error of the first is a bad address, and of the second that the page has no text.
-    let article = dom_smoothie::Readability::with_document(document, None, Some(config)).and_then(|mut page| page.parse());
-    Ok(article.map_or_else(|_| Page::default(), |a| Page { title: one_line(&a.title), text: paragraphs(&a.text_content) }))
+    let Ok(mut page) = dom_smoothie::Readability::with_document(document, None, Some(config)) else { return Ok(Page::default()) };
+    let Ok(article) = page.parse() else { return Ok(Page::default()) };
+    // Where it has put the main part.
+    let main = page.doc.select_single("#readability-page-1");
+    let text = main.nodes().first().map(text::text).unwrap_or_default();
+    Ok(Page { title: one_line(&article.title), text })
 }
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Lines without white space around them, never more than one blank one.
-fn paragraphs(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut blank = false;
-    for line in text.lines().map(str::trim) {
-        if line.is_empty() {
-            blank = !out.is_empty();
-            continue;
-        }
-        if !out.is_empty() {
-            out.push_str(if blank { "\n\n" } else { "\n" });
-        }
-        out.push_str(line);
-        blank = false;
-    }
-    out
 }
 
 /// Bytes that are parsed before the bounds are looked at again.
