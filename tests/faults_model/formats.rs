@@ -301,7 +301,7 @@ fn stale_index_entries_are_passed_over() {
         ("model.layers.0.self_attn.rotary_emb.inv_freq", shard.clone(), true),
         ("model.rotary_emb.inv_freq", json!("model-gone.safetensors"), true),
         ("model.layers.0.self_attn.bias", shard.clone(), true),
-        ("model.norm.weight", shard.clone(), false),
+        ("model.embed_tokens.weight", shard.clone(), false),
         ("model.norm.weight", json!("model-gone.safetensors"), false),
     ] {
         fs::write(&index, &original).unwrap();

@@ -125,7 +125,7 @@ fn init_takes_the_checkpoints_model() {
         (vec!["--set", "model.norm_eps=1e-5"], ["norm_eps", "0.000001"]),
         (vec!["--set", "model.rope_scaling.type=none"], ["rope_scaling", "Llama3"]),
         (vec!["--set", "model.rope_scaling.factor=32"], ["rope_scaling", "32"]),
-        (vec!["--set", "model.n_heads=2"], ["another shape", "n_heads"]),
+        (vec!["--set", "model.n_heads=8"], ["another shape", "n_heads"]),
         (vec!["--set", "model.dim=32"], ["another shape", "dim"]),
         (vec!["--preset", "15m"], ["model.preset", "sizes"]),
     ] {

@@ -133,7 +133,7 @@ impl Files {
     /// Refuses parameters of element types that are not read, or that the index names and no file has; says what else is passed
     /// over.
     fn check_others(&self, dir: &Path, wanted: &[(String, Vec<usize>)]) -> Result<()> {
-        let others = || self.files.iter().flat_map(|file| file.others());
+        let others = || self.files.iter().flat_map(|file| file.others()).filter(|(name, ..)| !is_computed(name));
         let is_wanted = |name: &str| wanted.iter().any(|(wanted, _)| wanted == name);
         if let Some((name, shard)) = self.gone.iter().find(|(name, _)| is_wanted(name)) {
             let problem = format!("says that `{name}` is in {shard}, which has no such tensor");
