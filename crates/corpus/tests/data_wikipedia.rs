@@ -162,7 +162,7 @@ fn templates_go() {
         ("a { b } c", "a { b } c"),
         ("{{a|[[b|c}}]] d", "d"),
         ("[[a{{!}}b]]", "b"),
-        ("a {{b|<nowiki>}}</nowiki>}} c", "a c"),
+        ("a {{b|d=<nowiki>}}</nowiki>}} c", "a c"),
         ("a {{b|<!-- }} -->}} c", "a c"),
     ]);
 }

@@ -391,7 +391,7 @@ const BUILDS: [(&str, &[Must]); 48] = [
     ("c05-symlinks", &[Documents(2)]),
     ("c06-glob-stars", &[Documents(3)]),
     ("c07-overlapping-inputs", &[Documents(2)]),
-    ("c10-all-bad", &[Fail, Say("3 rejected")]),
+    ("c10-all-bad", &[Fail, Say("4 rejected")]),
     ("d01b-csv-multiline", &[Lack("known moons")]),
     ("d10-parquet", &[FailOrLack("known moons")]),
     ("d11-shy", &[Documents(1)]),

@@ -59,6 +59,10 @@ pub fn is_allowed(expression: &str) -> bool {
 fn is_usual_name(name: &str) -> bool {
     const NO_MATTER: [&str; 10] =
         ["THE", "LICENSE", "LICENCE", "LICENSED", "UNDER", "SOFTWARE", "VERSION", "V", "STYLE", "TERMS"];
+    // An expression that is not one is no name either.
+    if name.matches('(').count() != name.matches(')').count() || name.contains([':', '+', '&', '|']) {
+        return false;
+    }
     let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty() && !NO_MATTER.contains(w));
     let mut words: Vec<&str> =
         words.map(|w| w.strip_prefix('V').filter(|v| v.starts_with(|c: char| c.is_ascii_digit())).unwrap_or(w)).collect();

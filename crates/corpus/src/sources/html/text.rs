@@ -50,7 +50,7 @@ fn neighbour<'a>(node: &NodeRef<'a>, step: fn(&NodeRef<'a>) -> Option<NodeRef<'a
 /// KaTeX and MathJax write a formula twice: as MathML for those who listen, and as boxes (`aria-hidden`) for those who look. The boxes go.
 fn shown_once(formula: &NodeRef<'_>) {
     let mut inside = *formula;
-    for around in formula.ancestors_it(Some(4)) {
+    for around in formula.ancestors(Some(4)) {
         let name = around.node_name().unwrap_or_default();
         if !(*name == *"span" || *name == *"nobr" || name.starts_with("mjx-")) {
             break;
