@@ -127,7 +127,7 @@ fn path(tokens: &[(usize, String)], mut i: usize, mut so_far: Vec<String>, found
             }
             return i + 1;
         }
-        if is_word(i) && !(text(i) == "self" && !so_far.is_empty()) {
+        if is_word(i) && (text(i) != "self" || so_far.is_empty()) {
             so_far.push(text(i).into());
         }
         i += 1;

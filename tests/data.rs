@@ -525,6 +525,11 @@ fn a_dataset_is_made_whole_or_not_at_all() {
     assert_eq!(content(&out), first, "a failed replacement leaves what was there");
     assert_eq!(make(vec![document("three")], &forced).unwrap().shards.len(), 1);
     assert_eq!((content(&out).len(), left()), (2, 1));
+    // With the tokenizer beside it, as `data tokenize` leaves it.
+    write(out.join("tokenizer.json"), "{}");
+    write(out.join("tokenizer_config.json"), "{}");
+    assert_eq!(make(vec![document("three")], &forced).unwrap().shards.len(), 1);
+    assert_eq!((content(&out).len(), left()), (2, 1));
     write(out.join("notes.md"), "mine");
     assert!(make(vec![document("four")], &forced).is_err(), "a folder with other files is not replaced");
     assert!(out.join("notes.md").exists());

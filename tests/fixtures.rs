@@ -104,3 +104,31 @@ fn a_run_of_november_2026() {
     assert!(at("run/checkpoints/step-20/state.json").exists());
     recua(dir.path(), &["convert", "run", "hf", "--to", "hf"], "");
 }
+
+/// No stage that was done is done again, and the texts are those of the version that began.
+#[cfg(feature = "data")]
+#[test]
+fn a_build_of_november_2026() {
+    let dir = fixture("2026-11");
+    let build = dir.path().join("pipeline");
+    let tables = |stage: &str| {
+        let mut all: Vec<_> = ["c4", "books", "wikipedia", "stackexchange"]
+            .iter()
+            .map(|source| build.join("build").join(stage).join(source).join("shard-00000.parquet"))
+            .map(|path| (fs::metadata(&path).unwrap().modified().unwrap(), path))
+            .collect();
+        all.sort();
+        all
+    };
+    let stages = ["read", "clean", "dedup", "score"];
+    let before = stages.map(tables);
+    recua(&build, &["data", "build", "--config", "mixture.toml"], "");
+    assert_eq!(stages.map(tables), before, "a stage was done again");
+    for source in ["c4", "books", "wikipedia", "stackexchange"] {
+        let expected = fs::read_to_string(build.join("expected").join(format!("{source}.jsonl"))).unwrap();
+        let got = fs::read_to_string(build.join("build/mix").join(source).join("shard-00000.jsonl")).unwrap();
+        assert_eq!(got, expected, "{source}");
+    }
+    let fate = recua(&build, &["data", "explain", "http://c.org/1", "--out", "build"], "");
+    assert!(fate.contains("score/c4") && fate.contains("kept"), "{fate}");
+}

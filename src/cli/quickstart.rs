@@ -52,7 +52,11 @@ impl Quickstart {
         let mut lines = Lines::new(Duration::from_secs(10), true);
         if self.dry_run {
             let planned = q.dry_run(backend, &mut lines)?;
-            return if self.json { print_json(&planned) } else { Ok(show_plan(&planned)) };
+            if self.json {
+                return print_json(&planned);
+            }
+            show_plan(&planned);
+            return Ok(());
         }
         q.check(backend)?;
         introduce(&q, &backend.to_string(), &mut lines);

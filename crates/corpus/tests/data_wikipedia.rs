@@ -151,7 +151,7 @@ fn external_links() {
 fn templates_go() {
     check(&[
         ("a {{b}} c", "a c"),
-        ("a{{b|c=d|e}}.", "a."),
+        ("a{{foo|c=d|e}}.", "a."),
         ("{{Infobox\n| name = x\n| map = {{y|{{z}}}}\n}}\n'''X''' is", "X is"),
         ("a {{#if: x | y | z }} b", "a b"),
         ("a {{#invoke:x|y}} b", "a b"),

@@ -131,6 +131,7 @@ impl Sealed {
     }
 
     /// The name that the file will have.
+    #[expect(clippy::misnamed_getters, reason = "the temporary file's own path is of no use outside")]
     pub fn path(&self) -> &Path {
         &self.temporary.whole
     }

@@ -53,9 +53,11 @@ impl HuggingFace {
     }
 }
 
-/// Reads a `tokenizer.json`, to which the files beside it may add tokens; `path` is for messages. Also gives the pieces with their
-/// ids, and what the hash is taken over.
-pub(super) fn load(bytes: &[u8], beside: &Beside, path: &Path) -> Result<(Encoder, Pieces, FastMap<Box<str>, u32>, Value)> {
+/// What a `tokenizer.json` gives: what encodes, the pieces, their ids, and what the hash is taken over.
+pub(super) type Loaded = (Encoder, Pieces, FastMap<Box<str>, u32>, Value);
+
+/// Reads a `tokenizer.json`, to which the files beside it may add tokens; `path` is for messages.
+pub(super) fn load(bytes: &[u8], beside: &Beside, path: &Path) -> Result<Loaded> {
     let hint = "get the file again; it must be the tokenizer.json that Hugging Face `tokenizers` writes";
     let bad = |problem: String| Error::bad_file("tokenizer.json", path, problem, hint);
     let mut json: Value = serde_json::from_slice(bytes).map_err(|e| bad(format!("not JSON: {e}")))?;

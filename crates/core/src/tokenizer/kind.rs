@@ -48,7 +48,9 @@ fn is_tiktoken(text: &[u8]) -> bool {
     let line = |line: &[u8]| {
         let mut words = line.trim_ascii_end().split(|b| *b == b' ');
         let base64 = |word: &[u8]| {
-            !word.is_empty() && word.len() % 4 == 0 && word.iter().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(b))
+            !word.is_empty()
+                && word.len().is_multiple_of(4)
+                && word.iter().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(b))
         };
         let number = |word: &[u8]| !word.is_empty() && word.iter().all(u8::is_ascii_digit);
         words.next().is_some_and(base64) && words.next().is_some_and(number) && words.next().is_none()

@@ -52,7 +52,7 @@ impl Pending {
     /// Makes it appear under its name.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder went away.
+    /// [`crate::Error::Io`] if the folder went away.
     pub fn publish(self) -> Result<FileEntry> {
         self.sealed.publish()
     }

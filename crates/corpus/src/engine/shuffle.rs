@@ -219,7 +219,7 @@ impl Shuffle {
             .set_bool("datafusion.execution.parquet.schema_force_view_types", false);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(self.options.memory)))
-            .with_disk_manager_builder(spilling(&self.spill.path()))
+            .with_disk_manager_builder(spilling(self.spill.path()))
             .build_arc()
             .map_err(failed)?;
         #[cfg(feature = "ballista")]

@@ -242,7 +242,7 @@ impl<'a> Mat<'a> {
     }
 
     /// The rows from `row` on.
-    fn from_row(self, row: usize) -> Self {
+    fn skip_rows(self, row: usize) -> Self {
         Self { data: &self.data[row * self.rs..], ..self }
     }
 
@@ -354,7 +354,7 @@ pub(super) fn matmul_rows<T: CpuTensor>(sum: Option<T>, a: &T, b: &T, shapes: [[
         let mut sum = sum.owned();
         with_operands(a, b, [k, n], |a, b| {
             sum.values().par_chunks_mut(task).enumerate().for_each(|(i, dst)| {
-                product([dst.len() / n, n, k], dst, n, true, a.from_row(i * rows), b, 1.0, Parallelism::None);
+                product([dst.len() / n, n, k], dst, n, true, a.skip_rows(i * rows), b, 1.0, Parallelism::None);
             });
         });
         return sum.done();
@@ -362,7 +362,7 @@ pub(super) fn matmul_rows<T: CpuTensor>(sum: Option<T>, a: &T, b: &T, shapes: [[
     let mut out = unwritten(m * n);
     with_operands(a, b, [k, n], |a, b| {
         out.par_chunks_mut(task).enumerate().for_each(|(i, dst)| {
-            product_into([dst.len() / n, n, k], dst, a.from_row(i * rows), b, Parallelism::None);
+            product_into([dst.len() / n, n, k], dst, a.skip_rows(i * rows), b, Parallelism::None);
         });
     });
     // SAFETY: the products wrote every element.

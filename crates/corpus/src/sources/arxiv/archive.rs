@@ -177,7 +177,7 @@ fn member(name: &str, mut file: impl BufRead, options: &Options) -> Result<Paper
     let last = lower.rsplit('/').next().unwrap_or(&lower);
     let start = file.fill_buf().map_err(|e| format!("damaged: {e}"))?;
     let packed = unpack::is_packed(start);
-    if !packed && !(is_archive(last) || last.ends_with(".pdf") || include::is_tex(last)) {
+    if !(packed || is_archive(last) || last.ends_with(".pdf") || include::is_tex(last)) {
         return Err("neither an archive nor a .tex file".into());
     }
     if !packed && last.ends_with(".pdf") {

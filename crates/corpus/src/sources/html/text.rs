@@ -116,24 +116,18 @@ pub(super) fn text(root: &NodeRef<'_>) -> String {
             Step::Open(node) if node.is_text() => writer.text(&node.text()),
             Step::Open(node) => {
                 let Some(name) = node.qual_name_ref().map(|name| name.local.clone()) else { continue };
-                let children = || node.element_children();
-                match (&*name, children().as_slice()) {
-                    ("sup" | "sub", _) if short(&node) => writer.script(&node, &*name == "sup"),
-                    ("msup" | "mover", [base, raised]) => steps.extend([Step::Raised(*raised), Step::Open(*base)]),
-                    ("msub" | "munder", [base, lowered]) => steps.extend([Step::Lowered(*lowered), Step::Open(*base)]),
-                    ("msubsup" | "munderover", [base, lowered, raised]) => {
-                        steps.extend([Step::Raised(*raised), Step::Lowered(*lowered), Step::Open(*base)]);
-                    }
-                    ("mfrac", [above, below]) => steps.extend([Step::Open(*below), Step::Text("/"), Step::Open(*above)]),
-                    _ => {
-                        let display = display(&name);
-                        if display == Display::None {
-                            continue;
-                        }
-                        writer.open(display);
-                        steps.push(Step::Close(display));
-                        steps.extend(node.children_it(true).map(Step::Open));
-                    }
+                if matches!(&*name, "sup" | "sub") && short(&node) {
+                    writer.script(&node, &*name == "sup");
+                    continue;
+                }
+                if name.starts_with('m') && formula(&name, &node, &mut steps) {
+                    continue;
+                }
+                let display = display(&name);
+                if display != Display::None {
+                    writer.open(display);
+                    steps.push(Step::Close(display));
+                    steps.extend(node.children_it(true).map(Step::Open));
                 }
             }
         }
@@ -141,9 +135,29 @@ pub(super) fn text(root: &NodeRef<'_>) -> String {
     lines(&writer.out)
 }
 
+/// The parts of a formula in MathML that stand above and below each other, one after the other.
+fn formula<'a>(name: &str, node: &NodeRef<'a>, steps: &mut Vec<Step<'a>>) -> bool {
+    if !matches!(name, "msup" | "mover" | "msub" | "munder" | "msubsup" | "munderover" | "mfrac") {
+        return false;
+    }
+    match (name, node.element_children().as_slice()) {
+        ("msup" | "mover", [base, raised]) => steps.extend([Step::Raised(*raised), Step::Open(*base)]),
+        ("msub" | "munder", [base, lowered]) => steps.extend([Step::Lowered(*lowered), Step::Open(*base)]),
+        ("msubsup" | "munderover", [base, lowered, raised]) => {
+            steps.extend([Step::Raised(*raised), Step::Lowered(*lowered), Step::Open(*base)]);
+        }
+        ("mfrac", [above, below]) => steps.extend([Step::Open(*below), Step::Text("/"), Step::Open(*above)]),
+        _ => return false,
+    }
+    true
+}
+
 /// Whether a node has a short text and no links, which raised are notes.
 fn short(node: &NodeRef<'_>) -> bool {
-    node.element_children().iter().all(|child| !child.has_name("a")) && node.text().len() <= SHORT
+    /// Nodes of a number or a short formula.
+    const FEW: usize = 12;
+    let inside: Vec<_> = node.descendants_it().take(FEW + 1).collect();
+    inside.len() <= FEW && inside.iter().all(|node| !node.has_name("a")) && node.text().len() <= SHORT
 }
 
 struct Writer {
