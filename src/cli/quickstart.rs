@@ -97,7 +97,6 @@ Everything goes to {}. Ctrl-C saves, and the same command goes on.
 
 fn show_plan(p: &Planned) {
     let does = if p.goes_on { "go on with the run" } else { "train a model" };
-    print(&p.corpus.to_string());
     print(&format!(
         "would {does} of {} parameters, in about {}, in {}; nothing was written",
         human(p.params as f64),
