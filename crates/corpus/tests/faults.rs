@@ -473,6 +473,12 @@ fn all_cases_have_what_they_must() {
     for entry in fs::read_dir(root.join("build")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        // Some ways to carry a folder make a small file of a link.
+        let link = path.join("in/c4-train.00000-of-00001.json.gz");
+        if name == "c05-symlinks" && !link.is_symlink() {
+            println!("{name}: skipped, the link in it came as a file");
+            continue;
+        }
         match known.get(name.as_str()) {
             Some(musts) => wrongs.extend(wrong(&path, musts)),
             None => println!("{name}: what it must give is not known here"),

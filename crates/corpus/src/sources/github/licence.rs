@@ -60,7 +60,8 @@ fn is_usual_name(name: &str) -> bool {
     const NO_MATTER: [&str; 10] =
         ["THE", "LICENSE", "LICENCE", "LICENSED", "UNDER", "SOFTWARE", "VERSION", "V", "STYLE", "TERMS"];
     // An expression that is not one is no name either.
-    if name.matches('(').count() != name.matches(')').count() || name.contains([':', '+', '&', '|']) {
+    let parentheses = name.matches('(').count();
+    if parentheses > 1 || parentheses != name.matches(')').count() || name.contains([':', '+', '&', '|']) {
         return false;
     }
     let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty() && !NO_MATTER.contains(w));
