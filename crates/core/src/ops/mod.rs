@@ -10,6 +10,7 @@
 mod adamw;
 mod attention;
 mod autodiff;
+mod cached;
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cube")]
@@ -31,6 +32,7 @@ use burn::tensor::{DType, Int, Tensor, TensorMetadata, TensorPrimitive};
 use crate::backend::Gemm;
 
 pub use adamw::AdamWScalars;
+pub use cached::{BatchRows, CacheRows, CachedAttention, DeviceRows, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
 pub use run::{BackendInfo, Job, list};
 
 /// LLaMA's operations over a Burn backend. Every method has a default body.
@@ -165,6 +167,42 @@ pub trait LlamaOps: Backend {
         dout: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         attention::packed_backward::<Self>(qkv, s, out, lse, dout)
+    }
+
+    /// [`LlamaOps::project`] for inference: on CPU a row's result depends on the row and the weight alone, to the bit, whatever other
+    /// rows there are. `x` has the type of [`LlamaOps::activation_dtype`].
+    fn project_rows(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        Self::project(x, w, out)
+    }
+    /// `y + x W^T` for inference, as [`LlamaOps::project_rows`].
+    fn project_rows_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::project_add(y, x, w)
+    }
+    /// The type in which inference computes between products with weights of a type: what products take together with it.
+    fn activation_dtype(weights: DType) -> DType {
+        weights
+    }
+
+    /// An empty pool of keys and values for one layer, zeroed.
+    fn kv_pool(shape: KvShape, device: &Self::Device) -> KvPool<Self> {
+        cached::pool::<Self>(shape, device)
+    }
+    /// Attention of the rows of a batch, each of them one token of a sequence, over the sequence's keys and values: rotates the
+    /// queries and keys of `qkv [n, h + 2 kv, head_dim]` by each row's own angles (`rotary`: `[n, head_dim / 2]`), writes keys and
+    /// values to the rows' places in the pool, then attends from each row to its sequence's positions up to its own:
+    /// `[n, h, head_dim]` in the type of `qkv`. On CPU a row's result depends on its sequence alone, to the bit.
+    fn cached_attention(
+        qkv: FloatTensor<Self>,
+        rotary: Rotary<Self>,
+        pool: KvPool<Self>,
+        rows: &CacheRows<Self>,
+        s: CachedAttention,
+    ) -> (FloatTensor<Self>, KvPool<Self>) {
+        cached::attention::<Self>(qkv, rotary, pool, rows, s)
+    }
+    /// Copies blocks of a pool: pairs of from and to, one after the other.
+    fn copy_blocks(pool: KvPool<Self>, pairs: &[(u32, u32)]) -> KvPool<Self> {
+        cached::copy_blocks::<Self>(pool, pairs)
     }
 
     /// Sum over rows of the cross-entropy of `softmax(x W^T)` against `targets`, `[1]`: `x [n, d]`, `w [v, d]`,

@@ -102,6 +102,11 @@ impl<'a, E> Rows<'a, E> {
         Self(values.as_mut_ptr(), values.len(), std::marker::PhantomData)
     }
 
+    /// Where the first element is.
+    pub(super) fn pointer(&self) -> *mut E {
+        self.0
+    }
+
     /// # Safety
     /// No two live slices may overlap.
     #[allow(clippy::mut_from_ref)]

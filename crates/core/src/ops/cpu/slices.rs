@@ -42,6 +42,12 @@ pub(super) trait CpuTensor: Sized + TensorMetadata {
     fn from_vec(values: Vec<f32>, shape: &[usize]) -> Self;
     /// A copy in plain order, as float32.
     fn copied(&self) -> Vec<f32>;
+    /// The elements in order in their own type; copied only if they lie otherwise.
+    fn values(&self) -> Values<'_>;
+    /// The elements in order, writable, in their own type; `None` where somebody else holds them.
+    fn values_mut(&mut self) -> Option<ValuesMut<'_>>;
+    /// Zeros that nobody else holds: float32, or what the backend has of bfloat16, float16 and int8.
+    fn zeros(shape: &[usize], dtype: DType) -> Self;
     /// The values rounded to a narrower type.
     fn rounded(values: &[f32], shape: &[usize], dtype: DType) -> Self;
 
@@ -89,6 +95,31 @@ pub(super) trait CpuTensor: Sized + TensorMetadata {
             }
         }
     }
+}
+
+/// A tensor's elements in order, in its own type.
+pub(super) enum Values<'a> {
+    F32(Cow<'a, [f32]>),
+    BF16(Cow<'a, [half::bf16]>),
+    F16(Cow<'a, [half::f16]>),
+}
+
+impl Values<'_> {
+    pub(super) fn widened(&self) -> Vec<f32> {
+        match self {
+            Self::F32(x) => x.to_vec(),
+            Self::BF16(x) => x.iter().map(|x| x.to_f32()).collect(),
+            Self::F16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+}
+
+/// Elements to be written over, in a tensor's own type.
+pub(super) enum ValuesMut<'a> {
+    F32(&'a mut [f32]),
+    BF16(&'a mut [half::bf16]),
+    F16(&'a mut [half::f16]),
+    I8(&'a mut [i8]),
 }
 
 /// A tensor that is being written over.
@@ -160,6 +191,36 @@ impl CpuTensor for burn_flex::FlexTensor {
         }
     }
 
+    fn values(&self) -> Values<'_> {
+        match self.dtype() {
+            DType::BF16 => Values::BF16(match self.as_slice() {
+                Some(x) => Cow::Borrowed(x),
+                None => Cow::Owned(self.to_contiguous().as_slice().map(<[half::bf16]>::to_vec).unwrap_or_default()),
+            }),
+            DType::F16 => Values::F16(match self.as_slice() {
+                Some(x) => Cow::Borrowed(x),
+                None => Cow::Owned(self.to_contiguous().as_slice().map(<[half::f16]>::to_vec).unwrap_or_default()),
+            }),
+            _ => Values::F32(self.contiguous()),
+        }
+    }
+
+    fn values_mut(&mut self) -> Option<ValuesMut<'_>> {
+        let (start, end) = self.layout().contiguous_offsets()?;
+        match self.dtype() {
+            DType::F32 => Some(ValuesMut::F32(self.try_storage_mut()?.get_mut(start..end)?)),
+            DType::BF16 => Some(ValuesMut::BF16(self.try_storage_mut()?.get_mut(start..end)?)),
+            DType::F16 => Some(ValuesMut::F16(self.try_storage_mut()?.get_mut(start..end)?)),
+            DType::I8 => Some(ValuesMut::I8(self.try_storage_mut()?.get_mut(start..end)?)),
+            _ => None,
+        }
+    }
+
+    fn zeros(shape: &[usize], dtype: DType) -> Self {
+        // Zeroed by the system as it is first written.
+        Self::empty(shape.to_vec().into(), dtype)
+    }
+
     fn rounded(values: &[f32], shape: &[usize], dtype: DType) -> Self {
         match dtype {
             DType::BF16 => Self::from_data(TensorData::new(narrowed(values, half::bf16::from_f32), shape.to_vec())),
@@ -202,6 +263,26 @@ impl CpuTensor for burn_ndarray::NdArrayTensor {
 
     fn from_vec(values: Vec<f32>, shape: &[usize]) -> Self {
         Self::from_data(TensorData::new(values, shape.to_vec()))
+    }
+
+    fn values(&self) -> Values<'_> {
+        Values::F32(self.contiguous())
+    }
+
+    fn values_mut(&mut self) -> Option<ValuesMut<'_>> {
+        match self {
+            Self::F32(storage) if storage.is_unique() => storage.ensure_owned().as_slice_mut().map(ValuesMut::F32),
+            Self::I8(storage) if storage.is_unique() => storage.ensure_owned().as_slice_mut().map(ValuesMut::I8),
+            _ => None,
+        }
+    }
+
+    fn zeros(shape: &[usize], dtype: DType) -> Self {
+        let n = shape.iter().product();
+        match dtype {
+            DType::I8 => Self::from_data(TensorData::new(vec![0i8; n], shape.to_vec())),
+            _ => Self::from_data(TensorData::new(vec![0f32; n], shape.to_vec())),
+        }
     }
 
     fn copied(&self) -> Vec<f32> {

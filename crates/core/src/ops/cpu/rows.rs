@@ -1,0 +1,260 @@
+//! `y = x W^T` row by row: a row's result depends on the row and the weight alone, to the bit, however many rows there are (general
+//! products choose their order of summation by their size). Both operands lie with `k` dense, so nothing is packed: a weight is
+//! read once for a few rows, at the speed of the memory.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::attention::Rows;
+use super::lanes::{Element, Lanes, with_lanes};
+use super::slices::{CpuTensor, Values, unwritten};
+
+/// Products of a row that are summed before they are added to the sums of earlier ones: as much of a tile's rows as the first
+/// cache holds.
+const DEPTH: usize = 1024;
+/// Bytes of a weight that a thread takes in turn with all rows: they stay in the second cache.
+const STRIPE: usize = 256 << 10;
+
+/// `sums [rows][columns]` of `x [rows, depth]` and `w [columns, depth]`, both with rows `x_stride` and `w_stride` apart. The
+/// columns are a multiple of no number; `rows * columns` accumulators are held in registers.
+#[inline(always)]
+pub(super) unsafe fn tile<L: Lanes, X: Element, W: Element, const R: usize, const C: usize>(
+    x: *const X,
+    x_stride: usize,
+    w: *const W,
+    w_stride: usize,
+    depth: usize,
+) -> [[f32; C]; R] {
+    // SAFETY: the caller has L's features and `depth` elements in each row.
+    unsafe {
+        let mut sums = [[L::splat(0.0); C]; R];
+        let whole = depth / L::WIDTH * L::WIDTH;
+        let mut k = 0;
+        while k < whole {
+            let mut columns = [L::splat(0.0); C];
+            for (c, column) in columns.iter_mut().enumerate() {
+                *column = W::load(w.add(c * w_stride + k));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row: L = X::load(x.add(r * x_stride + k));
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = sum.add_product(row, column);
+                }
+            }
+            k += L::WIDTH;
+        }
+        if whole < depth {
+            let mut columns = [L::splat(0.0); C];
+            for (c, column) in columns.iter_mut().enumerate() {
+                *column = part(w.add(c * w_stride + whole), depth - whole);
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row: L = part(x.add(r * x_stride + whole), depth - whole);
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = sum.add_product(row, column);
+                }
+            }
+        }
+        let mut out = [[0f32; C]; R];
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for c in (0..C).step_by(4) {
+                let four = std::array::from_fn(|i| if c + i < C { sums[c + i] } else { L::splat(0.0) });
+                let four = L::sums(four);
+                for i in 0..4 {
+                    if c + i < C {
+                        out[c + i] = four[i];
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Fewer elements than a vector has, then zeros.
+#[inline(always)]
+unsafe fn part<L: Lanes, E: Element>(at: *const E, n: usize) -> L {
+    let mut values = [0f32; 16];
+    for (i, value) in values.iter_mut().enumerate().take(n) {
+        // SAFETY: `n` elements are there.
+        *value = unsafe { *at.add(i) }.widen();
+    }
+    // SAFETY: 16 elements, of which a vector has no more.
+    unsafe { L::load(values.as_ptr()) }
+}
+
+/// Columns that a few rows are multiplied with at once: a multiple of every tile's.
+const FEW: usize = 40;
+
+/// What a stripe of a product is.
+#[derive(Clone, Copy)]
+pub(super) struct Stripe<X, W> {
+    x: *const X,
+    w: *const W,
+    out: *mut f32,
+    rows: usize,
+    /// Columns of this stripe.
+    columns: usize,
+    /// Of the whole output: how far its rows lie apart.
+    width: usize,
+    k: usize,
+    /// The product is added to what is there.
+    add: bool,
+}
+
+#[inline(always)]
+unsafe fn tiles<L: Lanes, X: Element, W: Element, const R: usize, const C: usize>(s: &Stripe<X, W>, row: usize, from: usize, depth: usize) {
+    let add = s.add || from > 0;
+    // SAFETY: the caller's promise: all of the stripe's rows and columns are there, and nobody else writes them.
+    unsafe {
+        let x = s.x.add(row * s.k + from);
+        let mut c = 0;
+        while c + C <= s.columns {
+            let sums = tile::<L, X, W, R, C>(x, s.k, s.w.add(c * s.k + from), s.k, depth);
+            for (r, sums) in sums.iter().enumerate() {
+                let out = s.out.add((row + r) * s.width + c);
+                for (i, &sum) in sums.iter().enumerate() {
+                    *out.add(i) = if add { *out.add(i) + sum } else { sum };
+                }
+            }
+            c += C;
+        }
+        while c < s.columns {
+            let sums = tile::<L, X, W, R, 1>(x, s.k, s.w.add(c * s.k + from), s.k, depth);
+            for (r, sums) in sums.iter().enumerate() {
+                let out = s.out.add((row + r) * s.width + c);
+                *out = if add { *out + sums[0] } else { sums[0] };
+            }
+            c += 1;
+        }
+    }
+}
+
+/// All columns of a stripe for all its rows, a depth after the other.
+#[inline(always)]
+unsafe fn depths<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
+    let mut from = 0;
+    while from < s.k {
+        let depth = DEPTH.min(s.k - from);
+        let mut row = 0;
+        while row < s.rows {
+            let left = (s.rows - row).min(L::ROWS);
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (left, L::SUMS) {
+                    (1, ..8) => tiles::<L, X, W, 1, 4>(s, row, from, depth),
+                    (1, _) => tiles::<L, X, W, 1, 8>(s, row, from, depth),
+                    (2, ..8) => tiles::<L, X, W, 2, 2>(s, row, from, depth),
+                    (2, ..16) => tiles::<L, X, W, 2, 5>(s, row, from, depth),
+                    (2, _) => tiles::<L, X, W, 2, 8>(s, row, from, depth),
+                    (3, ..8) => tiles::<L, X, W, 3, 1>(s, row, from, depth),
+                    (3, ..16) => tiles::<L, X, W, 3, 4>(s, row, from, depth),
+                    (3, _) => tiles::<L, X, W, 3, 6>(s, row, from, depth),
+                    (4, _) => tiles::<L, X, W, 4, 5>(s, row, from, depth),
+                    _ => tiles::<L, X, W, 5, 5>(s, row, from, depth),
+                }
+            }
+            row += left;
+        }
+        from += depth;
+    }
+}
+
+#[inline(always)]
+unsafe fn stripe_body<L: Lanes, X: Element, W: Element>(s: Stripe<X, W>) {
+    if s.rows > L::ROWS {
+        // SAFETY: the caller's promise.
+        return unsafe { depths::<L, X, W>(&s) };
+    }
+    // Few rows: the weight is read once, row by row to its end, as memory likes it.
+    let mut c = 0;
+    while c < s.columns {
+        let columns = if s.columns - c < 2 * FEW { s.columns - c } else { FEW };
+        // SAFETY: the caller's promise.
+        unsafe { depths::<L, X, W>(&Stripe { w: s.w.add(c * s.k), out: s.out.add(c), columns, ..s }) };
+        c += columns;
+    }
+}
+
+with_lanes! {
+    /// # Safety
+    /// The operands of [`Stripe`] are there, and its part of the output is nobody else's.
+    unsafe fn stripe<X: Element, W: Element>(s: Stripe<X, W>) = stripe_body
+}
+
+/// `out [rows, columns] (+)= x [rows, k] w [columns, k]^T`.
+fn product<X: Element, W: Element>(x: &[X], w: &[W], out: &mut [MaybeUninit<f32>], [rows, columns, k]: [usize; 3], add: bool) {
+    assert!(x.len() == rows * k && w.len() == columns * k && out.len() == rows * columns, "product of rows: operands of other sizes");
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    if k == 0 {
+        if !add {
+            out.fill(MaybeUninit::new(0.0));
+        }
+        return;
+    }
+    // As many stripes as keep all threads busy to the end, none larger than the cache.
+    let threads = rayon::current_num_threads();
+    let fits = STRIPE / (DEPTH.min(k) * size_of::<W>()).max(1);
+    let wide = columns.div_ceil(threads * 4).next_multiple_of(40).min(fits.next_multiple_of(40));
+    let out = Rows::new(out);
+    (0..columns.div_ceil(wide)).into_par_iter().for_each(|i| {
+        let first = i * wide;
+        let columns_here = wide.min(columns - first);
+        // SAFETY: the first element of the output is inside of it; a stripe writes its own columns only.
+        let at = unsafe { out.pointer().add(first) };
+        let s = Stripe {
+            x: x.as_ptr(),
+            w: w[first * k..].as_ptr(),
+            out: at.cast::<f32>(),
+            rows,
+            columns: columns_here,
+            width: columns,
+            k,
+            add,
+        };
+        // SAFETY: sizes were checked above; without `add` nothing is read before it is written.
+        unsafe { stripe(s) };
+    });
+}
+
+/// [`product`] of tensors' values; the rows' type is that of most calls, float32, or the weight's.
+fn dispatch(x: &Values<'_>, w: &Values<'_>, out: &mut [MaybeUninit<f32>], sizes: [usize; 3], add: bool) {
+    let widened;
+    let x: &[f32] = match x {
+        Values::F32(x) => x,
+        other => {
+            widened = other.widened();
+            &widened
+        }
+    };
+    match w {
+        Values::F32(w) => product(x, w, out, sizes, add),
+        Values::BF16(w) => product(x, w, out, sizes, add),
+        Values::F16(w) => product(x, w, out, sizes, add),
+    }
+}
+
+/// `x [n, k] w [m, k]^T` as `dtype`.
+pub(super) fn project<T: CpuTensor>(x: &T, w: &T, dtype: burn::tensor::DType) -> T {
+    let ([n, k], [m, k_w]) = (x.shape().dims(), w.shape().dims());
+    assert_eq!(k, k_w, "product of rows: inner dimensions differ");
+    let mut out = unwritten(n * m);
+    dispatch(&x.values(), &w.values(), &mut out, [n, m, k], false);
+    // SAFETY: the product wrote every element.
+    T::make(unsafe { out.assume_init() }.into_vec(), &[n, m], dtype)
+}
+
+/// `y + x w^T`, in place where nobody else holds `y [n, m]`.
+pub(super) fn project_add<T: CpuTensor>(y: T, x: &T, w: &T) -> T {
+    let ([n, k], [m, k_w]) = (x.shape().dims(), w.shape().dims());
+    assert_eq!(k, k_w, "product of rows: inner dimensions differ");
+    let mut y = y.owned();
+    let out = y.values();
+    // SAFETY: initialised floats are also maybe initialised ones; the product writes floats only.
+    let room = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<MaybeUninit<f32>>(), out.len()) };
+    dispatch(&x.values(), &w.values(), room, [n, m, k], true);
+    y.done()
+}
