@@ -3,7 +3,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata};
 
 use super::config::{ModelConfig, RopeScaling};
@@ -138,6 +138,26 @@ impl<B: Backend> Rope<B> {
             return (cos, sin);
         }
         (self.cos.clone().narrow(0, start, seq), self.sin.clone().narrow(0, start, seq))
+    }
+
+    /// The tables of these positions, `[n, head_dim / 2]` each. `ids`: the same as a tensor, where it is needed.
+    pub(super) fn rows(&self, positions: &[u32], ids: impl FnOnce() -> IntTensor<B>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        let table = self.cos.dims()[0];
+        let Some((&first, n)) = positions.first().map(|first| (first, positions.len())) else {
+            return self.at(0, 0);
+        };
+        if positions.iter().enumerate().all(|(i, &p)| p as usize == first as usize + i) {
+            return self.at(first as usize, n);
+        }
+        if positions.iter().all(|&p| (p as usize) < table) {
+            let ids = Tensor::from_primitive(ids());
+            return (self.cos.clone().select(0, ids.clone()), self.sin.clone().select(0, ids));
+        }
+        let of = |f: fn(f64) -> f64| {
+            let angles = positions.iter().flat_map(|&pos| self.inv_freq.iter().map(move |w| f(f64::from(pos) * w) as f32));
+            Tensor::from_data(TensorData::new(angles.collect::<Vec<f32>>(), [n, self.inv_freq.len()]), &self.cos.device())
+        };
+        (of(f64::cos), of(f64::sin))
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod backward;
 pub mod block;
 pub mod config;
+mod infer;
 pub mod init;
 pub mod llama;
 pub mod slots;

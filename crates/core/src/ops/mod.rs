@@ -32,6 +32,7 @@ use burn::tensor::{DType, Int, Tensor, TensorMetadata, TensorPrimitive};
 use crate::backend::Gemm;
 
 pub use adamw::AdamWScalars;
+pub(crate) use cached::int_tensor;
 pub use cached::{BatchRows, CacheRows, CachedAttention, DeviceRows, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
 pub use run::{BackendInfo, Job, list};
 

@@ -44,6 +44,20 @@ pub(super) fn rope<T: CpuTensor>(x: T, cos: &T, sin: &T, rotated: usize, inverse
     x.done()
 }
 
+/// [`rope`] of `x [n, heads, head_dim]`, each row by its own angles, `[n, head_dim / 2]`.
+pub(super) fn rotate_rows<T: CpuTensor>(x: T, cos: &T, sin: &T, rotated: usize) -> T {
+    let [n, heads, head_dim] = x.shape().dims();
+    let (cos, sin) = (cos.contiguous(), sin.contiguous());
+    let half = head_dim / 2;
+    assert!(cos.len() == n * half && sin.len() == n * half, "rope: the tables do not fit the rows");
+    let row = heads * head_dim;
+    let mut x = x.owned();
+    x.values().par_chunks_mut(row.max(1)).with_min_len(rows(row)).enumerate().for_each(|(i, x)| {
+        rotate(&mut x[..rotated * head_dim], &cos[i * half..(i + 1) * half], &sin[i * half..(i + 1) * half], 1.0);
+    });
+    x.done()
+}
+
 vectorized! {
     fn swiglu_rows(out: &mut [MaybeUninit<f32>], gate_up: &[f32], f: usize) {
         for (out, gu) in out.chunks_exact_mut(f).zip(gate_up.chunks_exact(2 * f)) {

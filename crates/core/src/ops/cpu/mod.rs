@@ -3,20 +3,48 @@
 //! taken in an order that does not depend on the number of threads, so that a run repeats bit for bit.
 
 mod attention;
+mod cached;
 mod elementwise;
+mod lanes;
 mod loss;
 mod math;
 mod norm;
+mod rows;
 mod slices;
 
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, TensorMetadata};
 
-use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
+use super::{
+    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, KvValues, LlamaOps, Rotary, SelfAttention,
+};
 
 /// Whether the slice bodies are for all of these.
 fn ours<T: TensorMetadata>(tensors: &[&T]) -> bool {
     tensors.iter().all(|t| matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16))
+}
+
+/// The tensors of a pool.
+fn stored<B: LlamaOps, T>(values: KvValues<B>) -> cached::Stored<T>
+where
+    FloatTensor<B>: Into<T>,
+    IntTensor<B>: Into<T>,
+{
+    match values {
+        KvValues::Float(x) => cached::Stored { codes: x.into(), factors: None },
+        KvValues::Int8 { codes, factors } => cached::Stored { codes: codes.into(), factors: Some(factors.into()) },
+    }
+}
+
+/// The other way round.
+fn pooled<B: LlamaOps, T>(x: cached::Stored<T>) -> KvValues<B>
+where
+    T: Into<FloatTensor<B>> + Into<IntTensor<B>>,
+{
+    match x.factors {
+        None => KvValues::Float(x.codes.into()),
+        Some(factors) => KvValues::Int8 { codes: x.codes.into(), factors: factors.into() },
+    }
 }
 
 macro_rules! cpu_bodies {
@@ -159,6 +187,41 @@ macro_rules! cpu_bodies {
             attention::packed_backward(&qkv, s.kv_heads, doc_starts.as_deref(), &out, &lse, &dout, s.scale as f32)
         }
 
+        fn project_rows(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+            if ours(&[&x, &w]) { rows::project(&x, &w, out) } else { Self::project(x, w, out) }
+        }
+        fn project_rows_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+            if ours(&[&y, &x, &w]) { rows::project_add(y, &x, &w) } else { Self::project_add(y, x, w) }
+        }
+        fn activation_dtype(weights: DType) -> DType {
+            if matches!(weights, DType::BF16 | DType::F16) { DType::F32 } else { weights }
+        }
+        fn kv_pool(shape: KvShape, _: &Self::Device) -> KvPool<Self> {
+            let values = || pooled::<Self, FloatTensor<Self>>(cached::Stored::zeros(shape));
+            KvPool { k: values(), v: values() }
+        }
+        fn cached_attention(
+            qkv: FloatTensor<Self>,
+            rotary: Rotary<Self>,
+            pool: KvPool<Self>,
+            rows: &CacheRows<Self>,
+            s: CachedAttention,
+        ) -> (FloatTensor<Self>, KvPool<Self>) {
+            let Rotary { cos, sin } = &rotary;
+            assert!(ours(&[&qkv, cos, sin]), "attention over a cache: float32, bfloat16 or float16, got {:?}", qkv.dtype());
+            let (mut k, mut v) = (stored::<Self, FloatTensor<Self>>(pool.k), stored::<Self, FloatTensor<Self>>(pool.v));
+            let out = cached::attention(qkv, [cos, sin], &mut k, &mut v, &rows.host, s);
+            (out, KvPool { k: pooled::<Self, _>(k), v: pooled::<Self, _>(v) })
+        }
+        fn copy_blocks(pool: KvPool<Self>, pairs: &[(u32, u32)]) -> KvPool<Self> {
+            let copy = |values| {
+                let mut values = stored::<Self, FloatTensor<Self>>(values);
+                cached::copy_blocks(&mut values, pairs);
+                pooled::<Self, _>(values)
+            };
+            KvPool { k: copy(pool.k), v: copy(pool.v) }
+        }
+
         fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {
             if !ours(&[&logits]) {
                 return super::loss::stats::<Self>(logits, targets, first);
@@ -216,7 +279,10 @@ macro_rules! cpu_bodies {
         }
 
         fn bodies() -> &'static str {
-            "float32, bfloat16, float16: slices, rayon, gemm, in float32; other types: default (Burn tensor operations)"
+            "\
+float32, bfloat16, float16: slices, rayon, gemm, in float32; other types: default (Burn tensor operations)
+project_rows*          own products by rows (AVX-512, AVX2), weights read as they are
+cached_attention       own loops over blocks of keys (AVX-512, AVX2), any type of cache"
         }
     };
 }

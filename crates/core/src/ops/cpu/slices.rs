@@ -40,6 +40,8 @@ pub(super) trait CpuTensor: Sized + TensorMetadata {
     fn slice_mut(&mut self) -> Option<&mut [f32]>;
     /// Takes the values over without a copy, float32.
     fn from_vec(values: Vec<f32>, shape: &[usize]) -> Self;
+    /// A copy that nobody else holds, in the same type.
+    fn duplicate(&self) -> Self;
     /// A copy in plain order, as float32.
     fn copied(&self) -> Vec<f32>;
     /// The elements in order in their own type; copied only if they lie otherwise.
@@ -216,6 +218,10 @@ impl CpuTensor for burn_flex::FlexTensor {
         }
     }
 
+    fn duplicate(&self) -> Self {
+        Self::from_data(self.clone().into_data())
+    }
+
     fn zeros(shape: &[usize], dtype: DType) -> Self {
         // Zeroed by the system as it is first written.
         Self::empty(shape.to_vec().into(), dtype)
@@ -274,6 +280,13 @@ impl CpuTensor for burn_ndarray::NdArrayTensor {
             Self::F32(storage) if storage.is_unique() => storage.ensure_owned().as_slice_mut().map(ValuesMut::F32),
             Self::I8(storage) if storage.is_unique() => storage.ensure_owned().as_slice_mut().map(ValuesMut::I8),
             _ => None,
+        }
+    }
+
+    fn duplicate(&self) -> Self {
+        match self {
+            Self::I8(storage) => Self::from_data(TensorData::new(storage.view().iter().copied().collect::<Vec<i8>>(), self.shape())),
+            _ => Self::from_vec(self.copied(), &self.shape()),
         }
     }
 

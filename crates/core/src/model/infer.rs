@@ -1,0 +1,61 @@
+//! Inference over a cache: the rows of a batch, each one token of a sequence at its own position. The keys and values belong to the
+//! caller.
+
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Tensor, TensorMetadata};
+
+use super::Llama;
+use crate::ops::{CacheRows, CachedAttention, KvPool, LlamaOps, Rotary, cast, primitive, reshape, tensor};
+
+impl<B: LlamaOps> Llama<B> {
+    /// The residual stream after the last block, `[n, dim]`, float32, of `tokens [n]` at the places that `rows` says, whose keys and
+    /// values are added to `pools`, one a layer. (A pool is taken out while it is written, so that it can be in place.)
+    pub fn forward_rows(&self, tokens: IntTensor<B>, rows: &CacheRows<B>, pools: &mut [Option<KvPool<B>>]) -> FloatTensor<B> {
+        let n = rows.host.len();
+        let positions = &rows.host.positions;
+        let (cos, sin) = self.rope().rows(positions, || rows.on(&self.device()).positions.clone());
+        let (cos, sin) = (primitive(cos), primitive(sin));
+        let mut x = B::embed(tokens, primitive(self.tok_embeddings.weight.val()), DType::F32);
+        for (block, slot) in self.layers.iter().zip(pools) {
+            let attention = &block.attention;
+            let (n_heads, kv_heads) = attention.heads();
+            let (wqkv, wo) = (primitive(attention.wqkv.weight.val()), primitive(attention.wo.weight.val()));
+            let compute = B::activation_dtype(wqkv.dtype());
+            let normed = |x: &FloatTensor<B>, norm: &super::RmsNorm<B>| {
+                B::rms_norm(x.clone(), primitive(norm.weight.val()), norm.eps, compute)
+            };
+            let head_dim = attention.head_dim;
+            let qkv = B::project_rows(normed(&x, &block.attention_norm), wqkv, compute);
+            let qkv = reshape::<B>(qkv, &[n, n_heads + 2 * kv_heads, head_dim]);
+            let rotary = Rotary { cos: cos.clone(), sin: sin.clone() };
+            let s = CachedAttention { kv_heads, scale: 1.0 / (head_dim as f64).sqrt() };
+            let pool = slot.take().expect("a pool is put back after each layer");
+            let (out, pool) = B::cached_attention(qkv, rotary, pool, rows, s);
+            *slot = Some(pool);
+            let out = cast::<B>(reshape::<B>(out, &[n, n_heads * head_dim]), compute);
+            x = B::project_rows_add(x, out, wo);
+            let feed_forward = &block.feed_forward;
+            let (w13, w2) = (primitive(feed_forward.w13.weight.val()), primitive(feed_forward.w2.weight.val()));
+            let gate_up = B::project_rows(normed(&x, &block.ffn_norm), w13, compute);
+            x = B::project_rows_add(x, B::swiglu(gate_up), w2);
+        }
+        x
+    }
+
+    /// Logits `[n, vocab_size]`, float32, of rows of [`Llama::forward_rows`].
+    pub fn logits_of_rows(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+        let w = primitive(self.output.weight.val());
+        let normed = B::rms_norm(x, primitive(self.norm.weight.val()), self.norm.eps, B::activation_dtype(w.dtype()));
+        B::project_rows(normed, w, DType::F32)
+    }
+
+    /// Rows of a matrix, in this order.
+    pub(crate) fn pick_rows(x: FloatTensor<B>, rows: &[u32]) -> FloatTensor<B> {
+        if rows.len() == x.shape()[0] && rows.iter().enumerate().all(|(i, &row)| i == row as usize) {
+            return x;
+        }
+        let x: Tensor<B, 2> = tensor(x);
+        let ids = crate::ops::int_tensor::<B>(rows.iter().copied(), &x.device());
+        primitive(x.select(0, ids))
+    }
+}
