@@ -137,3 +137,12 @@ pub enum Event {
         error: Error,
     },
 }
+
+impl Event {
+    /// Which request it is about.
+    pub fn id(&self) -> RequestId {
+        match self {
+            Self::Prompt { id, .. } | Self::Token { id, .. } | Self::Done { id, .. } | Self::Failed { id, .. } => *id,
+        }
+    }
+}
