@@ -1,7 +1,10 @@
 //! Weights to text: sampling ([`Sampler`]) over KV-cached decoding ([`Decoder`]), in token ids. How a prompt's text begins and what
 //! ends a text: [`encode_prompt`], [`end_ids`].
 
+mod constraint;
+mod engine;
 mod prompt;
+mod request;
 mod sampler;
 
 use std::ops::ControlFlow;
@@ -14,7 +17,10 @@ use crate::error::{Error, Result};
 use crate::model::{KvCache, Llama};
 use crate::ops::{Job, LlamaOps};
 
+pub use constraint::{TokenMask, TokenSet};
+pub use engine::{Engine, EngineConfig, EngineStats};
 pub use prompt::{Bos, encode_prompt, end_ids};
+pub use request::{Event, Request, RequestId, RequestStats, Stop, TokenLogprob};
 pub use sampler::{SampleConfig, Sampler};
 
 /// One sequence being decoded: the keys and values of the positions so far.
@@ -83,19 +89,6 @@ pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
         )),
         None => Ok(()),
     }
-}
-
-/// Why generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// As many tokens as asked for.
-    Length,
-    /// The end-of-sequence token.
-    Eos,
-    /// The model's `max_seq_len`.
-    Full,
-    /// The caller's function said so.
-    Caller,
 }
 
 /// Generates up to `max_new` tokens after `prompt`, showing each to `see` as it comes; any of `ends` ends the text and is not shown.
