@@ -106,7 +106,9 @@ impl Input {
 
 fn usual_history() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = || std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE")).map(|home| PathBuf::from(home).join(".local/state"));
+    let home = || {
+        std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE")).map(|home| PathBuf::from(home).join(".local/state"))
+    };
     Some(state.or_else(home)?.join("recua/chat_history"))
 }
 

@@ -75,7 +75,11 @@ impl Talk {
         };
         let expected = ["user", "assistant"].into_iter().cycle();
         if let Some((i, _)) = turns.iter().zip(expected).enumerate().find(|(_, (message, role))| message.role != *role) {
-            return Err(bad(format!("expected messages of user and assistant in turn, got `{}` as turn {}", turns[i].role, i + 1)));
+            return Err(bad(format!(
+                "expected messages of user and assistant in turn, got `{}` as turn {}",
+                turns[i].role,
+                i + 1
+            )));
         }
         self.messages = saved.messages;
         Ok(())

@@ -158,7 +158,11 @@ impl Generate {
             return bad("--min-tokens", &problem, "raise --tokens");
         }
         if let Some(flag) = self.form.flag().filter(|_| self.n > 1) {
-            return bad("--n", &format!("expected 1 with {flag}, got {}", self.n), "repeat the prompt in --prompts with another --seed");
+            return bad(
+                "--n",
+                &format!("expected 1 with {flag}, got {}", self.n),
+                "repeat the prompt in --prompts with another --seed",
+            );
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! How texts are shown: as they are written, one after the other, or as lines of JSON.
 
+use recua::Result;
 use recua::generate::TokenLogprob;
 use recua::tokenizer::Tokenizer;
-use recua::Result;
 use serde_json::{Map, Value, json};
 
 use super::run::{Job, Text};
