@@ -28,10 +28,10 @@ pub(crate) struct Sampling {
     /// Above 1: tokens already in prompt and text become less likely
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f64,
-    /// Taken from the logit of each token that is in the text so far
+    /// Taken from the logits of tokens that are in the text so far (not the prompt)
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     presence_penalty: f64,
-    /// Taken from a token's logit for each time that it is in the text so far
+    /// The same, for each time that the token is there
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f64,
     /// Adds B to the logit of token ID; may be repeated. -100 rules a token out, as good as
