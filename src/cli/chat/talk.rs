@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use recua::generate::{Bos, Engine, Event, Request, RequestStats, SampleConfig, Sampler, Stop};
+use recua::generate::{Bos, Engine, Event, Request, SampleConfig, Sampler, Stop};
 use recua::{Error, Result};
 use recua_core::files::write_atomic;
 use serde::{Deserialize, Serialize};
@@ -194,7 +194,8 @@ impl Talk {
         let began = Instant::now();
         let prompt_tokens = request.prompt.len();
         let id = engine.submit(request)?;
-        let (mut text, mut tokens, mut first, mut stats, mut end) = (String::new(), 0, None, RequestStats::default(), None);
+        let cached = engine.stats().cached_tokens;
+        let (mut text, mut tokens, mut first, mut end) = (String::new(), 0, None, None);
         let show = |text: &mut String, new: &str| {
             // An answer begins with its first word.
             let new = if text.is_empty() { new.trim_start() } else { new };
@@ -218,8 +219,7 @@ impl Talk {
                             end = Some("");
                         }
                     }
-                    Event::Done { stop, stats: cost, .. } => {
-                        stats = cost;
+                    Event::Done { stop, .. } => {
                         end = end.or(Some(match stop {
                             Stop::Length => "cut at /set tokens",
                             Stop::Full => "no position left: /reset begins anew",
@@ -239,7 +239,7 @@ impl Talk {
         if let Some(first) = first {
             line += &format!(", the first after {first:.2} s");
         }
-        line += &format!("; {} of {prompt_tokens} prompt tokens were in the cache", stats.cached_tokens);
+        line += &format!("; {} of {prompt_tokens} prompt tokens were in the cache", engine.stats().cached_tokens - cached);
         if let Some(why) = end.filter(|why| !why.is_empty()) {
             line += &format!("; {why}");
         }

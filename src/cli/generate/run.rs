@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use indicatif::ProgressBar;
-use recua::generate::{Engine, Event, Request, RequestId, RequestStats, Stop, TokenLogprob};
+use recua::generate::{Engine, Event, Request, RequestId, Stop, TokenLogprob};
 use recua::{Error, Result};
 
 use super::prompts::Prompt;
@@ -23,7 +23,6 @@ pub(super) struct Text {
     /// Seconds until the first token, and until the end, from when all prompts were submitted.
     pub(super) first_s: Option<f64>,
     pub(super) end_s: f64,
-    pub(super) stats: RequestStats,
 }
 
 /// A prompt and what became of it.
@@ -68,7 +67,6 @@ impl<'a> Run<'a> {
             stop: None,
             first_s: None,
             end_s: 0.0,
-            stats: RequestStats::default(),
         });
         let texts = texts.collect();
         let id = engine.submit(request).map_err(|e| match e {
@@ -141,9 +139,8 @@ impl<'a> Run<'a> {
                     }
                 }
             }
-            Event::Done { id, choice, stop, stats } => {
+            Event::Done { id, choice, stop, .. } => {
                 let i = self.by_id[&id];
-                self.jobs[i].texts[choice].stats = stats;
                 self.end(
                     i,
                     choice,
@@ -208,22 +205,16 @@ impl<'a> Run<'a> {
             1 => line += &format!("; the first after {:.3} s", at(0.0)),
             _ => line += &format!("; the first of a text after {:.3} s (median), {:.3} s (99 of 100)", at(0.5), at(0.99)),
         }
-        let [cached, drafted, accepted, preempted] = [
-            |s: &RequestStats| s.cached_tokens,
-            |s: &RequestStats| s.drafted,
-            |s: &RequestStats| s.accepted,
-            |s: &RequestStats| s.preemptions,
-        ]
-        .map(|of| texts().map(|text| of(&text.stats)).sum::<usize>());
-        if cached > 0 {
-            let prompts: usize = self.jobs.iter().map(|job| job.prompt.ids.len() * job.texts.len()).sum();
-            line += &format!("; {cached} of {prompts} prompt tokens were in the cache");
+        // Of texts that a stop text ended the engine says no more: what it has counted itself has them.
+        let counted = engine.stats();
+        if counted.cached_tokens > 0 {
+            line += &format!("; {} prompt tokens were in the cache", counted.cached_tokens);
         }
-        if drafted > 0 {
-            line += &format!("; {accepted} of {drafted} guessed tokens were right");
+        if counted.drafted > 0 {
+            line += &format!("; {} of {} guessed tokens were right", counted.accepted, counted.drafted);
         }
-        if preempted > 0 {
-            line += &format!("; the cache was full {preempted} times, a larger --kv-cache-bytes is faster");
+        if counted.preemptions > 0 {
+            line += &format!("; the cache was full {} times, a larger --kv-cache-bytes is faster", counted.preemptions);
         }
         let failed = self.jobs.iter().filter(|job| job.failed.is_some()).count();
         if failed > 0 {

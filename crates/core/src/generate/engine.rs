@@ -55,6 +55,8 @@ pub struct EngineStats {
     pub decode_tokens: u64,
     pub cached_tokens: u64,
     pub preemptions: u64,
+    pub drafted: u64,
+    pub accepted: u64,
     pub blocks: usize,
     pub free_blocks: usize,
 }
