@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use recua::backend::BackendName;
 use recua::checkpoint::{self, Checkpoint, Dtype, Format, SaveOptions, Tensor, TensorInfo, TensorSource};
 use recua::eval::Scorer;
-use recua::generate::{Bos, SampleConfig, Sampler, TextGenerator, encode_prompt, end_ids};
+use recua::generate::{Bos, Engine, EngineConfig, Request, SampleConfig, Sampler, encode_prompt, end_ids};
 use recua::model::ModelConfig;
 use recua::tokenizer::{Tokenizer, TrainConfig};
 use recua::{Error, Result};
@@ -355,7 +355,7 @@ fn what_is_no_number_is_an_error_and_no_text() {
             assert_eq!((shown.status.code(), shown.stdout.len()), (Some(1), 0), "{value}: {}", stderr(&shown));
             assert!(stderr(&shown).contains("expected a finite number"), "{}", stderr(&shown));
             let checkpoint = Checkpoint::open(&model).unwrap();
-            let scorer = Scorer::load(&checkpoint, &BackendName::default().open().unwrap()).unwrap();
+            let mut scorer = Scorer::load(&checkpoint, &BackendName::default().open().unwrap()).unwrap();
             assert!(matches!(scorer.logprobs(&[1, last, 300]), Err(Error::NotFinite { .. })), "{value}");
         }
     }
@@ -477,7 +477,20 @@ fn results_that_cannot_be_written_are_failures() {
         (vec!["selftest", "--only", "swiglu"], ""),
         (
             vec![
-                "bench", "decode", "--dim", "32", "--heads", "2", "--layers", "1", "--new-tokens", "2", "--repeat", "1", "--vocab", "64",
+                "bench",
+                "decode",
+                "--dim",
+                "32",
+                "--heads",
+                "2",
+                "--layers",
+                "1",
+                "--new-tokens",
+                "2",
+                "--repeat",
+                "1",
+                "--vocab",
+                "64",
             ],
             "",
         ),
@@ -552,11 +565,12 @@ fn a_generator_stops_at_any_of_its_ends() {
     let model = dir.path().join("model");
     Script::new(64, &chain(3, &[10, 11, 12, 13])).save(&model, "llama2.json");
     let checkpoint = Checkpoint::open(&model).unwrap();
-    let generator = TextGenerator::load(&checkpoint, &BackendName::default().open().unwrap()).unwrap();
-    let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() }).unwrap();
+    let mut engine = Engine::load(&checkpoint, &BackendName::default().open().unwrap(), EngineConfig::default()).unwrap();
+    let sampling = SampleConfig { temperature: 0.0, ..Default::default() };
     for (ends, count) in [(vec![], 4), (vec![12], 2), (vec![13, 11], 1), (vec![10], 0)] {
-        let see = &mut |_| ControlFlow::Continue(());
-        let (tokens, _) = generator.generate(&[1, 3], 4, &ends, &mut sampler, see).unwrap();
+        let request =
+            Request { prompt: vec![1, 3], max_new: 4, stop_ids: ends.clone(), sampling: sampling.clone(), ..Default::default() };
+        let (tokens, _) = engine.generate(request, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(tokens.len(), count, "{ends:?}");
     }
 }

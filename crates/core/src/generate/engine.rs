@@ -215,10 +215,12 @@ impl Engine {
         let vocab = self.model().vocab_size;
         check_tokens(&request.prompt, vocab)?;
         let (prompt_len, max_len) = (request.prompt.len(), self.size.max_len);
-        if prompt_len > max_len {
+        // The last token of a prompt that is only scored is not computed.
+        let needed = if request.max_new == 0 { prompt_len - 1 } else { prompt_len };
+        if needed > max_len {
             return Err(Error::TooLong {
                 what: "prompt and text".into(),
-                got: prompt_len,
+                got: needed,
                 max: max_len,
                 hint:
                     "shorten the prompt; what a sequence may have is the model's max_seq_len, --max-len and what the cache holds"
