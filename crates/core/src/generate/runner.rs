@@ -90,6 +90,7 @@ impl<B: LlamaOps> ModelRunner<B> {
         let (kv_heads, head_dim) = (shape.kv_heads(), shape.head_dim());
         let pool = KvShape { blocks: size.blocks, kv_heads, head_dim, dtype };
         let pools = B::resident(&device, || (0..shape.n_layers).map(|_| Some(B::kv_pool(pool, &device))).collect());
+        model.stored().iter().for_each(B::read_often);
         Ok((Self { model, pools, device }, size))
     }
 }
