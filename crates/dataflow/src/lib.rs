@@ -18,9 +18,9 @@
 
 #![warn(missing_docs)]
 
-use recua_ground::{error, files};
 #[doc(no_inline)]
 pub use recua_ground::{Error, Result};
+use recua_ground::{error, files};
 
 mod atomic;
 #[cfg(feature = "ballista")]
