@@ -374,7 +374,13 @@ impl Engine {
             let needed = (first.computed + first.tokens.len()).div_ceil(KV_BLOCK) - known.len();
             // Known blocks that nobody holds are no longer free once they are shared.
             if needed + self.pool.idle_among(&blocks) > self.pool.free() {
-                return false;
+                let holds = |s: &Sequence| !s.blocks.is_empty();
+                if !self.running.is_empty() || !self.waiting.iter().any(holds) {
+                    return false;
+                }
+                // Nobody would ever give blocks back but those who wait.
+                self.waiting.iter_mut().for_each(|s| s.drop_blocks(&mut self.pool));
+                return self.admit();
             }
             let Some(mut sequence) = self.waiting.pop_front() else { return false };
             sequence.begin_with(known, &mut self.pool);
@@ -384,7 +390,7 @@ impl Engine {
             return true;
         }
         // A fork of a prompt that is there: it writes to a copy of the last block.
-        if self.pool.free() < 2 {
+        if self.pool.free() < 2 && !self.running.is_empty() {
             return false;
         }
         let Some(sequence) = self.waiting.pop_front() else { return false };
@@ -408,9 +414,13 @@ impl Engine {
     /// Blocks for positions up to `end` of a running sequence, of its own where it writes; whoever came later gives up blocks for it.
     /// `false`: it gave up its own.
     fn make_room(&mut self, parts: &mut Vec<Part>, at: usize, position: usize, end: usize) -> bool {
-        let copy = self.running[at].blocks.get(position / KV_BLOCK).copied().filter(|&block| self.pool.is_shared(block));
-        let missing = end.div_ceil(KV_BLOCK).saturating_sub(self.running[at].blocks.len()) + usize::from(copy.is_some());
-        while self.pool.free() < missing {
+        let copy = loop {
+            let blocks = &self.running[at].blocks;
+            let copy = blocks.get(position / KV_BLOCK).copied().filter(|&block| self.pool.is_shared(block));
+            let missing = end.div_ceil(KV_BLOCK).saturating_sub(blocks.len()) + usize::from(copy.is_some());
+            if self.pool.free() >= missing {
+                break copy;
+            }
             // Those who wait and hold blocks first, then the last who was let in.
             if let Some(sequence) = self.waiting.iter_mut().rev().find(|s| !s.blocks.is_empty()) {
                 sequence.drop_blocks(&mut self.pool);
@@ -426,7 +436,7 @@ impl Engine {
             if last == at {
                 return false;
             }
-        }
+        };
         let sequence = &mut self.running[at];
         if let Some(shared) = copy
             && let Some(block) = self.pool.allocate()
@@ -514,7 +524,8 @@ impl Engine {
                         self.events.push(Event::Done { id: fork.id(), choice: fork.choice, stop, stats: fork.stats });
                     }
                     None => {
-                        fork.computed = self.running[part.sequence].computed;
+                        // The first continuation may be further: drafted tokens were right.
+                        fork.computed = self.running[part.sequence].computed.min(fork.tokens.len() - 1);
                         fork.blocks = self.running[part.sequence].blocks[..fork.computed.div_ceil(KV_BLOCK)].to_vec();
                         fork.blocks.iter().for_each(|&block| self.pool.share(block));
                         self.waiting.push_front(fork);
