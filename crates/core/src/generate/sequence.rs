@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::cache::{BlockHash, BlockPool, block_hash};
 use super::logprobs::token_logprob;
+use super::runner::NO_TOKEN;
 use super::speculate::Drafter;
 use super::{Event, RequestId, RequestStats, Sampler, Stop, TokenLogprob, TokenMask};
-use crate::error::Result;
-use crate::ops::KV_BLOCK;
+use crate::error::{Error, Result};
+use crate::ops::{KV_BLOCK, SampleRows};
 
 /// What all continuations of a request share.
 #[derive(Debug)]
@@ -170,6 +171,12 @@ impl Sequence {
         let allowed = self.mask.is_some().then_some(&allowed[..]);
         let (prompt, generated) = self.tokens.split_at(wanted.prompt_len);
         let token = sampler.sample_masked(logits, prompt, generated, allowed, banned)?;
+        self.take_token(token, raw, out)
+    }
+
+    fn take_token(&mut self, token: u32, raw: Option<&(Vec<f32>, usize)>, out: &mut Outcome) -> Result<()> {
+        let wanted = self.wanted.clone();
+        let new = self.new_tokens().len();
         if wanted.stop_ids.contains(&token) && !wanted.ignore_eos {
             out.ended = Some(Stop::Eos);
             return Ok(());

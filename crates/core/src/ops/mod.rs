@@ -214,6 +214,10 @@ pub trait LlamaOps: Backend {
     fn sample_rows(logits: FloatTensor<Self>, rows: &SampleRows) -> IntTensor<Self> {
         sample::rows::<Self>(logits, rows)
     }
+    /// Whether [`LlamaOps::sample_rows`] runs where the logits are, so that they need not travel.
+    fn samples_on_device() -> bool {
+        false
+    }
 
     /// Sum over rows of the cross-entropy of `softmax(x W^T)` against `targets`, `[1]`: `x [n, d]`, `w [v, d]`,
     /// `targets [n]`; a negative target is not counted. Logits exist for a few rows at a time only.
