@@ -1,8 +1,15 @@
 //! Weights to text: sampling ([`Sampler`]) over KV-cached decoding ([`Decoder`]), in token ids. How a prompt's text begins and what
 //! ends a text: [`encode_prompt`], [`end_ids`].
 
+#[cfg(feature = "constrain")]
+mod constrain;
+mod constraint;
+mod logprobs;
 mod prompt;
+mod request;
 mod sampler;
+pub mod speculate;
+mod stream;
 
 use std::ops::ControlFlow;
 
@@ -14,8 +21,14 @@ use crate::error::{Error, Result};
 use crate::model::{KvCache, Llama};
 use crate::ops::{Job, LlamaOps};
 
+#[cfg(feature = "constrain")]
+pub use constrain::{ConstraintFactory, Grammar};
+pub use constraint::{TokenMask, TokenSet};
+pub use logprobs::token_logprob;
 pub use prompt::{Bos, encode_prompt, end_ids};
+pub use request::{Event, Request, RequestId, RequestStats, Stop, TokenLogprob};
 pub use sampler::{SampleConfig, Sampler};
+pub use stream::{Shown, StopStrings, TextStream};
 
 /// One sequence being decoded: the keys and values of the positions so far.
 #[derive(Debug)]
@@ -85,19 +98,6 @@ pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {
     }
 }
 
-/// Why generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// As many tokens as asked for.
-    Length,
-    /// The end-of-sequence token.
-    Eos,
-    /// The model's `max_seq_len`.
-    Full,
-    /// The caller's function said so.
-    Caller,
-}
-
 /// Generates up to `max_new` tokens after `prompt`, showing each to `see` as it comes; any of `ends` ends the text and is not shown.
 ///
 /// # Errors
@@ -114,7 +114,7 @@ pub fn generate<B: LlamaOps>(
     let mut context = prompt.to_vec();
     let mut logits = decoder.feed(prompt)?;
     while context.len() - prompt.len() < max_new {
-        let token = sampler.sample(&mut logits, &context)?;
+        let token = sampler.sample(&mut logits, prompt, &context[prompt.len()..], None, &[])?;
         if ends.contains(&token) {
             return Ok((context.split_off(prompt.len()), Stop::Eos));
         }
