@@ -6,6 +6,12 @@ mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "cli")]
+mod cli_chat;
+#[cfg(feature = "cli")]
+mod cli_generate;
+#[cfg(feature = "cli")]
+mod cli_info_bench;
 mod common;
 mod context;
 mod corpus;
@@ -18,6 +24,11 @@ mod faults_tokenizer;
 mod files;
 #[cfg(all(feature = "cli", feature = "flex"))]
 mod fixtures;
+#[cfg(feature = "constrain")]
+mod generate_constrained;
+mod generate_sampling;
+#[cfg(feature = "chat")]
+mod generate_text;
 mod golden;
 mod memory;
 mod metrics;

@@ -267,6 +267,10 @@ pub trait LlamaOps: Backend {
         make()
     }
 
+    /// A tensor stays, and is read whole again and again (a weight in inference): on CPU its memory is put into large pages, where the
+    /// system lets it.
+    fn read_often(_x: &FloatTensor<Self>) {}
+
     /// Sends on its way what was uploaded so far, where uploads are queued: the host's copies live until the second time.
     fn flush_uploads(_device: &Self::Device) {}
 

@@ -29,6 +29,15 @@ pub(super) struct HuggingFace {
 }
 
 impl HuggingFace {
+    pub(super) fn kind(&self) -> &'static str {
+        match self.plain.get_model() {
+            ModelWrapper::BPE(_) => "tokenizer.json, BPE",
+            ModelWrapper::Unigram(_) => "tokenizer.json, Unigram",
+            ModelWrapper::WordPiece(_) => "tokenizer.json, WordPiece",
+            ModelWrapper::WordLevel(_) => "tokenizer.json, WordLevel",
+        }
+    }
+
     pub(super) fn encode(&self, text: &str, with_special: bool) -> Result<Vec<u32>> {
         let tokenizer = if with_special {
             self.special.get_or_init(|| {
@@ -118,6 +127,7 @@ pub(super) fn load(bytes: &[u8], beside: &Beside, path: &Path) -> Result<Loaded>
     if let Value::Object(map) = &mut json {
         map.retain(|key, _| ["added_tokens", "normalizer", "pre_tokenizer", "decoder", "model"].contains(&key.as_str()));
     }
+    json.sort_all_objects(); // the hash is over sorted keys, whether or not serde_json keeps them so (feature `constrain`)
     Ok((encoder, pieces, ids, json))
 }
 

@@ -16,7 +16,8 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, TensorMetadata};
 
 use super::{
-    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, KvValues, LlamaOps, Rotary, SelfAttention,
+    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, KvValues, LlamaOps, Rotary,
+    SelfAttention,
 };
 
 /// Whether the slice bodies are for all of these.
@@ -195,6 +196,9 @@ macro_rules! cpu_bodies {
         }
         fn activation_dtype(weights: DType) -> DType {
             if matches!(weights, DType::BF16 | DType::F16) { DType::F32 } else { weights }
+        }
+        fn read_often(x: &FloatTensor<Self>) {
+            slices::large_pages(&slices::CpuTensor::values(x));
         }
         fn kv_pool(shape: KvShape, _: &Self::Device) -> KvPool<Self> {
             let values = || pooled::<Self, FloatTensor<Self>>(cached::Stored::zeros(shape));
