@@ -23,7 +23,8 @@ fn write(tokenizer: &Tokenizer, factory: &ConstraintFactory, grammar: &Grammar, 
             break;
         }
         // A uniform model seldom ends a string or a list: after a while the closing tokens are likely.
-        let likely = |id: u32| id == eos || tokenizer.token_of(id).is_some_and(|t| ["\"", "]", "}", "1", ":"].contains(&t.as_str()));
+        let likely =
+            |id: u32| id == eos || tokenizer.token_of(id).is_some_and(|t| ["\"", "]", "}", "1", ":"].contains(&t.as_str()));
         let logit = |id: u32| if tokens.len() > long && likely(id) { 30.0 } else { 0.0 };
         let mut logits: Vec<f32> = (0..tokenizer.vocab_size() as u32).map(logit).collect();
         let token = sampler.sample(&mut logits, &[], &tokens, Some(&set), &[]).unwrap();
@@ -97,7 +98,8 @@ fn tokenizers() -> Vec<(String, Tokenizer)> {
 const FILES: [&str; 4] = ["llama.model", "llama2.json", "llama3.json", "smollm.json"];
 
 fn own() -> Tokenizer {
-    let docs = ["a llama and another llama {\"name\": \"x\"}", "the llama [1, 2, 3] stops \"true\" größe"].map(|s| format!("{s} {s}"));
+    let docs =
+        ["a llama and another llama {\"name\": \"x\"}", "the llama [1, 2, 3] stops \"true\" größe"].map(|s| format!("{s} {s}"));
     let config = recua::tokenizer::TrainConfig { vocab_size: 320, ..Default::default() };
     Tokenizer::train(docs.into_iter(), &config).unwrap()
 }

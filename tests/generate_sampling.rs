@@ -50,7 +50,10 @@ fn plain(c: &SampleConfig, logits: &[f32], prompt: &[u32], generated: &[u32], ou
 /// Pearson's statistic within five standard deviations of its mean; rare tokens are counted together.
 fn fits(counts: &[usize], shares: &[f64]) -> bool {
     let draws: usize = counts.iter().sum();
-    assert!(counts.iter().zip(shares).all(|(n, p)| *n == 0 || *p > 0.0), "a token that cannot come came: {counts:?} of {shares:?}");
+    assert!(
+        counts.iter().zip(shares).all(|(n, p)| *n == 0 || *p > 0.0),
+        "a token that cannot come came: {counts:?} of {shares:?}"
+    );
     let (mut statistic, mut bins, mut rare) = (0.0, 0, (0.0, 0.0));
     for (n, p) in counts.iter().zip(shares) {
         let (n, expected) = (*n as f64, p * draws as f64);
@@ -205,7 +208,8 @@ fn penalties_are_those_computed_by_hand() {
     let probability = |config: SampleConfig, logits: [f32; 4], id: u32| {
         let shares = plain(&config, &logits, &[0, 1], &[1, 1, 2], &|_| false);
         let mut sampler = Sampler::new(config).unwrap();
-        let hits = (0..40_000).filter(|_| sampler.sample(&mut logits.clone(), &[0, 1], &[1, 1, 2], None, &[]).unwrap() == id).count();
+        let hits =
+            (0..40_000).filter(|_| sampler.sample(&mut logits.clone(), &[0, 1], &[1, 1, 2], None, &[]).unwrap() == id).count();
         (shares[id as usize], hits as f64 / 40_000.0)
     };
     let e = std::f64::consts::E;
@@ -222,7 +226,10 @@ fn penalties_are_those_computed_by_hand() {
     ];
     for (config, logits, id, expected) in cases {
         let (defined, drawn) = probability(config.clone(), logits, id);
-        assert!((defined - expected).abs() < 1e-6 && (drawn - expected).abs() < 0.015, "{config:?}: {defined} {drawn} {expected}");
+        assert!(
+            (defined - expected).abs() < 1e-6 && (drawn - expected).abs() < 0.015,
+            "{config:?}: {defined} {drawn} {expected}"
+        );
     }
 }
 
@@ -345,7 +352,8 @@ fn drafts_change_neither_text_nor_distribution() {
     let shares = plain(&open(), &place, &[], &[], &|_| false);
     let guess = (0..12).max_by(|a, b| shares[*a].total_cmp(&shares[*b])).unwrap();
     for seed in 0..20_000 {
-        let token = Sampler::new(SampleConfig { seed, ..open() }).unwrap().sample(&mut place.clone(), &[], &[], None, &[]).unwrap();
+        let token =
+            Sampler::new(SampleConfig { seed, ..open() }).unwrap().sample(&mut place.clone(), &[], &[], None, &[]).unwrap();
         counts[token as usize] += 1;
         accepted += usize::from(token as usize == guess);
     }

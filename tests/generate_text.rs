@@ -173,7 +173,10 @@ fn templates_that_fail_say_why() {
     fails("{% for x in %}", "line 1");
     fails("\n{{ messages.nothing.more }}", "line 2");
     fails("{{ strftime_now('%Q') }}", "%Q is unknown");
-    fails("{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}", "fuel");
+    fails(
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "fuel",
+    );
     fails("{{ messages | tojson(what=1) }}", "what");
     let error = beside(&[("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": ""}]}"#)]).unwrap_err();
     assert!(error.to_string().contains("`default`"), "{error}");

@@ -114,7 +114,9 @@ impl Tokenizer {
         Ok((0..)
             .zip(&pieces.list)
             .map(|(id, piece)| match piece {
-                Piece::Text(token) => Some(byte_of(token).filter(|_| fallback).map_or_else(|| text(id, token), |byte| vec![byte])),
+                Piece::Text(token) => {
+                    Some(byte_of(token).filter(|_| fallback).map_or_else(|| text(id, token), |byte| vec![byte]))
+                }
                 Piece::Byte(byte) => Some(vec![*byte]),
                 Piece::Control(_) | Piece::Unknown(_) | Piece::Gap => None,
             })

@@ -19,7 +19,12 @@ impl Separators {
 }
 
 /// Without `indent` all on one line.
-pub(super) fn to_json(value: &impl Serialize, separators: Separators, indent: Option<usize>, sorted: bool) -> serde_json::Result<String> {
+pub(super) fn to_json(
+    value: &impl Serialize,
+    separators: Separators,
+    indent: Option<usize>,
+    sorted: bool,
+) -> serde_json::Result<String> {
     let mut out = Vec::new();
     let mut serializer = Serializer::with_formatter(&mut out, Python { separators, indent, depth: 0, empty: true });
     if sorted {

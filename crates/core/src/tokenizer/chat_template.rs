@@ -78,7 +78,8 @@ impl ChatTemplate {
         let tokens = [("bos_token", token(tokenizer.bos_id())), ("eos_token", token(tokenizer.eos_id()))];
         let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token?))).collect();
         let (origin, source) = found.map_or((None, PLAIN.into()), |(name, source)| (Some(name), source));
-        let environment = environment(&source).map_err(|e| bad(origin.unwrap_or_default(), format!("the template: {}", says(&e))))?;
+        let environment =
+            environment(&source).map_err(|e| bad(origin.unwrap_or_default(), format!("the template: {}", says(&e))))?;
         Ok(Self { environment, tokens, origin, source })
     }
 
@@ -108,7 +109,8 @@ impl ChatTemplate {
         let context = context! { messages, add_generation_prompt, tools => (), documents => (), ..tokens };
         let template = self.environment.get_template(NAME);
         template.and_then(|template| template.render(context)).map_err(|e| {
-            let refused = std::iter::successors(Some(&e as &dyn std::error::Error), |e| e.source()).find_map(|e| e.downcast_ref());
+            let refused =
+                std::iter::successors(Some(&e as &dyn std::error::Error), |e| e.source()).find_map(|e| e.downcast_ref());
             match refused {
                 Some(Refused(why)) => Error::bad_value("messages", why, "change the order or the roles of the messages"),
                 None => bad(self.origin.unwrap_or_default(), format!("the template: {}", says(&e))),
@@ -218,9 +220,8 @@ fn without_generation(source: &str) -> String {
     out + rest
 }
 
-const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
-];
+const MONTHS: [&str; 12] =
+    ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// Python's `strftime` of a time in seconds since 1970, in UTC.
