@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use burn::tensor::backend::Backend;
 use recua::backend::{BackendName, Flex};
 use recua::checkpoint::Checkpoint;
 use recua::generate::{
     Engine, EngineConfig, Event, Request, RequestId, RequestStats, SampleConfig, Stop, TokenLogprob, TokenMask, TokenSet,
 };
 use recua::model::{InitConfig, Llama, ModelConfig};
-use recua::ops::{KV_BLOCK, KvDtype, KvShape};
+use recua::ops::{KV_BLOCK, KvDtype, KvShape, LlamaOps};
 use recua::{Error, Result};
 
 /// splitmix64's finaliser.
@@ -183,7 +182,10 @@ fn tiny() -> ModelConfig {
 }
 
 fn tiny_model() -> Llama<Flex> {
-    Llama::init(&tiny(), &InitConfig { seed: 11, std: 0.25 }, &<Flex as Backend>::Device::default()).unwrap()
+    fn on<B: LlamaOps>() -> Llama<B> {
+        Llama::init(&tiny(), &InitConfig { seed: 11, std: 0.25 }, &B::Device::default()).unwrap()
+    }
+    on()
 }
 
 /// A mask that allows every token of one remainder by `by`, the next one in turn, `tokens` times; then fails or ends.
