@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use recua::backend::Flex;
 use recua::data::{TokenizeConfig, Vocab, tokenize_documents};
-use recua::generate::{Bos, SampleConfig, Sampler, encode_prompt, end_ids, generate};
+use recua::generate::{Bos, Request, encode_prompt, end_ids, generate};
 use recua::model::ModelConfig;
 use recua::optim::OptimConfig;
 use recua::tokenizer::{self, Tokenizer};
@@ -59,9 +59,8 @@ fn main() -> recua::Result<()> {
 
     // Weights to text.
     let prompt = encode_prompt(&tokenizer, "The", Bos::Auto, false)?;
-    let mut sampler = Sampler::new(SampleConfig::default())?;
-    let mut see = |_| ControlFlow::Continue(());
-    let (ids, _) = generate(trainer.model(), &prompt, 40, &end_ids(None, &tokenizer), &mut sampler, &mut see)?;
+    let request = Request { prompt: prompt.clone(), max_new: 40, stop_ids: end_ids(None, &tokenizer), ..Default::default() };
+    let (ids, _) = generate(trainer.model(), request, &mut |_| ControlFlow::Continue(()))?;
     println!("The{}", tokenizer.decode_after(&prompt, &ids)?);
     println!("saved: {}", summary.checkpoint.display());
     Ok(())

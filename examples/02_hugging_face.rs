@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use recua::backend::Flex;
 use recua::checkpoint::Checkpoint;
-use recua::generate::{Bos, SampleConfig, Sampler, encode_prompt, end_ids, generate};
+use recua::generate::{Bos, Request, SampleConfig, encode_prompt, end_ids, generate};
 use recua::tokenizer::Tokenizer;
 
 fn main() -> recua::Result<()> {
@@ -26,10 +26,10 @@ fn main() -> recua::Result<()> {
         Some(tokenizer) => encode_prompt(tokenizer, &text, Bos::Auto, false)?,
         None => vec![1, 42, 7],
     };
-    let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() })?;
-    let ends = tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(Some(&checkpoint), tokenizer));
-    let mut see = |_| ControlFlow::Continue(());
-    let (ids, why) = generate(&model, &prompt, 16, &ends, &mut sampler, &mut see)?;
+    let sampling = SampleConfig { temperature: 0.0, ..Default::default() };
+    let stop_ids = tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(Some(&checkpoint), tokenizer));
+    let request = Request { prompt: prompt.clone(), max_new: 16, stop_ids, sampling, ..Default::default() };
+    let (ids, why) = generate(&model, request, &mut |_| ControlFlow::Continue(()))?;
     match tokenizer {
         Some(tokenizer) => println!("{text}{} ({why:?})", tokenizer.decode_after(&prompt, &ids)?),
         None => println!("{prompt:?} -> {ids:?} ({why:?})"),

@@ -29,18 +29,18 @@
 //!
 //! use recua::backend::BackendName;
 //! use recua::checkpoint::Checkpoint;
-//! use recua::generate::{Bos, SampleConfig, Sampler, TextGenerator, encode_prompt, end_ids};
+//! use recua::generate::{Bos, Engine, EngineConfig, Request, encode_prompt, end_ids};
 //! use recua::tokenizer::Tokenizer;
 //!
 //! # fn main() -> recua::Result<()> {
 //! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder
 //! let tokenizer = Tokenizer::open("runs/first/tokenizer.json")?;
-//! let generator = TextGenerator::load(&checkpoint, &"flex".parse::<BackendName>()?.open()?)?;
+//! let device = "flex".parse::<BackendName>()?.open()?;
+//! let mut engine = Engine::load(&checkpoint, &device, EngineConfig::default())?;
 //! let prompt = encode_prompt(&tokenizer, "Once upon a time", Bos::Auto, false)?;
-//! let ends = end_ids(Some(&checkpoint), &tokenizer);
-//! let mut sampler = Sampler::new(SampleConfig::default())?;
-//! let see = &mut |_| ControlFlow::Continue(());
-//! let (tokens, _) = generator.generate(&prompt, 64, &ends, &mut sampler, see)?;
+//! let stop_ids = end_ids(Some(&checkpoint), &tokenizer);
+//! let request = Request { prompt: prompt.clone(), max_new: 64, stop_ids, ..Default::default() };
+//! let (tokens, _) = engine.generate(request, &mut |_| ControlFlow::Continue(()))?; // or submit many, and step
 //! println!("Once upon a time{}", tokenizer.decode_after(&prompt, &tokens)?);
 //! # Ok(())
 //! # }

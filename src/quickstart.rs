@@ -21,7 +21,7 @@ use crate::corpus::crates::{Corpus, CorpusOptions, Doc, Summary, cargo_home, loc
 use crate::data::{TokenizeConfig, Vocab, tokenize_documents};
 use crate::error::{Error, Result};
 use crate::eval::baselines::{NgramCounts, xz_bits_per_byte};
-use crate::generate::{Bos, SampleConfig, Sampler, encode_prompt};
+use crate::generate::{Bos, SampleConfig, encode_prompt};
 use crate::model::ModelConfig;
 use crate::optim::OptimConfig;
 use crate::tokenizer::{Tokenizer, TrainConfig as TokenizerConfig};
@@ -445,8 +445,7 @@ fn finish(
         let fixed = PROMPTS.map(String::from);
         for prompt in if prepared.prompts.is_empty() { &fixed[..] } else { &prepared.prompts } {
             let before = encode_prompt(tokenizer, prompt, Bos::Auto, false)?;
-            let mut sampler = Sampler::new(SampleConfig::default())?;
-            let ids = trainer.write(&before, 120, &mut sampler)?;
+            let ids = trainer.write(&before, 120, &SampleConfig::default())?;
             texts.push((prompt.clone(), tokenizer.decode_after(&before, &ids)?));
         }
     }

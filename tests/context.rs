@@ -168,11 +168,11 @@ fn generators_and_scorers_give_errors() {
     let checkpoint = recua::checkpoint::Checkpoint::open(&dir).unwrap();
     let context = context();
     context.listen([90, 2]);
-    let generator = recua::generate::TextGenerator::load(&checkpoint, &context).unwrap();
-    let scorer = recua::eval::Scorer::load(&checkpoint, &context).unwrap();
-    let sampler = || recua::generate::Sampler::new(Default::default()).unwrap();
-    let write = || {
-        generator.generate(&[1, 2], 3, &[], &mut sampler(), &mut |token| {
+    let mut engine = recua::generate::Engine::load(&checkpoint, &context, Default::default()).unwrap();
+    let mut scorer = recua::eval::Scorer::load(&checkpoint, &context).unwrap();
+    let mut write = || {
+        let request = recua::generate::Request { prompt: vec![1, 2], max_new: 3, ..Default::default() };
+        engine.generate(request, &mut |token| {
             assert!(token < 16);
             std::ops::ControlFlow::Continue(())
         })

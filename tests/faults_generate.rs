@@ -12,18 +12,18 @@ use proptest::prelude::*;
 use recua::backend::BackendName;
 use recua::checkpoint::{self, Checkpoint, Dtype, Format, SaveOptions, Tensor, TensorInfo, TensorSource};
 use recua::eval::Scorer;
-use recua::generate::{Bos, SampleConfig, Sampler, TextGenerator, encode_prompt, end_ids};
+use recua::generate::{Bos, Engine, EngineConfig, Request, SampleConfig, Sampler, encode_prompt, end_ids};
 use recua::model::ModelConfig;
 use recua::tokenizer::{Tokenizer, TrainConfig};
 use recua::{Error, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn faults(name: &str) -> PathBuf {
+pub(crate) fn faults(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults").join(name)
 }
 
-fn open(name: &str) -> Tokenizer {
+pub(crate) fn open(name: &str) -> Tokenizer {
     Tokenizer::open(faults(name)).unwrap()
 }
 
@@ -168,18 +168,18 @@ fn words_beside_broken_bytes_stay() {
 
 /// A model whose likeliest next token is known: after `a` comes `b` for each pair of `next`. One layer that adds nothing; the
 /// embeddings are the corners of a cube, and an output row is that of the token before it.
-struct Script {
-    config: ModelConfig,
+pub(crate) struct Script {
+    pub(crate) config: ModelConfig,
     infos: Vec<TensorInfo>,
     next: HashMap<u32, u32>,
     /// Output row that is not a number.
-    damaged: Option<(u32, f32)>,
+    pub(crate) damaged: Option<(u32, f32)>,
 }
 
-const DIM: usize = 16;
+pub(crate) const DIM: usize = 16;
 
 impl Script {
-    fn new(vocab_size: usize, next: &[(u32, u32)]) -> Self {
+    pub(crate) fn new(vocab_size: usize, next: &[(u32, u32)]) -> Self {
         let config =
             ModelConfig { dim: DIM, n_layers: 1, n_heads: 2, vocab_size, multiple_of: 8, max_seq_len: 64, ..Default::default() };
         let infos = config.parameters().into_iter().map(|(name, shape)| TensorInfo { name, shape, dtype: Dtype::F32 });
@@ -190,7 +190,7 @@ impl Script {
         std::array::from_fn(|bit| if id >> bit & 1 == 1 { 1.0 } else { -1.0 })
     }
 
-    fn save(&self, dir: &Path, tokenizer: &str) {
+    pub(crate) fn save(&self, dir: &Path, tokenizer: &str) {
         checkpoint::save(dir, Format::Hf, &self.config, self, &SaveOptions::default()).unwrap();
         let name = if tokenizer.ends_with(".model") { "tokenizer.model" } else { "tokenizer.json" };
         std::fs::copy(faults(tokenizer), dir.join(name)).unwrap();
@@ -226,13 +226,13 @@ impl TensorSource for Script {
 }
 
 /// Pairs that lead from a prompt's last token through `ids`.
-fn chain(last: u32, ids: &[u32]) -> Vec<(u32, u32)> {
+pub(crate) fn chain(last: u32, ids: &[u32]) -> Vec<(u32, u32)> {
     let mut all = vec![last];
     all.extend(ids);
     all.windows(2).map(|pair| (pair[0], pair[1])).collect()
 }
 
-fn recua(args: &[&str]) -> Command {
+pub(crate) fn recua(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_recua"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -253,11 +253,11 @@ fn generate(model: &Path, more: &[&str], prompt: &str) -> Output {
     run(&args)
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into()
 }
 
-fn json_of(output: &Output) -> Value {
+pub(crate) fn json_of(output: &Output) -> Value {
     assert!(output.status.success(), "{}", stderr(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -312,7 +312,7 @@ fn what_ends_a_text_is_what_the_files_name() {
     }
 }
 
-fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+pub(crate) fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     change(&mut json);
     std::fs::write(path, json.to_string()).unwrap();
@@ -355,7 +355,7 @@ fn what_is_no_number_is_an_error_and_no_text() {
             assert_eq!((shown.status.code(), shown.stdout.len()), (Some(1), 0), "{value}: {}", stderr(&shown));
             assert!(stderr(&shown).contains("expected a finite number"), "{}", stderr(&shown));
             let checkpoint = Checkpoint::open(&model).unwrap();
-            let scorer = Scorer::load(&checkpoint, &BackendName::default().open().unwrap()).unwrap();
+            let mut scorer = Scorer::load(&checkpoint, &BackendName::default().open().unwrap()).unwrap();
             assert!(matches!(scorer.logprobs(&[1, last, 300]), Err(Error::NotFinite { .. })), "{value}");
         }
     }
@@ -411,7 +411,7 @@ fn a_prompt_may_begin_with_a_hyphen() {
     assert_eq!(json_of(&shown)["prompt"], "- item");
 }
 
-fn with_input(args: &[&str], input: &str) -> Output {
+pub(crate) fn with_input(args: &[&str], input: &str) -> Output {
     use std::io::Write;
     let mut child = recua(args).stdin(Stdio::piped()).spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
@@ -463,6 +463,9 @@ fn results_that_cannot_be_written_are_failures() {
         (vec!["tokenizer", "decode", "--tokenizer", &tokenizer], "300\n"),
         (vec!["info"], ""),
         (vec!["info", "--json"], ""),
+        (vec!["info", &model], ""),
+        (vec!["generate", "--model", &model, "--prompts", "-"], "\"The\"\n"),
+        (vec!["chat", "--model", &model, "--tokens", "2"], "The\n"),
         (vec!["plan", "--preset", "debug"], ""),
         (vec!["plan", "--preset", "debug", "--json"], ""),
         (vec!["bench", "gemm", "--m", "8", "--n", "8", "--k", "8", "--steps", "1"], ""),
@@ -474,7 +477,20 @@ fn results_that_cannot_be_written_are_failures() {
         (vec!["selftest", "--only", "swiglu"], ""),
         (
             vec![
-                "bench", "decode", "--dim", "32", "--heads", "2", "--layers", "1", "--seq", "16", "--steps", "1", "--vocab", "64",
+                "bench",
+                "decode",
+                "--dim",
+                "32",
+                "--heads",
+                "2",
+                "--layers",
+                "1",
+                "--new-tokens",
+                "2",
+                "--repeat",
+                "1",
+                "--vocab",
+                "64",
             ],
             "",
         ),
@@ -549,11 +565,12 @@ fn a_generator_stops_at_any_of_its_ends() {
     let model = dir.path().join("model");
     Script::new(64, &chain(3, &[10, 11, 12, 13])).save(&model, "llama2.json");
     let checkpoint = Checkpoint::open(&model).unwrap();
-    let generator = TextGenerator::load(&checkpoint, &BackendName::default().open().unwrap()).unwrap();
-    let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() }).unwrap();
+    let mut engine = Engine::load(&checkpoint, &BackendName::default().open().unwrap(), EngineConfig::default()).unwrap();
+    let sampling = SampleConfig { temperature: 0.0, ..Default::default() };
     for (ends, count) in [(vec![], 4), (vec![12], 2), (vec![13, 11], 1), (vec![10], 0)] {
-        let see = &mut |_| ControlFlow::Continue(());
-        let (tokens, _) = generator.generate(&[1, 3], 4, &ends, &mut sampler, see).unwrap();
+        let request =
+            Request { prompt: vec![1, 3], max_new: 4, stop_ids: ends.clone(), sampling: sampling.clone(), ..Default::default() };
+        let (tokens, _) = engine.generate(request, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(tokens.len(), count, "{ends:?}");
     }
 }

@@ -99,7 +99,7 @@ fn forward_and_gradients<B: LlamaOps>(dir: &Path, model: &Llama<B>, t: &Toleranc
     let [batch, seq] = inputs.dims();
 
     let mut outs = Vec::new();
-    let hidden = model.hidden_with(inputs.clone(), None, &mut |_, x| outs.push(values(x.clone())));
+    let hidden = model.hidden_with(inputs.clone(), &mut |_, x| outs.push(values(x.clone())));
     for (i, out) in outs.iter().enumerate() {
         assert_close(&format!("block {i}"), out, &floats(&path, &format!("block.{i}.out")).1, t.logits);
     }

@@ -6,6 +6,12 @@ mod checkpoint;
 mod checkpoint_native;
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "cli")]
+mod cli_chat;
+#[cfg(feature = "cli")]
+mod cli_generate;
+#[cfg(feature = "cli")]
+mod cli_info_bench;
 mod common;
 mod context;
 mod corpus;

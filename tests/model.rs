@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use recua::backend::{BackendName, Job};
-use recua::generate::{Decoder, SampleConfig, Sampler, Stop, generate};
+use recua::generate::{Engine, EngineConfig, Event, Request, SampleConfig, Stop, generate};
 use recua::model::{InitConfig, Llama, ModelConfig, initial_weights};
 use recua::ops::LlamaOps;
 
@@ -123,18 +123,29 @@ impl Job for CachedEqualsFull {
         assert!(spread > 1.0, "the logits should differ: {spread}");
         // Float32 sums in another order: 40 units in the last place of the largest logit.
         let tolerance = 40.0 * f32::EPSILON * spread;
-        for pieces in [vec![1; 40], vec![7, 1, 1, 20, 11], vec![39, 1], vec![40]] {
-            let mut decoder = Decoder::new(&model, 40);
-            let mut at = 0;
-            for n in &pieces {
-                let logits = decoder.feed(&TOKENS[at..at + n])?;
-                at += n;
-                assert_eq!(decoder.len(), at);
-                let worst = logits.iter().zip(rows[at - 1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst <= tolerance, "pieces {pieces:?}: position {at} off by {worst:e}, allowed {tolerance:e}");
+        for max_step_tokens in [1, 7, 39, 40] {
+            let config = EngineConfig { max_step_tokens, max_len: Some(40), ..Default::default() };
+            let mut engine = Engine::new(model.clone(), config)?;
+            engine.submit(Request { prompt: TOKENS.to_vec(), max_new: 0, prompt_logprobs: Some(97), ..Default::default() })?;
+            let mut seen = 0;
+            while !engine.is_idle() {
+                for event in engine.step()? {
+                    let Event::Prompt { logprobs, .. } = event else { continue };
+                    for (at, (found, logits)) in logprobs.iter().zip(&rows).enumerate() {
+                        let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+                        for &(token, logprob) in &found.top {
+                            let right = f64::from(logits[token as usize]) - sum.ln();
+                            let off = (f64::from(logprob) - right).abs() as f32;
+                            assert!(off <= 2.0 * tolerance, "chunks of {max_step_tokens}: position {at} off by {off:e}");
+                        }
+                        assert_eq!(found.top.len(), 97);
+                        seen += 1;
+                    }
+                }
             }
+            assert_eq!(seen, 39);
             // Full.
-            let e = decoder.feed(&[1]).unwrap_err();
+            let e = engine.submit(Request { prompt: vec![1; 41], ..Default::default() }).unwrap_err();
             assert!(matches!(e, recua::Error::TooLong { got: 41, max: 40, .. }), "{e}");
         }
         Ok(())
@@ -149,13 +160,15 @@ impl Job for Generation {
     fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<()> {
         let model = model::<B>(&device);
         let write = |max_new: usize, eos: Option<u32>, stop_after: usize| {
-            let mut sampler = Sampler::new(SampleConfig { temperature: 0.0, ..Default::default() })?;
+            let sampling = SampleConfig { temperature: 0.0, ..Default::default() };
+            let stop_ids = eos.into_iter().collect();
+            let request = Request { prompt: TOKENS[..4].to_vec(), max_new, stop_ids, sampling, ..Default::default() };
             let mut seen = Vec::new();
             let mut see = |t| {
                 seen.push(t);
                 if seen.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            let (tokens, why) = generate(&model, &TOKENS[..4], max_new, eos.as_slice(), &mut sampler, &mut see)?;
+            let (tokens, why) = generate(&model, request, &mut see)?;
             assert_eq!(tokens, seen, "shown as they come");
             recua::Result::Ok((tokens, why))
         };

@@ -1,15 +1,19 @@
 //! The command line: one file a verb. Results go to stdout, everything else to stderr.
 
 mod bench;
+mod chat;
 mod convert;
 mod data;
 mod eval;
+mod flags;
 mod generate;
 mod info;
+mod model;
 mod plan;
 mod progress;
 mod quickstart;
 mod selftest;
+mod stream;
 mod tokenizer;
 mod train;
 #[cfg(feature = "tui")]
@@ -34,9 +38,13 @@ use recua::{Error, Result};
 ///     recua data tokenize --input texts/ --tokenizer tokenizer.json --out data/
 ///     recua train --data data/ --run runs/first --preset 15m --steps 1000
 ///     recua generate --model runs/first "Once upon a time"
+///     recua chat --model runs/first
 #[derive(Parser)]
 #[command(name = "recua", version, verbatim_doc_comment, max_term_width = 110)]
 struct Cli {
+    /// Say more on stderr: the cache's size, what was counted
+    #[arg(long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -54,20 +62,22 @@ enum Verb {
     /// Train a model on token datasets
     Train(Box<train::Train>),
     /// Write text with a model
-    Generate(generate::Generate),
+    Generate(Box<generate::Generate>),
+    /// A conversation with a model in the terminal
+    Chat(Box<chat::Chat>),
     /// Score given tokens
     #[command(subcommand)]
     Eval(eval::Eval),
     /// Turn a checkpoint into another format (Hugging Face, Meta, native)
     Convert(convert::Convert),
-    /// Measure training, attention and decoding speed on this machine
+    /// Measure training, attention, prefill, decoding and serving speed on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Say what memory a training step needs, before anything runs
     Plan(Box<plan::Plan>),
     /// Check every operation of a backend against CPU references
     Selftest(selftest::Selftest),
-    /// List backends, devices and what they can do
+    /// List backends, devices and what they can do; or say what a model is
     Info(info::Info),
 }
 
@@ -79,6 +89,7 @@ impl Verb {
             Self::Tokenizer(verb) => verb.run(),
             Self::Train(verb) => verb.run(),
             Self::Generate(verb) => verb.run(),
+            Self::Chat(verb) => verb.run(),
             Self::Eval(verb) => verb.run(),
             Self::Convert(verb) => verb.run(),
             Self::Bench(verb) => verb.run(),
@@ -112,19 +123,25 @@ impl Device {
     }
 }
 
-/// Warnings of the library, on stderr.
+/// Warnings of the library, on stderr; with `--verbose` what it tells beside them.
 struct Stderr;
+
+/// Set by `--verbose`.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
 
 impl log::Log for Stderr {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         // Drivers and the shader compiler complain of what they then handle (a missing display, for one).
         let own = metadata.target().starts_with("recua");
-        !metadata.target().starts_with("wgpu_hal") && metadata.level() <= if own { log::Level::Warn } else { log::Level::Error }
+        let most = if VERBOSE.load(Ordering::Relaxed) { log::Level::Info } else { log::Level::Warn };
+        !metadata.target().starts_with("wgpu_hal") && metadata.level() <= if own { most } else { log::Level::Error }
     }
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            let _ = writeln!(std::io::stderr(), "{}: {}", record.level().as_str().to_lowercase(), record.args());
+            let level = record.level();
+            let level = if level > log::Level::Warn { String::new() } else { format!("{}: ", level.as_str().to_lowercase()) };
+            let _ = writeln!(std::io::stderr(), "{level}{}", record.args());
         }
     }
 
@@ -134,13 +151,13 @@ impl log::Log for Stderr {
 /// Set by SIGINT and SIGTERM.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// From here on the first SIGINT or SIGTERM asks the loop to save and stop; the second ends the process at once.
-fn stop_on_signal() -> Result<&'static AtomicBool> {
-    let handler = || {
+/// From here on the first SIGINT or SIGTERM asks the loop to stop, as is then said; the second ends the process at once.
+fn stop_on_signal(said: &'static str) -> Result<&'static AtomicBool> {
+    let handler = move || {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        let _ = writeln!(std::io::stderr(), "\nstopping after this step; once more to stop at once");
+        let _ = writeln!(std::io::stderr(), "\n{said}; once more to stop at once");
     };
     ctrlc::set_handler(handler).map_err(|e| Error::bad_value("signals", e.to_string(), "run outside of another handler"))?;
     Ok(&STOP)
@@ -158,7 +175,6 @@ fn print_now(text: &str) {
 }
 
 /// Says something on stderr; there is nobody to tell where that fails.
-#[cfg_attr(not(feature = "data"), allow(dead_code))]
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -244,8 +260,9 @@ pub(crate) fn main() -> ExitCode {
         }
         std::process::exit(e.exit_code());
     });
+    VERBOSE.store(cli.verbose, Ordering::Relaxed);
     if log::set_logger(&Stderr).is_ok() {
-        log::set_max_level(log::LevelFilter::Warn);
+        log::set_max_level(if cli.verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn });
     }
     // The hook has said where.
     let done = catch_unwind(AssertUnwindSafe(|| cli.verb.run()));

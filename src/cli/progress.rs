@@ -22,6 +22,18 @@ pub(crate) fn bytes_bar(what: &'static str, total: u64) -> ProgressBar {
     bar
 }
 
+/// A bar over a number of things on stderr; hidden where there is no terminal, or nothing to count.
+pub(crate) fn count_bar(what: &'static str, total: u64) -> ProgressBar {
+    let seen = total > 0 && std::io::stderr().is_terminal();
+    let target = if seen { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} {eta} {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(what);
+    bar
+}
+
 /// Lines of a sample that are shown; `metrics.jsonl` and `report.html` have the whole.
 const SAMPLE_LINES: usize = 6;
 

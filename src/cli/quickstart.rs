@@ -60,7 +60,7 @@ impl Quickstart {
         }
         q.check(backend)?;
         introduce(&q, &backend.to_string(), &mut lines);
-        let outcome = quickstart::run(&q, backend, super::stop_on_signal()?, &mut lines)?;
+        let outcome = quickstart::run(&q, backend, super::stop_on_signal("stopping after this step")?, &mut lines)?;
         if self.json {
             return print_json(&outcome);
         }

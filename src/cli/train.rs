@@ -172,7 +172,7 @@ impl Train {
             ));
             return Ok(());
         }
-        let stop = super::stop_on_signal()?;
+        let stop = super::stop_on_signal("stopping after this step")?;
         #[cfg(feature = "tui")]
         let mut dashboard = self.tui.then(|| super::tui::Dashboard::new(stop));
         #[cfg(feature = "tui")]

@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, TensorMetadata};
 
 use super::{Checkpoint, Dtype, TensorInfo, TensorSource};
 use crate::error::Result;
 use crate::model::init::from_f32;
 use crate::model::{Llama, ModelConfig};
-use crate::ops::{LlamaOps, tensor};
+use crate::ops::{LlamaOps, cast, tensor};
 
 impl Checkpoint {
     /// The model on a device, float32.
@@ -18,6 +18,26 @@ impl Checkpoint {
     /// Those of the files.
     pub fn load<B: LlamaOps>(&self, device: &B::Device) -> Result<Llama<B>> {
         load(self.config(), self.source(), device)
+    }
+
+    /// The model on a device for inference: matrices in `dtype`, the gains of norms in float32.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`](crate::Error::BadValue) where the backend does not have the type; those of the files.
+    pub fn load_as<B: LlamaOps>(&self, device: &B::Device, dtype: Dtype) -> Result<Llama<B>> {
+        let dtype = match dtype {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            _ => DType::F32,
+        };
+        if !B::supports_dtype(device, dtype) {
+            let problem = format!("the backend does not have {dtype:?}");
+            return Err(crate::Error::bad_value("dtype", problem, "`recua info` lists what each backend has"));
+        }
+        Llama::build(self.config(), device, &mut |name, shape| {
+            let x = read::<B>(self.source(), name, shape, device)?;
+            Ok(if shape.len() == 2 { cast::<B>(x, dtype) } else { x })
+        })
     }
 }
 

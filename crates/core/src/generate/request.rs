@@ -27,7 +27,7 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same of the prompt's tokens.
     pub prompt_logprobs: Option<usize>,
-    /// Draft up to this many tokens from the request's own text; see [`super::speculate`]. 0: off.
+    /// Draft up to this many tokens from the request's own text; see docs. 0: off.
     pub speculate: usize,
     /// Which tokens may come next; `n` must be 1 with it.
     pub mask: Option<Box<dyn TokenMask>>,
@@ -136,4 +136,13 @@ pub enum Event {
         /// Why.
         error: Error,
     },
+}
+
+impl Event {
+    /// Which request it is about.
+    pub fn id(&self) -> RequestId {
+        match self {
+            Self::Prompt { id, .. } | Self::Token { id, .. } | Self::Done { id, .. } | Self::Failed { id, .. } => *id,
+        }
+    }
 }

@@ -58,6 +58,38 @@ impl Sampler {
         Ok(Self { config, rng })
     }
 
+    /// Of a continuation.
+    pub fn for_choice(config: SampleConfig, choice: usize) -> Result<Self> {
+        let mut s = Self::new(config)?;
+        s.rng.set_stream(choice as u64);
+        Ok(s)
+    }
+
+    /// Temporary.
+    pub fn sample_masked(
+        &mut self,
+        logits: &mut [f32],
+        prompt: &[u32],
+        generated: &[u32],
+        allowed: Option<&[u32]>,
+        banned: &[u32],
+    ) -> Result<u32> {
+        if let Some(allowed) = allowed {
+            logits
+                .iter_mut()
+                .enumerate()
+                .filter(|(i, _)| allowed[i / 32] >> (i % 32) & 1 == 0)
+                .for_each(|(_, l)| *l = f32::NEG_INFINITY);
+        }
+        for &b in banned {
+            if let Some(l) = logits.get_mut(b as usize) {
+                *l = f32::NEG_INFINITY;
+            }
+        }
+        let context: Vec<u32> = prompt.iter().chain(generated).copied().collect();
+        self.sample(logits, &context)
+    }
+
     /// The next token for `logits [vocab_size]` (changed in place) after `context`.
     ///
     /// # Errors

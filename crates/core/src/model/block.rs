@@ -180,51 +180,6 @@ pub fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
     }
 }
 
-/// Keys and values of the positions seen so far, of one layer. Room is made once; a step writes its rows in place.
-#[derive(Clone, Debug)]
-pub struct KvCache<B: Backend> {
-    /// `[batch, n_kv_heads, capacity, head_dim]`
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    len: usize,
-}
-
-impl<B: Backend> KvCache<B> {
-    /// An empty cache with room for `capacity` positions.
-    pub fn new(config: &ModelConfig, batch: usize, capacity: usize, device: &B::Device) -> Self {
-        let k = Tensor::zeros([batch, config.kv_heads(), capacity, config.head_dim()], device);
-        Self { v: k.clone(), k, len: 0 }
-    }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether no position is held.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Appends `[batch, n_kv_heads, seq, head_dim]` and gives all keys and values so far.
-    fn append(&mut self, k: Tensor<B, 4>, v: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        let [batch, kv, seq, head_dim] = k.dims();
-        let capacity = self.k.dims()[2];
-        assert!(self.len + seq <= capacity, "kv cache: {} + {seq} positions in room for {capacity}", self.len);
-        let at = [0..batch, 0..kv, self.len..self.len + seq, 0..head_dim];
-        // The old handle is given up first, so that the backend may write in place.
-        let write = |all: &mut Tensor<B, 4>, new: Tensor<B, 4>| {
-            let empty = Tensor::empty([1, 1, 1, 1], &new.device());
-            let old = std::mem::replace(all, empty);
-            *all = old.slice_assign(at.clone(), new);
-        };
-        write(&mut self.k, k);
-        write(&mut self.v, v);
-        self.len += seq;
-        (self.k.clone().narrow(2, 0, self.len), self.v.clone().narrow(2, 0, self.len))
-    }
-}
-
 /// Causal self-attention with rotary positions; fewer key/value heads than query heads share them (grouped queries).
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
@@ -255,22 +210,12 @@ impl<B: LlamaOps> Attention<B> {
         x: Tensor<B, 3>,
         rope: &Rope<B>,
         doc_starts: Option<&Tensor<B, 2, Int>>,
-        cache: Option<&mut KvCache<B>>,
     ) -> Tensor<B, 3> {
         let [batch, seq, _] = x.dims();
         let (n_heads, n_kv_heads) = self.heads();
         let qkv = self.wqkv.forward_normed(norm, x).reshape([batch, seq, n_heads + 2 * n_kv_heads, self.head_dim]);
-        let (cos, sin) = rope.at(cache.as_ref().map_or(0, |c| c.len()), seq);
-        let y = match cache {
-            None => ops::self_attention(qkv, cos, sin, n_kv_heads, doc_starts.cloned()),
-            Some(cache) => {
-                let rotated = n_heads + n_kv_heads;
-                let qkv = tensor::<B, 4>(B::rope(primitive(qkv), primitive(cos), primitive(sin), rotated, false));
-                let part = |at, n| qkv.clone().narrow(2, at, n).swap_dims(1, 2); // [batch, n, seq, head_dim]
-                let (k, v) = cache.append(part(n_heads, n_kv_heads), part(rotated, n_kv_heads));
-                ops::attention(part(0, n_heads), k, v).swap_dims(1, 2)
-            }
-        };
+        let (cos, sin) = rope.at(0, seq);
+        let y = ops::self_attention(qkv, cos, sin, n_kv_heads, doc_starts.cloned());
         self.wo.forward(y.reshape([batch, seq, n_heads * self.head_dim]))
     }
 }
@@ -310,14 +255,8 @@ impl<B: LlamaOps> Block<B> {
     ///
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
-    pub fn forward(
-        &self,
-        x: Tensor<B, 3>,
-        rope: &Rope<B>,
-        doc_starts: Option<&Tensor<B, 2, Int>>,
-        cache: Option<&mut KvCache<B>>,
-    ) -> Tensor<B, 3> {
-        let h = x.clone() + self.attention.forward(&self.attention_norm, x, rope, doc_starts, cache);
+    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, doc_starts: Option<&Tensor<B, 2, Int>>) -> Tensor<B, 3> {
+        let h = x.clone() + self.attention.forward(&self.attention_norm, x, rope, doc_starts);
         h.clone() + self.feed_forward.forward(&self.ffn_norm, h)
     }
 }

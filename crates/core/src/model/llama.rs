@@ -7,7 +7,7 @@ use burn::tensor::{DType, Int, Tensor, TensorMetadata};
 use burn_autodiff::Autodiff;
 use burn_autodiff::grads::Gradients;
 
-use super::block::{Attention, Block, FeedForward, KvCache, Linear, Parameter, RmsNorm, Rope};
+use super::block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Rope};
 use super::config::ModelConfig;
 use super::slots::{LayerSlot, PerSlot, Slot};
 use crate::error::Result;
@@ -108,23 +108,18 @@ impl<B: LlamaOps> Llama<B> {
     /// # Shapes
     /// - `tokens`: `[batch, seq]`, ids below `vocab_size`, `seq` at most `max_seq_len`; returns `[batch, seq, dim]`
     pub fn hidden(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.norm.forward(self.run(tokens, None, None, &mut |_, _| {}))
+        self.norm.forward(self.run(tokens, None, &mut |_, _| {}))
     }
 
     /// [`Llama::hidden`] of several documents in one sequence, none of which sees another: `doc_starts [batch, seq]` holds the first
     /// position of each position's document.
     pub fn hidden_in_documents(&self, tokens: Tensor<B, 2, Int>, doc_starts: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.norm.forward(self.run(tokens, Some(&doc_starts), None, &mut |_, _| {}))
+        self.norm.forward(self.run(tokens, Some(&doc_starts), &mut |_, _| {}))
     }
 
-    /// [`Llama::hidden`] with a cache of earlier positions (one entry a layer), showing each block's output to `see`.
-    pub fn hidden_with(
-        &self,
-        tokens: Tensor<B, 2, Int>,
-        cache: Option<&mut [KvCache<B>]>,
-        see: &mut dyn FnMut(usize, &Tensor<B, 3>),
-    ) -> Tensor<B, 3> {
-        self.norm.forward(self.run(tokens, None, cache, see))
+    /// [`Llama::hidden`], showing each block's output to `see`.
+    pub fn hidden_with(&self, tokens: Tensor<B, 2, Int>, see: &mut dyn FnMut(usize, &Tensor<B, 3>)) -> Tensor<B, 3> {
+        self.norm.forward(self.run(tokens, None, see))
     }
 
     /// The last block's output.
@@ -132,17 +127,15 @@ impl<B: LlamaOps> Llama<B> {
         &self,
         tokens: Tensor<B, 2, Int>,
         doc_starts: Option<&Tensor<B, 2, Int>>,
-        mut cache: Option<&mut [KvCache<B>]>,
         see: &mut dyn FnMut(usize, &Tensor<B, 3>),
     ) -> Tensor<B, 3> {
         let [batch, seq] = tokens.dims();
         let dim = self.config.dim;
-        let start = cache.as_ref().map_or(0, |c| c[0].len());
         let max = self.config.max_seq_len;
-        assert!(start + seq <= max, "{} positions are more than max_seq_len {max}", start + seq);
+        assert!(seq <= max, "{seq} positions are more than max_seq_len {max}");
         let mut x = self.tok_embeddings.weight.val().select(0, tokens.reshape([batch * seq])).reshape([batch, seq, dim]);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &self.rope, doc_starts, cache.as_mut().map(|c| &mut c[i]));
+            x = layer.forward(x, &self.rope, doc_starts);
             see(i, &x);
         }
         x
@@ -153,7 +146,7 @@ impl<B: LlamaOps> Llama<B> {
     /// # Shapes
     /// - `tokens`: `[batch, seq]`; returns `[batch, seq, vocab_size]`
     pub fn forward(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.output.forward_normed(&self.norm, self.run(tokens, None, None, &mut |_, _| {}))
+        self.output.forward_normed(&self.norm, self.run(tokens, None, &mut |_, _| {}))
     }
 
     /// Sum of the cross-entropy over all targets of at least 0 (natural logarithm), `[1]`. Never holds all logits.
@@ -171,14 +164,8 @@ impl<B: LlamaOps> Llama<B> {
         targets: Tensor<B, 2, Int>,
         doc_starts: Option<Tensor<B, 2, Int>>,
     ) -> Tensor<B, 1> {
-        let hidden = self.norm.forward(self.run(tokens, doc_starts.as_ref(), None, &mut |_, _| {}));
+        let hidden = self.norm.forward(self.run(tokens, doc_starts.as_ref(), &mut |_, _| {}));
         ops::linear_cross_entropy(hidden, self.output.weight.val(), targets)
-    }
-
-    /// Empty caches for decoding `batch` sequences of up to `capacity` positions, one a layer.
-    pub fn caches(&self, batch: usize, capacity: usize) -> Vec<KvCache<B>> {
-        let device = self.device();
-        (0..self.layers.len()).map(|_| KvCache::new(&self.config, batch, capacity, &device)).collect()
     }
 
     /// Every parameter by name, in the order of [`ModelConfig::parameters`]: views of what is stored.

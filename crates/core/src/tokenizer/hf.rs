@@ -29,6 +29,15 @@ pub(super) struct HuggingFace {
 }
 
 impl HuggingFace {
+    pub(super) fn kind(&self) -> &'static str {
+        match self.plain.get_model() {
+            ModelWrapper::BPE(_) => "tokenizer.json, BPE",
+            ModelWrapper::Unigram(_) => "tokenizer.json, Unigram",
+            ModelWrapper::WordPiece(_) => "tokenizer.json, WordPiece",
+            ModelWrapper::WordLevel(_) => "tokenizer.json, WordLevel",
+        }
+    }
+
     pub(super) fn encode(&self, text: &str, with_special: bool) -> Result<Vec<u32>> {
         let tokenizer = if with_special {
             self.special.get_or_init(|| {

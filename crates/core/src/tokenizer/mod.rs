@@ -189,6 +189,15 @@ impl Tokenizer {
         }
     }
 
+    /// What kind it is, in words.
+    pub fn kind(&self) -> &'static str {
+        match &self.0.encoder {
+            Encoder::Split(_) => "BPE, digits split, byte fallback",
+            Encoder::Foreign(hf) => hf.kind(),
+            Encoder::SentencePiece(sp) => sp.kind(),
+        }
+    }
+
     /// Saves the tokenizer as it came, byte for byte: SentencePiece as `.model`, all others as `tokenizer.json`, with the files beside
     /// it that name or add tokens. An existing folder gets a file with [`Tokenizer::file_name`]. Files appear whole or not at all.
     ///

@@ -135,6 +135,13 @@ fn piece(entry: &Entry) -> Piece {
 }
 
 impl SentencePiece {
+    pub(super) fn kind(&self) -> &'static str {
+        match self.algorithm {
+            Algorithm::Unigram => "SentencePiece, unigram",
+            _ => "SentencePiece, BPE",
+        }
+    }
+
     /// Appends the ids of `text`.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let text = self.normalizer.normalize(text);

@@ -18,7 +18,7 @@ use crate::backend::{BackendName, Choices};
 use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM};
 use crate::checkpoint::weights::{infos, load, read, to_bytes};
 use crate::error::{Error, Result};
-use crate::generate::{Sampler, generate};
+use crate::generate::{Request, SampleConfig, generate};
 use crate::model::llama::fuse;
 use crate::model::{Llama, unfuse};
 use crate::ops::{Job, LlamaOps};
@@ -105,7 +105,7 @@ pub trait Trained {
     ///
     /// # Errors
     /// As [`generate`].
-    fn write(&self, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>>;
+    fn write(&self, prompt: &[u32], max_new: usize, sampling: &SampleConfig) -> Result<Vec<u32>>;
     /// What `report.html` says beside the curves.
     fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo;
 }
@@ -123,8 +123,8 @@ impl<B: LlamaOps> Trained for Trainer<B> {
         self.scope.enter(|| self.session.validate(&self.learner, windows))
     }
 
-    fn write(&self, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        self.scope.enter(|| self.session.write(&self.learner, prompt, max_new, sampler))
+    fn write(&self, prompt: &[u32], max_new: usize, sampling: &SampleConfig) -> Result<Vec<u32>> {
+        self.scope.enter(|| self.session.write(&self.learner, prompt, max_new, sampling))
     }
 
     fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo {
@@ -205,8 +205,8 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
         batch_loss(self.model(), batch)
     }
 
-    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>> {
-        Ok(generate(self.model(), prompt, max_new, ends, sampler, &mut |_| ControlFlow::Continue(()))?.0)
+    fn write(&self, request: Request) -> Result<Vec<u32>> {
+        Ok(generate(self.model(), request, &mut |_| ControlFlow::Continue(()))?.0)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {

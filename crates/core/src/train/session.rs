@@ -22,7 +22,7 @@ use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
 use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::{Bos, Sampler, end_ids};
+use crate::generate::{Bos, Request, SampleConfig, end_ids};
 use crate::tokenizer::Tokenizer;
 
 /// A model that learns, on a device of some backend.
@@ -38,7 +38,7 @@ pub(super) trait Learner {
     /// Mean loss in nats, and the number of targets.
     fn loss(&self, batch: &MicroBatch) -> (f64, u64);
     /// Tokens after a prompt.
-    fn write(&self, prompt: &[u32], max_new: usize, ends: &[u32], sampler: &mut Sampler) -> Result<Vec<u32>>;
+    fn write(&self, request: Request) -> Result<Vec<u32>>;
     /// Weights and moments into a checkpoint.
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
     /// Whether the device is sound.
@@ -251,9 +251,15 @@ impl Session {
     }
 
     /// Tokens after a prompt, up to the tokenizer's end.
-    pub(super) fn write(&self, learner: &dyn Learner, prompt: &[u32], max_new: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
-        let ends = self.tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(None, tokenizer));
-        learner.write(prompt, max_new, &ends, sampler)
+    pub(super) fn write(
+        &self,
+        learner: &dyn Learner,
+        prompt: &[u32],
+        max_new: usize,
+        sampling: &SampleConfig,
+    ) -> Result<Vec<u32>> {
+        let stop_ids = self.tokenizer.as_ref().map_or(Vec::new(), |tokenizer| end_ids(None, tokenizer));
+        learner.write(Request { prompt: prompt.to_vec(), max_new, stop_ids, sampling: sampling.clone(), ..Default::default() })
     }
 
     /// A text by the model as it stands; `None` without a tokenizer.
@@ -264,8 +270,7 @@ impl Session {
         if prompt.is_empty() {
             return Ok(None);
         }
-        let mut sampler = Sampler::new(c.sampler.clone())?;
-        let tokens = self.write(learner, &prompt, c.tokens, &mut sampler)?;
+        let tokens = self.write(learner, &prompt, c.tokens, &c.sampler)?;
         Ok(Some(format!("{}{}", c.prompt, tokenizer.decode_after(&prompt, &tokens)?)))
     }
 

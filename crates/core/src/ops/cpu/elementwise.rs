@@ -6,7 +6,7 @@ use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::math::{sigmoid, vectorized};
-use super::slices::{CpuTensor, unwritten, write_all};
+use super::slices::{CpuTensor, Values, unwritten, write_all};
 use crate::ops::AdamWScalars;
 
 /// Elements a task.
@@ -124,12 +124,16 @@ pub(super) fn swiglu_backward<T: CpuTensor>(gate_up: T, dy: &T) -> T {
 
 pub(super) fn embedding<T: CpuTensor>(ids: &[i64], w: &T, dtype: DType) -> T {
     let [v, d] = w.shape().dims();
-    let ws = w.contiguous();
+    let ws = w.values(); // narrow rows are widened as they are read
     let mut out = unwritten(ids.len() * d); // exactly a row an id
     out.par_chunks_mut(d.max(1)).zip(ids).with_min_len(rows(d)).for_each(|(out, &id)| {
         let row = usize::try_from(id).ok().filter(|&id| id < v);
         let row = row.unwrap_or_else(|| panic!("embedding: token {id} is outside the vocabulary of {v}"));
-        write_all(out, &ws[row * d..][..d]);
+        match &ws {
+            Values::F32(w) => write_all(out, &w[row * d..][..d]),
+            Values::BF16(w) => out.iter_mut().zip(&w[row * d..]).for_each(|(out, x)| _ = out.write(x.to_f32())),
+            Values::F16(w) => out.iter_mut().zip(&w[row * d..]).for_each(|(out, x)| _ = out.write(x.to_f32())),
+        }
     });
     // SAFETY: every id wrote its row.
     T::make(unsafe { out.assume_init() }.into_vec(), &[ids.len(), d], dtype)

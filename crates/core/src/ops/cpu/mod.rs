@@ -16,7 +16,8 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, TensorMetadata};
 
 use super::{
-    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, KvValues, LlamaOps, Rotary, SelfAttention,
+    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, KvValues, LlamaOps, Rotary,
+    SelfAttention,
 };
 
 /// Whether the slice bodies are for all of these.

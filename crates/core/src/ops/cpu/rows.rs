@@ -104,7 +104,12 @@ pub(super) struct Stripe<X, W> {
 }
 
 #[inline(always)]
-unsafe fn tiles<L: Lanes, X: Element, W: Element, const R: usize, const C: usize>(s: &Stripe<X, W>, row: usize, from: usize, depth: usize) {
+unsafe fn tiles<L: Lanes, X: Element, W: Element, const R: usize, const C: usize>(
+    s: &Stripe<X, W>,
+    row: usize,
+    from: usize,
+    depth: usize,
+) {
     let add = s.add || from > 0;
     // SAFETY: the caller's promise: all of the stripe's rows and columns are there, and nobody else writes them.
     unsafe {
@@ -185,7 +190,10 @@ with_lanes! {
 
 /// `out [rows, columns] (+)= x [rows, k] w [columns, k]^T`.
 fn product<X: Element, W: Element>(x: &[X], w: &[W], out: &mut [MaybeUninit<f32>], [rows, columns, k]: [usize; 3], add: bool) {
-    assert!(x.len() == rows * k && w.len() == columns * k && out.len() == rows * columns, "product of rows: operands of other sizes");
+    assert!(
+        x.len() == rows * k && w.len() == columns * k && out.len() == rows * columns,
+        "product of rows: operands of other sizes"
+    );
     if rows == 0 || columns == 0 {
         return;
     }

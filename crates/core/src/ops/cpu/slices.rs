@@ -285,7 +285,9 @@ impl CpuTensor for burn_ndarray::NdArrayTensor {
 
     fn duplicate(&self) -> Self {
         match self {
-            Self::I8(storage) => Self::from_data(TensorData::new(storage.view().iter().copied().collect::<Vec<i8>>(), self.shape())),
+            Self::I8(storage) => {
+                Self::from_data(TensorData::new(storage.view().iter().copied().collect::<Vec<i8>>(), self.shape()))
+            }
             _ => Self::from_vec(self.copied(), &self.shape()),
         }
     }

@@ -1,4 +1,7 @@
-//! What speed a machine gives: training (the trainer's own step), attention, decoding.
+//! What speed a machine gives: training (the trainer's own step), attention, products; the engine's decoding, prefill and serving.
+
+mod bandwidth;
+mod engine;
 
 use std::time::Instant;
 
@@ -7,11 +10,12 @@ use serde::Serialize;
 
 use crate::backend::DeviceContext;
 use crate::error::{Error, Result};
-use crate::generate::Decoder;
 use crate::model::{InitConfig, Llama, ModelConfig};
 use crate::ops::{self, Job, LlamaOps, primitive, tensor};
 use crate::optim::{AdamW, OptimConfig};
 use crate::train::step::{MicroBatch, StepConfig, check_device, device_failed, train_step};
+
+pub use engine::{EngineBench, EngineMeasured, EngineRow, EngineWhat, Served, Weights, run_engine};
 
 /// A measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -39,8 +43,6 @@ pub enum What {
     Train,
     /// One layer's causal attention, forward and backward.
     Attention,
-    /// KV-cached decoding.
-    Decode,
     /// A product of a linear layer.
     Gemm([usize; 3]),
 }
@@ -65,7 +67,7 @@ pub struct BenchConfig {
 /// Measures on a device.
 ///
 /// # Errors
-/// Those of the backend, and of [`train`], [`attention`], [`decode`].
+/// Those of the backend, and of [`train`] and [`attention`].
 pub fn run(context: &DeviceContext, what: What, config: &BenchConfig) -> Result<Measured> {
     struct Measure<'a>(What, &'a BenchConfig);
     impl Job for Measure<'_> {
@@ -74,7 +76,6 @@ pub fn run(context: &DeviceContext, what: What, config: &BenchConfig) -> Result<
             match self.0 {
                 What::Train => train::<B>(self.1, &device),
                 What::Attention => attention::<B>(self.1, &device),
-                What::Decode => decode::<B>(self.1, &device),
                 What::Gemm(sizes) => gemm::<B>(sizes, self.1, &device),
             }
         }
@@ -215,30 +216,6 @@ pub fn attention<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Resul
         work_mb: work_mb::<B>(device, before),
         loss: None,
         params: 0,
-    })
-}
-
-/// KV-cached decoding of one sequence, token by token, after a prompt of half of `seq_len`.
-///
-/// # Errors
-/// Those of [`ModelConfig::validate`]; a device that fails.
-pub fn decode<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Measured> {
-    let &BenchConfig { ref model, seq_len, steps, .. } = config;
-    let before = memory::resident_mb();
-    let llama = Llama::<B>::init(model, &InitConfig::default(), device)?;
-    let mut decoder = Decoder::new(&llama, seq_len);
-    let prompt = (seq_len / 2).clamp(1, seq_len.saturating_sub(1).max(1));
-    decoder.feed(&vec![0; prompt])?;
-    let steps = steps.min((seq_len - prompt).saturating_sub(WARMUP.0)).max(1);
-    let step_s = median_seconds::<B, ()>(steps, 0.0, device, &mut || (), &mut |()| decoder.feed(&[0]).map(drop))?;
-    Ok(Measured {
-        tok_s: 1.0 / step_s,
-        step_s,
-        gflop_s: model.train_flop_per_token(seq_len) / 3.0 / step_s / 1e9,
-        mfu: None,
-        work_mb: work_mb::<B>(device, before),
-        loss: None,
-        params: model.num_params(),
     })
 }
 

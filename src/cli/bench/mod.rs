@@ -1,4 +1,6 @@
-//! `recua bench train|attention|decode|gemm`
+//! `recua bench train|attention|gemm|decode|prefill|serve-sim`
+
+mod engine;
 
 use clap::{Args, Subcommand};
 use recua::backend::{BackendName, Choices, DeviceContext};
@@ -13,10 +15,14 @@ pub(crate) enum Bench {
     Train(Shape),
     /// One layer's causal attention, forward and backward
     Attention(Shape),
-    /// KV-cached decoding, one token at a time, after a prompt of half of --seq
-    Decode(Shape),
     /// A linear layer's product, [m, k] x [n, k]^T
     Gemm(GemmShape),
+    /// The engine: new tokens, one by one, of one or more sequences at once
+    Decode(engine::Decode),
+    /// The engine: prompts
+    Prefill(engine::Prefill),
+    /// The engine: requests that come at random
+    ServeSim(engine::ServeSim),
 }
 
 /// What computes where there is a choice.
@@ -93,8 +99,9 @@ impl GemmShape {
     }
 }
 
+/// Which shape of model.
 #[derive(Args)]
-pub(crate) struct Shape {
+pub(crate) struct ModelShape {
     /// Model size by name, instead of the next flags: debug, 15m, 42m, 110m, 1b, 7b, 13b, 33b, 65b
     #[arg(long)]
     preset: Option<String>,
@@ -116,6 +123,30 @@ pub(crate) struct Shape {
     /// Feed-forward width
     #[arg(long, default_value_t = 768)]
     ffn: usize,
+}
+
+impl ModelShape {
+    fn config(&self, max_seq_len: usize) -> Result<ModelConfig> {
+        let model = match &self.preset {
+            Some(name) => ModelConfig::preset(name)?,
+            None => ModelConfig {
+                dim: self.dim,
+                n_layers: self.layers,
+                n_heads: self.heads,
+                n_kv_heads: self.kv_heads,
+                vocab_size: self.vocab,
+                ffn_dim: Some(self.ffn),
+                ..Default::default()
+            },
+        };
+        Ok(ModelConfig { max_seq_len, ..model })
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Shape {
+    #[command(flatten)]
+    model: ModelShape,
     /// Sequence length
     #[arg(long, default_value_t = 256)]
     seq: usize,
@@ -163,25 +194,15 @@ impl Bench {
         let (what, shape) = match self {
             Self::Train(shape) => (What::Train, shape),
             Self::Attention(shape) => (What::Attention, shape),
-            Self::Decode(shape) => (What::Decode, shape),
             Self::Gemm(gemm) => return gemm.run(),
+            Self::Decode(verb) => return verb.run(),
+            Self::Prefill(verb) => return verb.run(),
+            Self::ServeSim(verb) => return verb.run(),
         };
         shape.device.apply()?;
         let context = shape.kernels.context(&shape.device.backend)?;
         let (json, peak) = (shape.json, shape.peak_tflops);
-        let model = match &shape.preset {
-            Some(name) => ModelConfig::preset(name)?,
-            None => ModelConfig {
-                dim: shape.dim,
-                n_layers: shape.layers,
-                n_heads: shape.heads,
-                n_kv_heads: shape.kv_heads,
-                vocab_size: shape.vocab,
-                ffn_dim: Some(shape.ffn),
-                ..Default::default()
-            },
-        };
-        let model = ModelConfig { max_seq_len: shape.seq, ..model };
+        let model = shape.model.config(shape.seq)?;
         let step = StepConfig {
             checkpointing: setting("--keep", &shape.keep)?,
             precision: setting("--precision", &shape.precision)?,

@@ -1,0 +1,123 @@
+//! A model on a device behind a border that knows no backend: the engine is compiled once.
+
+use burn::tensor::backend::Backend;
+
+use super::engine::EngineConfig;
+use crate::error::{Error, Result};
+use crate::model::{Llama, ModelConfig};
+use crate::ops::{BatchRows, CacheRows, KV_BLOCK, KvDtype, KvPool, KvShape, LlamaOps, int_tensor, tensor};
+
+/// Rows whose logits are on the host at once.
+const LOGIT_ROWS: usize = 32;
+
+/// One forward pass.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StepInput {
+    /// The token of each row.
+    pub(super) tokens: Vec<u32>,
+    /// Where the rows are.
+    pub(super) rows: BatchRows,
+    /// The rows whose logits are asked for, in order.
+    pub(super) logits: Vec<u32>,
+}
+
+/// What an engine runs on.
+pub(super) trait Runner: Send {
+    /// The model's shape.
+    fn model(&self) -> &ModelConfig;
+    /// Computes a step and shows the logits `[vocab_size]` of each row asked for: its place among them, and them.
+    fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()>;
+    /// Copies blocks, one after the other.
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]);
+}
+
+/// Sizes of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CacheSize {
+    /// Of all layers.
+    pub(super) block_bytes: u64,
+    pub(super) blocks: usize,
+    pub(super) max_len: usize,
+}
+
+/// How many blocks there are, and how long a sequence may be.
+fn cache_size(model: &ModelConfig, config: &EngineConfig, memory: Option<u64>, largest: Option<u64>) -> Result<CacheSize> {
+    let shape = KvShape { blocks: 0, kv_heads: model.kv_heads(), head_dim: model.head_dim(), dtype: config.kv_cache_dtype };
+    let block_bytes = (shape.block_bytes() * model.n_layers) as u64;
+    let longest = config.max_len.unwrap_or(model.max_seq_len).min(model.max_seq_len).max(1);
+    let blocks_of = |len: usize| len.div_ceil(KV_BLOCK);
+    let wanted = (blocks_of(longest) * config.max_batch) as u64 * block_bytes;
+    let budget = config.kv_cache_bytes.unwrap_or_else(|| match memory {
+        Some(memory) => wanted.min((memory / 4).max(block_bytes)),
+        None => wanted.min((1 << 30).max(block_bytes)),
+    });
+    let mut blocks = (budget / block_bytes).min(u64::from(u32::MAX)) as usize;
+    if let Some(largest) = largest {
+        // Keys of one layer are one tensor.
+        let one = (shape.block_bytes() / 2) as u64;
+        blocks = blocks.min((largest / one) as usize);
+    }
+    if config.kv_cache_bytes.is_none() {
+        blocks = blocks.min(blocks_of(longest) * config.max_batch);
+    }
+    let room = blocks * KV_BLOCK;
+    if blocks == 0 || config.max_len.is_some_and(|_| room < longest) {
+        return Err(Error::bad_value(
+            "kv_cache_bytes",
+            format!("{budget} bytes hold {room} positions, and a sequence may have {longest}"),
+            format!("give {} bytes at least, or a smaller max_len", blocks_of(longest) as u64 * block_bytes),
+        ));
+    }
+    Ok(CacheSize { block_bytes, blocks, max_len: longest.min(room) })
+}
+
+/// A model with its cache.
+pub(super) struct ModelRunner<B: LlamaOps> {
+    model: Llama<B>,
+    pools: Vec<Option<KvPool<B>>>,
+    device: B::Device,
+}
+
+impl<B: LlamaOps> ModelRunner<B> {
+    pub(super) fn new(model: Llama<B>, config: &EngineConfig, memory: Option<u64>) -> Result<(Self, CacheSize)> {
+        let device = model.device();
+        let shape = model.config();
+        let dtype = config.kv_cache_dtype;
+        if dtype != KvDtype::Int8 && !<B as Backend>::supports_dtype(&device, dtype.dtype()) {
+            return Err(Error::bad_value("kv_cache_dtype", format!("the backend has no {dtype}"), "take f32 or int8"));
+        }
+        let size = cache_size(shape, config, memory, B::largest_page(&device))?;
+        let (kv_heads, head_dim) = (shape.kv_heads(), shape.head_dim());
+        let pool = KvShape { blocks: size.blocks, kv_heads, head_dim, dtype };
+        let pools = B::resident(&device, || (0..shape.n_layers).map(|_| Some(B::kv_pool(pool, &device))).collect());
+        Ok((Self { model, pools, device }, size))
+    }
+}
+
+impl<B: LlamaOps> Runner for ModelRunner<B> {
+    fn model(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()> {
+        let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
+        let rows = CacheRows::new(step.rows.clone());
+        let x = self.model.forward_rows(tokens, &rows, &mut self.pools);
+        let vocab = self.model.config().vocab_size;
+        for (i, asked) in step.logits.chunks(LOGIT_ROWS).enumerate() {
+            let picked = Llama::<B>::pick_rows(x.clone(), asked);
+            let logits = tensor::<B, 2>(self.model.logits_of_rows(picked)).into_data();
+            let mut logits: Vec<f32> = logits.into_vec().map_err(|e| Error::internal("logits", format!("not float32: {e:?}")))?;
+            for (j, row) in logits.chunks_exact_mut(vocab).enumerate() {
+                see(i * LOGIT_ROWS + j, row);
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
+        for pool in &mut self.pools {
+            *pool = pool.take().map(|pool| B::copy_blocks(pool, pairs));
+        }
+    }
+}

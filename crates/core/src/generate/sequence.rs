@@ -1,0 +1,273 @@
+//! One continuation of a request: its tokens, its blocks, and what comes after its newest token.
+
+use std::sync::Arc;
+
+use super::cache::{BlockHash, BlockPool, block_hash};
+use super::logprobs::token_logprob;
+use super::speculate::Drafter;
+use super::{Event, RequestId, RequestStats, Sampler, Stop, TokenLogprob, TokenMask};
+use crate::error::Result;
+use crate::ops::KV_BLOCK;
+
+/// What all continuations of a request share.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) id: RequestId,
+    pub(super) prompt_len: usize,
+    pub(super) max_new: usize,
+    pub(super) min_new: usize,
+    pub(super) stop_ids: Vec<u32>,
+    pub(super) ignore_eos: bool,
+    pub(super) logprobs: Option<usize>,
+    pub(super) prompt_logprobs: Option<usize>,
+    pub(super) speculate: usize,
+    /// Longest sequence.
+    pub(super) max_len: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) wanted: Arc<Wanted>,
+    pub(super) choice: usize,
+    /// Prompt and new tokens.
+    pub(super) tokens: Vec<u32>,
+    /// Positions whose keys and values are in `blocks`.
+    pub(super) computed: usize,
+    pub(super) blocks: Vec<u32>,
+    /// Of the full blocks that were told to the pool.
+    hashes: Vec<BlockHash>,
+    pub(super) sampler: Sampler,
+    pub(super) mask: Option<Box<dyn TokenMask>>,
+    drafter: Option<Drafter>,
+    /// Samplers of the continuations that begin when the prompt is there.
+    pub(super) forks: Vec<Sampler>,
+    prompt_logprobs: Vec<TokenLogprob>,
+    prompt_told: bool,
+    pub(super) stats: RequestStats,
+}
+
+impl Sequence {
+    pub(super) fn new(wanted: Arc<Wanted>, prompt: Vec<u32>, sampler: Sampler, forks: Vec<Sampler>) -> Self {
+        let mut drafter = (wanted.speculate > 0).then(Drafter::default);
+        if let Some(drafter) = &mut drafter {
+            prompt.iter().for_each(|&t| drafter.push(t));
+        }
+        let stats = RequestStats { prompt_tokens: prompt.len(), ..Default::default() };
+        Self {
+            wanted,
+            choice: 0,
+            tokens: prompt,
+            computed: 0,
+            blocks: Vec::new(),
+            hashes: Vec::new(),
+            sampler,
+            mask: None,
+            drafter,
+            forks,
+            prompt_logprobs: Vec::new(),
+            prompt_told: false,
+            stats,
+        }
+    }
+
+    pub(super) fn id(&self) -> RequestId {
+        self.wanted.id
+    }
+
+    /// Tokens that are to be computed before the next one is known.
+    pub(super) fn pending(&self) -> usize {
+        self.end() - self.computed
+    }
+
+    /// Where what is to be computed ends: a prompt that is only scored does without its last token.
+    fn end(&self) -> usize {
+        if self.wanted.max_new == 0 { self.wanted.prompt_len - 1 } else { self.tokens.len() }
+    }
+
+    pub(super) fn new_tokens(&self) -> &[u32] {
+        &self.tokens[self.wanted.prompt_len..]
+    }
+
+    /// Tokens that may come after the newest one, as a guess.
+    pub(super) fn draft(&self, most: usize) -> Vec<u32> {
+        let room = (self.wanted.max_new - self.new_tokens().len()).saturating_sub(1);
+        let room = room.min(self.wanted.max_len - self.tokens.len().min(self.wanted.max_len));
+        let most = most.min(self.wanted.speculate).min(room);
+        match &self.drafter {
+            Some(drafter) if most > 0 && self.pending() == 1 => drafter.draft(most),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether each row's logits are asked for, of rows from position `at` on.
+    pub(super) fn wants_logits(&self, position: usize) -> bool {
+        let last = position + 1 >= self.tokens.len() && self.wanted.max_new > 0;
+        last || self.scores(position)
+    }
+
+    /// Whether the row at `position` says the log-probability of the prompt's next token, which is not known yet.
+    fn scores(&self, position: usize) -> bool {
+        self.wanted.prompt_logprobs.is_some() && position + 1 < self.wanted.prompt_len && position >= self.prompt_logprobs.len()
+    }
+
+    /// Takes the logits after `position`. `drafted`: the token that was computed after it as a guess.
+    pub(super) fn take_logits(
+        &mut self,
+        position: usize,
+        logits: &mut [f32],
+        drafted: Option<u32>,
+        out: &mut Outcome,
+    ) -> Result<()> {
+        if self.scores(position)
+            && let Some(top) = self.wanted.prompt_logprobs
+        {
+            let token = self.tokens[position + 1];
+            self.prompt_logprobs.push(token_logprob(logits, token, top)?);
+        }
+        if position + 1 < self.tokens.len() || out.ended.is_some() || out.missed {
+            return Ok(());
+        }
+        let raw = self.wanted.logprobs.map(|top| (logits.to_vec(), top));
+        let mut forks = Vec::new();
+        for (i, mut sampler) in std::mem::take(&mut self.forks).into_iter().enumerate() {
+            let mut fork = self.fork(i + 1);
+            let mut of_fork = Outcome::default();
+            fork.choose(&mut sampler, &mut logits.to_vec(), raw.as_ref(), &mut of_fork)?;
+            fork.sampler = sampler;
+            forks.push((fork, of_fork));
+        }
+        out.forks = forks;
+        let mut sampler = self.sampler.clone();
+        self.choose(&mut sampler, logits, raw.as_ref(), out)?;
+        self.sampler = sampler;
+        match (drafted, self.tokens.get(position + 1)) {
+            (Some(drafted), Some(&token)) if drafted == token && out.ended.is_none() => self.stats.accepted += 1,
+            (Some(_), _) => out.missed = true,
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    fn choose(
+        &mut self,
+        sampler: &mut Sampler,
+        logits: &mut [f32],
+        raw: Option<&(Vec<f32>, usize)>,
+        out: &mut Outcome,
+    ) -> Result<()> {
+        let wanted = self.wanted.clone();
+        let new = self.new_tokens().len();
+        let banned: &[u32] = if new < wanted.min_new && !wanted.ignore_eos { &wanted.stop_ids } else { &[] };
+        let mut allowed = Vec::new();
+        if let Some(mask) = &mut self.mask {
+            allowed = vec![0u32; logits.len().div_ceil(32)];
+            mask.allowed(&mut allowed)?;
+            if allowed.iter().all(|word| *word == 0) {
+                out.ended = Some(Stop::Mask);
+                return Ok(());
+            }
+        }
+        let allowed = self.mask.is_some().then_some(&allowed[..]);
+        let (prompt, generated) = self.tokens.split_at(wanted.prompt_len);
+        let token = sampler.sample_masked(logits, prompt, generated, allowed, banned)?;
+        if wanted.stop_ids.contains(&token) && !wanted.ignore_eos {
+            out.ended = Some(Stop::Eos);
+            return Ok(());
+        }
+        if let Some(mask) = &mut self.mask {
+            mask.take(token)?;
+        }
+        let logprob = raw.map(|(logits, top)| token_logprob(logits, token, *top)).transpose()?;
+        self.tokens.push(token);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.push(token);
+        }
+        self.stats.new_tokens += 1;
+        out.events.push(Event::Token { id: wanted.id, choice: self.choice, token, logprob });
+        if new + 1 == wanted.max_new {
+            out.ended = Some(Stop::Length);
+        } else if self.tokens.len() > wanted.max_len {
+            out.ended = Some(Stop::Full);
+        }
+        Ok(())
+    }
+
+    /// Another continuation of the same prompt, with no blocks yet.
+    fn fork(&self, choice: usize) -> Self {
+        Self {
+            wanted: self.wanted.clone(),
+            choice,
+            tokens: self.tokens.clone(),
+            computed: 0,
+            blocks: Vec::new(),
+            hashes: self.hashes.clone(),
+            sampler: self.sampler.clone(),
+            mask: None,
+            drafter: self.drafter.clone(),
+            forks: Vec::new(),
+            prompt_logprobs: Vec::new(),
+            prompt_told: true,
+            stats: self.stats,
+        }
+    }
+
+    /// The prompt's log-probabilities, once all are there.
+    pub(super) fn take_prompt_logprobs(&mut self) -> Option<Vec<TokenLogprob>> {
+        let whole = self.wanted.prompt_logprobs.is_some() && self.prompt_logprobs.len() + 1 == self.wanted.prompt_len;
+        (whole && !self.prompt_told && !std::mem::replace(&mut self.prompt_told, true)).then(|| self.prompt_logprobs.clone())
+    }
+
+    /// Tells the pool of the blocks that are full now.
+    pub(super) fn publish(&mut self, pool: &mut BlockPool) {
+        for i in self.hashes.len()..self.computed / KV_BLOCK {
+            let tokens = &self.tokens[i * KV_BLOCK..(i + 1) * KV_BLOCK];
+            let parent = self.hashes.last().copied();
+            let hash = block_hash(parent, tokens);
+            pool.fill(self.blocks[i], hash, parent, tokens);
+            self.hashes.push(hash);
+        }
+    }
+
+    /// Blocks that hold the beginning of this sequence already. Its newest token is never among them: its logits are wanted.
+    pub(super) fn known_blocks(&self, pool: &BlockPool) -> Vec<(u32, BlockHash)> {
+        let mut found: Vec<(u32, BlockHash)> = Vec::new();
+        if self.wanted.prompt_logprobs.is_some() && self.prompt_logprobs.len() + 1 < self.wanted.prompt_len {
+            return found; // every position's logits are wanted
+        }
+        for tokens in self.tokens[..self.tokens.len() - 1].chunks_exact(KV_BLOCK) {
+            let parent = found.last().map(|f| f.1);
+            let hash = block_hash(parent, tokens);
+            match pool.find(hash, parent, tokens) {
+                Some(block) => found.push((block, hash)),
+                None => break,
+            }
+        }
+        found
+    }
+
+    /// Begins with these blocks, which it holds from now on.
+    pub(super) fn begin_with(&mut self, found: Vec<(u32, BlockHash)>, pool: &mut BlockPool) {
+        self.computed = found.len() * KV_BLOCK;
+        self.hashes = found.iter().map(|f| f.1).collect();
+        self.blocks = found.into_iter().map(|f| f.0).collect();
+        self.blocks.iter().for_each(|&block| pool.share(block));
+    }
+
+    /// Gives its blocks back; it can be computed again.
+    pub(super) fn drop_blocks(&mut self, pool: &mut BlockPool) {
+        pool.release_all(&mut self.blocks);
+        self.hashes.clear();
+        self.computed = 0;
+    }
+}
+
+/// What a step did to a sequence.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) events: Vec<Event>,
+    pub(super) ended: Option<Stop>,
+    /// A guess was wrong: what was computed after it is worth nothing.
+    pub(super) missed: bool,
+    pub(super) forks: Vec<(Sequence, Outcome)>,
+    pub(super) failed: Option<crate::Error>,
+}

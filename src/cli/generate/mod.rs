@@ -1,0 +1,169 @@
+//! `recua generate`
+
+mod prompts;
+mod run;
+mod show;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use recua::generate::{Bos, Engine, Request};
+use recua::{Error, Result};
+
+use super::flags::{EngineFlags, Form, Sampling};
+use super::model::TextModel;
+use prompts::{Encoding, Prompt};
+use run::Run;
+
+/// Write text with a model
+///
+/// One prompt, shown as it is written:
+///     recua generate --model runs/first "Once upon a time"
+///
+/// Many prompts at once, a line of JSON in, a line of JSON out, in the same order:
+///     printf '"Once"\n[1, 300, 301]\n' | recua generate --model runs/first --prompts - --json
+///
+/// A text of a given form, and what the model thinks of given tokens (no new ones, the prompt's own log-probabilities):
+///     recua generate --model DIR --json-schema '{"type": "integer"}' "The answer is "
+///     recua generate --model DIR --tokens 0 --echo --logprobs 5 --json "A sentence to score"
+///
+/// With --json an object has `prompt`, `text`, `tokens` and `stop`: `eos` (a token that ends texts), `length` (--tokens), `full`
+/// (no position left), `stop` (a --stop text), `mask` (the form is complete), `interrupted` (Ctrl-C); with --logprobs `logprobs`, with
+/// --echo `prompt_tokens` and `prompt_logprobs` (natural logarithms, of the model's own distribution). One prompt's object has
+/// `tok_s` and `ttft_s` (time to the first token); those of --prompts have `index`, and nothing in them depends on the clock.
+/// With --n an object each, and `choice`.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Generate {
+    /// A run, a checkpoint, a Hugging Face folder or a Meta folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// What the text begins with (without a tokenizer: token ids, as `[1, 5, 9]`)
+    #[arg(default_value = "", allow_hyphen_values = true, value_parser = prompt)]
+    prompt: String,
+    /// Prompts instead, a JSON string or an array of token ids a line; `-` reads stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompts: Option<PathBuf>,
+    /// Begin-of-sequence token before the prompt: auto (as the tokenizer's file does), always, never
+    #[arg(long, value_name = "WHEN", default_value_t = Bos::Auto)]
+    bos: Bos,
+    /// Read the text of special tokens in the prompt as those tokens
+    #[arg(long)]
+    special: bool,
+    /// Tokenizer, if it is not beside the model
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// At most this many tokens; 0 with --echo only scores the prompt
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    tokens: usize,
+    /// No end before this many tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    min_tokens: usize,
+    /// Go on after tokens that end a text
+    #[arg(long)]
+    ignore_eos: bool,
+    /// End where this text comes, which is not shown; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// So many texts of each prompt, independent of each other
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    n: usize,
+    /// With --json: the log-probability of each token, and the K likeliest in its place
+    #[arg(long, value_name = "K", requires = "json")]
+    logprobs: Option<usize>,
+    /// With --json: the same of the prompt's tokens
+    #[arg(long, requires = "json")]
+    echo: bool,
+    /// Guess up to K tokens ahead from the text itself, and check them in one pass: faster where a text repeats itself, the same text
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    speculate: usize,
+    /// JSON instead of text as it comes: an object, or one a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    form: Form,
+    #[command(flatten)]
+    engine: EngineFlags,
+    #[command(flatten)]
+    device: super::Device,
+}
+
+/// What begins with a hyphen may be a prompt (`- item`), or a flag that is misspelt.
+fn prompt(text: &str) -> std::result::Result<String, String> {
+    let flag = text.strip_prefix('-').is_some_and(|rest| {
+        let name = rest.trim_start_matches('-').split('=').next().unwrap_or_default();
+        !name.is_empty() && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !name.contains(char::is_whitespace)
+    });
+    // What stands after `--` is meant as it is.
+    let flag = flag && !std::env::args_os().any(|arg| arg == "--");
+    if flag { Err("there is no such flag; a prompt that looks like one goes after `--`".into()) } else { Ok(text.into()) }
+}
+
+impl Generate {
+    pub(crate) fn run(self) -> Result<()> {
+        self.device.apply()?;
+        self.check()?;
+        let config = self.engine.config()?;
+        let context = self.device.backend.open()?;
+        let model = TextModel::open(&self.model, self.tokenizer.as_deref())?;
+        let sampling = self.sampling.config(model.vocab_size())?;
+        let how = Encoding { bos: self.bos, special: self.special, max_len: self.engine.max_len };
+        let prompts = match &self.prompts {
+            Some(path) => prompts::from_file(&model, path, how)?,
+            None => vec![prompts::single(&model, &self.prompt, how)?],
+        };
+        if !self.stop.is_empty() {
+            model.tokenizer_for("--stop")?;
+        }
+        let form = self.form.compile(&model)?;
+        let requests = |prompt: &Prompt| -> Result<Request> {
+            Ok(Request {
+                prompt: prompt.ids.clone(),
+                max_new: self.tokens,
+                min_new: self.min_tokens,
+                stop_ids: model.ends.clone(),
+                ignore_eos: self.ignore_eos,
+                sampling: sampling.clone(),
+                n: self.n,
+                logprobs: self.logprobs,
+                prompt_logprobs: self.echo.then(|| self.logprobs.unwrap_or(0)),
+                speculate: self.speculate,
+                mask: form.mask()?,
+            })
+        };
+        let mut engine = Engine::load(&model.checkpoint, &context, config)?;
+        log::info!("{}", engine.describe());
+        let interrupted = super::stop_on_signal("stopping after this step")?;
+        let show = show::Show { json: self.json, many: self.prompts.is_some(), n: self.n, tokenizer: model.tokenizer.as_ref() };
+        let mut run = Run::new(&prompts, &self.stop, show);
+        for prompt in &prompts {
+            run.submit(&mut engine, requests(prompt)?)?;
+        }
+        run.to_the_end(&mut engine, interrupted)
+    }
+
+    /// What can be known of the flags alone.
+    fn check(&self) -> Result<()> {
+        let bad = |key: &str, problem: &str, hint: &str| Err(Error::bad_value(key, problem, hint));
+        if self.n == 0 {
+            return bad("--n", "expected at least 1, got 0", "leave it out for one text");
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return bad("--stop", "expected a text, got an empty one", "leave it out to stop nowhere");
+        }
+        if self.min_tokens > self.tokens {
+            let problem = format!("{} are more than the {} of --tokens", self.min_tokens, self.tokens);
+            return bad("--min-tokens", &problem, "raise --tokens");
+        }
+        if let Some(flag) = self.form.flag().filter(|_| self.n > 1) {
+            return bad(
+                "--n",
+                &format!("expected 1 with {flag}, got {}", self.n),
+                "repeat the prompt in --prompts with another --seed",
+            );
+        }
+        Ok(())
+    }
+}
