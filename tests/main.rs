@@ -18,6 +18,10 @@ mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
+#[cfg(feature = "flex")]
+mod engine;
+#[cfg(feature = "flex")]
+mod engine_golden;
 mod faults_generate;
 mod faults_model;
 mod faults_tokenizer;
