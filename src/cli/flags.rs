@@ -38,7 +38,7 @@ pub(crate) struct Sampling {
     /// The same, for each time that the token is there
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f64,
-    /// Adds B to the logit of token ID; may be repeated. -100 rules a token out, as good as
+    /// Adds B to the logit of token ID; may be repeated. -100 all but rules a token out
     #[arg(long, value_name = "ID=B", value_parser = bias, allow_hyphen_values = true)]
     logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same text
