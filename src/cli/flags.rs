@@ -63,11 +63,14 @@ impl Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: Some(self.top_p),
+            min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
             seed: self.seed,
-            ..Default::default()
         };
-        Sampler::new(config.clone())?;
+        config.check(Some(vocab_size))?;
         Ok(config)
     }
 }
