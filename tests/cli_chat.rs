@@ -112,7 +112,7 @@ fn what_is_wrong_is_said() {
     for (content, part) in [
         ("no json", "not a usable conversation"),
         (r#"{"messages": [{"role": "assistant", "content": "x"}]}"#, "got `assistant` as turn 1"),
-        (r#"{"messages": [{"role": "user", "text": "x"}]}"#, "unknown field `text`"),
+        (r#"{"messages": [{"role": "user", "text": "x"}]}"#, "missing field `content`"),
     ] {
         std::fs::write(&file, content).unwrap();
         fails(&chat(&run(), &["--load", path], ""), 1, &[part, "give a file that /save wrote"]);
