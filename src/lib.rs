@@ -53,6 +53,7 @@
 //!   tokenizer, checkpoints and generation.
 //! - `train`: training. `quickstart`: the quickstart as a function. `cli` (default): the binary, with both.
 //! - `data`: the pipeline from dumps. `ballista`: its shuffles on a cluster.
+//! - `chat` (in `cli`): chat templates. `constrain`: text by a JSON schema, a regular expression or a grammar.
 //! - `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default features make of its aliases `Wgpu` and `Cuda`.
 //! - `tui`: the dashboard.
 //!

@@ -60,6 +60,10 @@ impl Sampling {
             top_k: self.top_k,
             top_p: Some(self.top_p),
             repetition_penalty: self.repetition_penalty,
+            min_p: self.min_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
             seed: self.seed,
             ..Default::default()
         };
