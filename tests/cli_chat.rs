@@ -122,6 +122,28 @@ fn what_is_wrong_is_said() {
     fails(&chat(&run(), &["--max-len", "4"], "a long question, longer than that\n"), 1, &["the conversation", "/reset"]);
 }
 
+/// The template in the model's files is used; what the plain form is has been seen above.
+#[test]
+fn the_models_template_is_used() {
+    let walks = Walks::new(&[2], 64);
+    let config = walks.path("model").join("tokenizer_config.json");
+    let mut json: Value = std::fs::read(&config).map_or(json!({}), |bytes| serde_json::from_slice(&bytes).unwrap());
+    json["chat_template"] = "{{ bos_token }}{{ messages[-1].content }}".into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    let out = chat(&walks.model(), &["--tokens", "20"], "The old\nAnd the old\n");
+    assert_eq!(answers(&out), ["llama walks home"; 2]);
+    let about = with_input(&["info", &walks.model()], "");
+    assert!(String::from_utf8_lossy(&about.stdout).contains("template of tokenizer_config.json"));
+    json["chat_template"] = "{{ raise_exception('Only one question') if messages | length > 1 }}{{ bos_token }}The old".into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    let out = chat(&walks.model(), &[], "One\nTwo\n");
+    assert_eq!((out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned()), (Some(2), "llama walks home\n".into()));
+    assert!(stderr(&out).contains("Only one question"), "{}", stderr(&out));
+    json["chat_template"] = "{% if %}".into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    fails(&chat(&walks.model(), &[], "One\n"), 1, &["tokenizer_config.json", "not a usable chat template"]);
+}
+
 /// Ctrl-C ends the answer and not the program; the next question is answered.
 #[cfg(unix)]
 #[test]

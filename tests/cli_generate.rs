@@ -75,6 +75,13 @@ fn lines(output: &Output) -> Vec<Value> {
     String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// In order: how a program's objects are sorted is a matter of its features.
+fn keys(object: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
 #[track_caller]
 fn text(output: &Output) -> String {
     assert!(output.status.success(), "{}", stderr(output));
@@ -103,8 +110,7 @@ fn many_prompts_are_answered_in_their_order_as_each_alone() {
     assert_eq!(all.len(), prompts.len());
     for (i, (line, prompt)) in all.iter().zip(&prompts).enumerate() {
         assert_eq!((&line["index"], &line["prompt"]), (&json!(i), prompt));
-        let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["index", "prompt", "stop", "text", "tokens"], "nothing that depends on the clock");
+        assert_eq!(keys(line), ["index", "prompt", "stop", "text", "tokens"], "nothing that depends on the clock");
         if let Some(text) = prompt.as_str() {
             let alone = json_of(&generate(&run(), &["--tokens", "9", "--json", text], ""));
             assert_eq!((&alone["tokens"], &alone["text"]), (&line["tokens"], &line["text"]), "{text}");
@@ -188,8 +194,7 @@ fn a_model_without_a_tokenizer_takes_and_gives_ids() {
 fn one_prompt_says_what_it_took() {
     let walks = Walks::new(&[2], 64);
     let one = walks.json(&[]);
-    let keys: Vec<&String> = one.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["prompt", "stop", "text", "tok_s", "tokens", "ttft_s"]);
+    assert_eq!(keys(&one), ["prompt", "stop", "text", "tok_s", "tokens", "ttft_s"]);
     assert_eq!((&one["text"], &one["stop"], &one["tokens"]), (&json!(" llama walks home"), &json!("eos"), &json!(walks.ids)));
     assert!(one["tok_s"].as_f64().unwrap() > 0.0 && one["ttft_s"].as_f64().unwrap() > 0.0);
     let shown = walks.run(&["The old"]);
@@ -416,7 +421,7 @@ fn interrupted_it_shows_what_is_there() {
         let args =
             ["generate", "--model", &model, "--threads", "1", "--ignore-eos", "--tokens", "1000000", "--max-len", "200000"];
         let mut child = recua(&[&args[..], &["--max-batch", "1"], more].concat()).spawn().unwrap();
-        let mut begun = [0; 12];
+        let mut begun = [0; 24];
         if !more.contains(&"--json") {
             child.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
         } else {
@@ -435,4 +440,56 @@ fn interrupted_it_shows_what_is_there() {
     let shown: Value = serde_json::from_str(shown.trim_start_matches('\0')).unwrap();
     assert_eq!(shown["stop"], "interrupted");
     assert!(shown["text"].as_str().unwrap().starts_with(" llama walks home"), "{shown}");
+}
+
+#[cfg(not(feature = "constrain"))]
+#[test]
+fn forms_that_are_not_compiled_in_are_refused() {
+    for form in [["--regex", "a+"], ["--json-schema", "{}"], ["--grammar", "form.lark"]] {
+        fails(&generate(&run(), &[&form[..], &["The llama"]].concat(), ""), 1, &[form[0], "--features constrain"]);
+    }
+}
+
+#[cfg(feature = "constrain")]
+#[test]
+fn text_has_the_form_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let written = |form: &[&str]| {
+        let args = [&["--json", "--tokens", "200", "--temperature", "1", "--seed", "4"], form, &["The llama"]].concat();
+        let out = json_of(&generate(&run(), &args, ""));
+        assert!(out["stop"] == "eos" || out["stop"] == "mask", "{out}");
+        out["text"].as_str().unwrap().to_string()
+    };
+    let text = written(&["--regex", "[ab]{3}-[0-9]{2}"]);
+    let (letters, digits) = text.split_once('-').unwrap();
+    assert!(letters.len() == 3 && letters.chars().all(|c| "ab".contains(c)), "{text}");
+    assert!(digits.len() == 2 && digits.chars().all(|c| c.is_ascii_digit()), "{text}");
+    let schema =
+        r#"{"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"], "additionalProperties": false}"#;
+    for given in [schema.to_string(), path("schema.json", schema)] {
+        let json: Value = serde_json::from_str(&written(&["--json-schema", &given])).unwrap();
+        assert!(json["n"] == 1 || json["n"] == 22, "{json}");
+    }
+    let grammar = path("form.lark", "start: \"yes\" | \"no\"\n");
+    assert!(["yes", "no"].contains(&written(&["--grammar", &grammar]).as_str()));
+    // Each prompt has its own.
+    let all = lines(&generate(&run(), &["--json", "--regex", "x{4}", "--prompts", "-"], "\"The\"\n\"A river\"\n"));
+    assert!(all.iter().all(|line| line["text"] == "xxxx") && all.len() == 2, "{all:?}");
+    for (form, code, parts) in [
+        (["--regex", "(a"], 2, ["--regex: ", "correct it"]),
+        (["--json-schema", "{\"type\": 5}"], 2, ["--json-schema: ", "correct it"]),
+        (["--json-schema", "{oops"], 2, ["--json-schema: ", "give a JSON schema or a file"]),
+        (["--json-schema", "nowhere.json"], 1, ["cannot read nowhere.json", ""]),
+        (["--grammar", "nowhere.lark"], 1, ["cannot read nowhere.lark", ""]),
+        (["--grammar", &path("bad.lark", "start: (\n")], 2, ["--grammar: ", "correct it"]),
+    ] {
+        fails(&generate(&run(), &[&form[..], &["x"]].concat(), ""), code, &parts);
+    }
+    fails(&generate(&run(), &["--regex", "a", "--n", "2", "x"], ""), 2, &["--n: expected 1 with --regex"]);
+    fails(&generate(&run(), &["--regex", "a", "--grammar", "b", "x"], ""), 2, &["cannot be used with"]);
 }

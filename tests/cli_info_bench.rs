@@ -12,8 +12,8 @@ fn recua(args: &[&str]) -> std::process::Output {
 #[test]
 fn info_says_what_a_model_is() {
     let about = json_of(&recua(&["info", &golden("tiny_llama"), "--json"]));
-    assert_eq!((&about["format"], &about["params"]), (&json!("hf"), &json!(214_720)));
-    assert_eq!((&about["types"], &about["bytes"]), (&json!({ "F32": 214_720 }), &json!(4 * 214_720)));
+    assert_eq!((&about["format"], &about["params"]), (&json!("hf"), &json!(214_208)));
+    assert_eq!((&about["types"], &about["bytes"]), (&json!({ "F32": 214_208 }), &json!(4 * 214_208)));
     assert_eq!(
         (&about["config"]["dim"], &about["config"]["n_layers"], &about["hidden_dim"]),
         (&json!(64), &json!(3), &json!(172))

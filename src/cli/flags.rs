@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use recua::generate::{EngineConfig, SampleConfig, Sampler, TokenMask};
+#[cfg(feature = "constrain")]
+use recua::generate::{ConstraintFactory, Grammar};
+use recua::generate::{EngineConfig, SampleConfig, TokenMask};
 use recua::ops::KvDtype;
 use recua::{Error, Result};
+#[cfg(feature = "constrain")]
+use serde_json::Value;
 
 use super::model::TextModel;
 
@@ -34,7 +38,7 @@ pub(crate) struct Sampling {
     /// The same, for each time that the token is there
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f64,
-    /// Adds B to the logit of token ID; may be repeated. -100 rules a token out, as good as
+    /// Adds B to the logit of token ID; may be repeated. -100 all but rules a token out
     #[arg(long, value_name = "ID=B", value_parser = bias, allow_hyphen_values = true)]
     logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same text
@@ -98,20 +102,61 @@ impl Form {
         given.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
     }
 
-    /// What makes masks of it.
-    pub(crate) fn compile(&self, model: &TextModel) -> Result<CompiledForm> {
+    /// What makes masks of it. A form that cannot be is an error here, before anything is computed.
+    #[cfg(not(feature = "constrain"))]
+    pub(crate) fn compile(&self, model: &TextModel, _ends: &[u32]) -> Result<CompiledForm> {
         let Some(flag) = self.flag() else { return Ok(CompiledForm) };
         model.tokenizer_for(flag)?;
-        Err(Error::internal(flag, "not there yet"))
+        let problem = "forms of text are not compiled into this build";
+        Err(Error::Engine { what: flag, problem: problem.into(), hint: "build with `--features constrain`".into() })
+    }
+
+    /// What makes masks of it. A form that cannot be is an error here, before anything is computed.
+    #[cfg(feature = "constrain")]
+    pub(crate) fn compile(&self, model: &TextModel, ends: &[u32]) -> Result<CompiledForm> {
+        let Some(flag) = self.flag() else { return Ok(CompiledForm(None)) };
+        let tokenizer = model.tokenizer_for(flag)?;
+        let grammar = match (&self.json_schema, &self.regex, &self.grammar) {
+            (Some(schema), _, _) => Grammar::JsonSchema(json_schema(schema)?),
+            (_, Some(regex), _) => Grammar::Regex(regex.clone()),
+            (_, _, Some(path)) => Grammar::Lark(std::fs::read_to_string(path).map_err(Error::io("read", path))?),
+            _ => return Ok(CompiledForm(None)),
+        };
+        let form = CompiledForm(Some((ConstraintFactory::new(tokenizer)?, grammar, ends.to_vec())));
+        form.mask().map_err(|e| match e {
+            Error::BadValue { problem, hint, .. } => Error::BadValue { key: flag.into(), problem, hint },
+            e => e,
+        })?;
+        Ok(form)
     }
 }
 
-/// A form, ready.
+/// A JSON schema itself, or a file with one.
+#[cfg(feature = "constrain")]
+fn json_schema(given: &str) -> Result<Value> {
+    let inline = given.trim_start().starts_with('{') || ["true", "false"].contains(&given.trim());
+    if inline {
+        return serde_json::from_str(given)
+            .map_err(|e| Error::bad_value("--json-schema", e.to_string(), "give a JSON schema or a file with one"));
+    }
+    let bytes = std::fs::read(given).map_err(Error::io("read", given))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::bad_file("JSON schema", given, e.to_string(), "correct it"))
+}
+
+/// A form, ready: the grammar, and the tokens that end a text.
+#[cfg(feature = "constrain")]
+pub(crate) struct CompiledForm(Option<(ConstraintFactory, Grammar, Vec<u32>)>);
+
+/// No form.
+#[cfg(not(feature = "constrain"))]
 pub(crate) struct CompiledForm;
 
 impl CompiledForm {
     /// The mask of one text.
     pub(crate) fn mask(&self) -> Result<Option<Box<dyn TokenMask>>> {
+        #[cfg(feature = "constrain")]
+        return self.0.as_ref().map(|(factory, grammar, ends)| factory.mask(grammar, ends)).transpose();
+        #[cfg(not(feature = "constrain"))]
         Ok(None)
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use recua::Result;
 use recua::backend;
 use recua::ops::KvDtype;
-use recua::tokenizer::Tokenizer;
+use recua::tokenizer::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 
 use super::model::TextModel;
@@ -86,6 +86,8 @@ fn about(model: &TextModel, tokenizer: Option<&Path>) -> Result<Value> {
         .tokenizer
         .as_ref()
         .map(|t| json!({ "file": tokenizer, "kind": t.kind(), "vocab_size": t.vocab_size(), "prefix": t.prefix().to_vec() }));
+    let template = model.tokenizer.as_ref().map(ChatTemplate::of).transpose()?;
+    let template = template.as_ref().and_then(ChatTemplate::origin);
     Ok(json!({
         "path": checkpoint.path(),
         "format": checkpoint.format().to_string(),
@@ -100,7 +102,7 @@ fn about(model: &TextModel, tokenizer: Option<&Path>) -> Result<Value> {
         "tokenizer": tokenizer,
         "bos": bos.map(token),
         "ends": model.ends.iter().map(|id| token(*id)).collect::<Vec<_>>(),
-        "chat_template": Value::Null,
+        "chat_template": template,
     }))
 }
 
@@ -152,7 +154,9 @@ fn show(about: &Value) {
         ("ends with", if ends.is_empty() { none() } else { ends.join(", ") }),
         (
             "chat",
-            about["chat_template"].as_str().map_or_else(|| "no template: `recua chat` takes a plain form".into(), str::to_string),
+            about["chat_template"]
+                .as_str()
+                .map_or_else(|| "no template: `recua chat` takes a plain form".into(), |file| format!("template of {file}")),
         ),
     ];
     for (name, value) in rows {

@@ -13,7 +13,6 @@ mod plan;
 mod progress;
 mod quickstart;
 mod selftest;
-mod stream;
 mod tokenizer;
 mod train;
 #[cfg(feature = "tui")]
@@ -51,7 +50,6 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Train a small LLaMA on what is on this disk and show what it writes and how well
     Quickstart(quickstart::Quickstart),
     /// Text files to token datasets
     #[command(subcommand)]
@@ -61,9 +59,7 @@ enum Verb {
     Tokenizer(tokenizer::TokenizerVerb),
     /// Train a model on token datasets
     Train(Box<train::Train>),
-    /// Write text with a model
     Generate(Box<generate::Generate>),
-    /// A conversation with a model in the terminal
     Chat(Box<chat::Chat>),
     /// Score given tokens
     #[command(subcommand)]
@@ -77,7 +73,6 @@ enum Verb {
     Plan(Box<plan::Plan>),
     /// Check every operation of a backend against CPU references
     Selftest(selftest::Selftest),
-    /// List backends, devices and what they can do; or say what a model is
     Info(info::Info),
 }
 

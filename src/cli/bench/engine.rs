@@ -171,7 +171,7 @@ impl Common {
             return print_json(&document);
         }
         say(&format!(
-            "{} parameters in {}; cache: {}; {:.1} GB/s of memory, {:.3} TFLOP/s of products, measured here; seed {}",
+            "{} parameters in {}; {}; {:.1} GB/s of memory, {:.3} TFLOP/s of products, measured here; seed {}",
             human(m.params as f64),
             m.dtype,
             m.cache,

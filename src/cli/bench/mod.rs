@@ -17,11 +17,8 @@ pub(crate) enum Bench {
     Attention(Shape),
     /// A linear layer's product, [m, k] x [n, k]^T
     Gemm(GemmShape),
-    /// The engine: new tokens, one by one, of one or more sequences at once
     Decode(engine::Decode),
-    /// The engine: prompts
     Prefill(engine::Prefill),
-    /// The engine: requests that come at random
     ServeSim(engine::ServeSim),
 }
 

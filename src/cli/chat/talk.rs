@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use recua::generate::{Bos, Engine, Event, Request, SampleConfig, Sampler, Stop};
+use recua::generate::{Bos, Engine, Event, Request, SampleConfig, Sampler, Stop, TextStream};
+use recua::tokenizer::{ChatTemplate, Message};
 use recua::{Error, Result};
 use recua_core::files::write_atomic;
 use serde::{Deserialize, Serialize};
@@ -13,15 +14,7 @@ use serde_json::Value;
 use super::commands::Command;
 use super::{ANSWERING, STOP};
 use crate::cli::model::TextModel;
-use crate::cli::stream::TextStream;
 use crate::cli::{human, print, print_now, say};
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Message {
-    role: String,
-    content: String,
-}
 
 /// A file of /save.
 #[derive(Serialize, Deserialize)]
@@ -31,6 +24,7 @@ struct Saved {
 
 pub(super) struct Talk {
     pub(super) model: TextModel,
+    template: ChatTemplate,
     /// There once the weights are read.
     pub(super) engine: Option<Engine>,
     messages: Vec<Message>,
@@ -41,11 +35,11 @@ pub(super) struct Talk {
 
 impl Talk {
     pub(super) fn new(model: TextModel, sampling: SampleConfig, tokens: usize, stops: Vec<String>) -> Result<Self> {
-        model.tokenizer_for("a conversation")?;
+        let template = ChatTemplate::of(model.tokenizer_for("a conversation")?)?;
         if tokens == 0 {
             return Err(Error::bad_value("--tokens", "expected at least 1, got 0", "leave it out to take the default"));
         }
-        Ok(Self { model, engine: None, messages: Vec::new(), sampling, tokens, stops })
+        Ok(Self { model, template, engine: None, messages: Vec::new(), sampling, tokens, stops })
     }
 
     /// The model, in a line.
@@ -136,22 +130,21 @@ impl Talk {
     }
 
     /// Which form the prompt has.
-    fn form(&self) -> &'static str {
-        "no chat template: plain form"
+    fn form(&self) -> String {
+        match self.template.origin() {
+            Some(file) => format!("chat template of {file}"),
+            None => "no chat template: plain form".into(),
+        }
     }
 
-    /// The conversation as the model's prompt, and texts that end an answer.
-    fn prompt(&self) -> Result<(Vec<u32>, Vec<String>)> {
-        let mut text = String::new();
-        for Message { role, content } in &self.messages {
-            match role.as_str() {
-                "system" => text += &format!("{content}\n\n"),
-                "user" => text += &format!("User: {content}\n"),
-                _ => text += &format!("Assistant: {content}\n"),
-            }
+    /// The conversation as the model's prompt.
+    fn prompt(&self) -> Result<Vec<u32>> {
+        let text = self.template.render(&self.messages, true)?;
+        match self.template.origin() {
+            // Templates write special tokens, BOS among them; in the plain form nobody's text is one.
+            Some(_) => self.model.tokenizer_for("a conversation")?.encode_with_special(&text),
+            None => self.model.encode(&text, Bos::Auto, false),
         }
-        text += "Assistant:";
-        Ok((self.model.encode(&text, Bos::Auto, false)?, vec!["\nUser:".into()]))
     }
 
     /// Answers a question. Where that fails the conversation is as it was.
@@ -179,10 +172,10 @@ impl Talk {
     }
 
     fn write(&mut self) -> Result<String> {
-        let (prompt, mut stops) = self.prompt()?;
-        stops.extend(self.stops.iter().cloned());
+        let prompt = self.prompt()?;
+        let stops: Vec<&str> = self.template.stops().iter().copied().chain(self.stops.iter().map(String::as_str)).collect();
         let tokenizer = self.model.tokenizer_for("a conversation")?;
-        let mut stream = TextStream::new(tokenizer, &prompt, &stops);
+        let mut stream = TextStream::new(tokenizer, &prompt, &stops)?;
         let request = Request {
             prompt,
             max_new: self.tokens,
@@ -214,8 +207,9 @@ impl Talk {
                     Event::Token { token, .. } if end.is_none() => {
                         first.get_or_insert(began.elapsed().as_secs_f64());
                         tokens += 1;
-                        show(&mut text, &stream.push(token));
-                        if stream.stopped() {
+                        let shown = stream.push(token);
+                        show(&mut text, &shown.text);
+                        if shown.stop.is_some() {
                             end = Some("");
                         }
                     }
@@ -232,7 +226,7 @@ impl Talk {
             }
         }
         engine.cancel(id);
-        show(&mut text, &stream.finish());
+        show(&mut text, &stream.finish().text);
         print("");
         let seconds = began.elapsed().as_secs_f64();
         let mut line = format!("[{tokens} tokens, {} tok/s", human(f64::from(tokens) / seconds));

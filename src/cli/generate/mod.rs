@@ -117,7 +117,7 @@ impl Generate {
         if !self.stop.is_empty() {
             model.tokenizer_for("--stop")?;
         }
-        let form = self.form.compile(&model)?;
+        let form = self.form.compile(&model, if self.ignore_eos { &[] } else { &model.ends })?;
         let requests = |prompt: &Prompt| -> Result<Request> {
             Ok(Request {
                 prompt: prompt.ids.clone(),

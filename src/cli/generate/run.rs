@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use indicatif::ProgressBar;
-use recua::generate::{Engine, Event, Request, RequestId, Stop, TokenLogprob};
+use recua::generate::{Engine, Event, Request, RequestId, Stop, TextStream, TokenLogprob};
 use recua::{Error, Result};
 
 use super::prompts::Prompt;
 use super::show::Show;
-use crate::cli::stream::TextStream;
 use crate::cli::{human, progress, say};
 
 /// One continuation of a prompt.
@@ -59,16 +58,19 @@ impl<'a> Run<'a> {
     /// Hands the next prompt's request to the engine.
     pub(super) fn submit(&mut self, engine: &mut Engine, request: Request) -> Result<()> {
         let prompt = &self.prompts[self.jobs.len()];
-        let texts = (0..request.n).map(|_| Text {
-            stream: self.show.tokenizer.map(|t| TextStream::new(t, &prompt.ids, self.stops)),
-            text: String::new(),
-            tokens: Vec::new(),
-            logprobs: Vec::new(),
-            stop: None,
-            first_s: None,
-            end_s: 0.0,
+        let stream = || self.show.tokenizer.map(|t| TextStream::new(t, &prompt.ids, self.stops)).transpose();
+        let texts = (0..request.n).map(|_| {
+            Ok(Text {
+                stream: stream()?,
+                text: String::new(),
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                stop: None,
+                first_s: None,
+                end_s: 0.0,
+            })
         });
-        let texts = texts.collect();
+        let texts = texts.collect::<Result<_>>()?;
         let id = engine.submit(request).map_err(|e| match e {
             Error::TooLong { got, max, hint, .. } => Error::TooLong { what: prompt.at.clone(), got, max, hint },
             e => e,
@@ -128,11 +130,10 @@ impl<'a> Run<'a> {
                     self.show.token(token);
                     return Ok(());
                 };
-                let new = stream.push(token);
-                text.text.push_str(&new);
-                let stopped = stream.stopped();
-                self.show.text(&new);
-                if stopped {
+                let shown = stream.push(token);
+                text.text.push_str(&shown.text);
+                self.show.text(&shown.text);
+                if shown.stop.is_some() {
                     self.end(i, choice, "stop");
                     if self.jobs[i].is_over() {
                         engine.cancel(id);
@@ -168,10 +169,10 @@ impl<'a> Run<'a> {
         let text = &mut self.jobs[i].texts[choice];
         if text.stop.is_none() {
             let rest = text.stream.as_mut().map(TextStream::finish).unwrap_or_default();
-            text.text.push_str(&rest);
-            self.show.text(&rest);
+            text.text.push_str(&rest.text);
+            self.show.text(&rest.text);
             text.end_s = self.began.elapsed().as_secs_f64();
-            text.stop = Some(stop);
+            text.stop = Some(if rest.stop.is_some() { "stop" } else { stop });
         }
     }
 
