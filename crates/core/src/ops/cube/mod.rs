@@ -263,7 +263,7 @@ swiglu*                CubeCL kernels; backward in place
             $attention,
             "\
 *attention*            CubeCL kernels, tiled online softmax on the units in float32; packed, strided, grouped, by document
-project_rows*          up to 8 rows: one CubeCL kernel that reads each weight once and adds in place; more: as project
+project_rows*          up to 16 rows (8 with tensor cores): one CubeCL kernel that reads each weight once and adds in place; more: as project
 cached_attention       CubeCL kernels over tables of blocks, 2 launches a layer; any type of cache
 copy_blocks, sample_rows  CubeCL kernels, one for all pairs, one for all rows
 logit_stats, _grad     CubeCL kernels, a cube a row; the gradient in place
