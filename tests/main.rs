@@ -29,6 +29,7 @@ mod memory;
 mod metrics;
 mod model;
 mod ops;
+mod ops_inference;
 #[cfg(feature = "quickstart")]
 mod quickstart;
 mod tokenizer;

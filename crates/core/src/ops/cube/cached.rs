@@ -22,10 +22,8 @@ use cubecl::prelude::*;
 
 use super::attention::side;
 use super::elementwise::zero;
-use super::paged::{
-    ACROSS, UNITS, combine_kernel, copy_kernel, place_codes_kernel, place_kernel, rows_kernel, tiles_kernel,
-};
-use super::{cubes, EACH, address, count, empty, grid, grid_each, lanes, own};
+use super::paged::{ACROSS, UNITS, combine_kernel, copy_kernel, place_codes_kernel, place_kernel, rows_kernel, tiles_kernel};
+use super::{EACH, address, count, cubes, empty, grid, grid_each, lanes, own};
 use crate::backend::context::fail;
 use crate::ops::cached::PlanParts;
 use crate::ops::{BatchRows, CacheRows, CachedAttention, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues, Rotary};

@@ -41,7 +41,8 @@ use cubecl::device::Device as _;
 use cubecl::prelude::*;
 
 use super::{
-    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, LlamaOps, Rotary, SampleRows, SelfAttention,
+    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, LlamaOps, Rotary, SampleRows,
+    SelfAttention,
 };
 use crate::backend::{Gemm, context};
 
@@ -146,7 +147,8 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         cached::copy_blocks(pool, pairs)
     }
     fn sample_rows(logits: FloatTensor<Self>, rows: &SampleRows) -> IntTensor<Self> {
-        let settings = Tensor::<Self, 2>::from_data(TensorData::new(rows.settings(), [rows.len(), sample::SETTINGS]), &logits.device);
+        let settings =
+            Tensor::<Self, 2>::from_data(TensorData::new(rows.settings(), [rows.len(), sample::SETTINGS]), &logits.device);
         sample::sample(logits, super::primitive(settings), I::dtype())
     }
 
