@@ -18,12 +18,21 @@ mod corpus;
 mod data;
 #[cfg(feature = "data")]
 mod data_build;
+#[cfg(feature = "flex")]
+mod engine;
+#[cfg(feature = "flex")]
+mod engine_golden;
 mod faults_generate;
 mod faults_model;
 mod faults_tokenizer;
 mod files;
 #[cfg(all(feature = "cli", feature = "flex"))]
 mod fixtures;
+#[cfg(feature = "constrain")]
+mod generate_constrained;
+mod generate_sampling;
+#[cfg(feature = "chat")]
+mod generate_text;
 mod golden;
 mod memory;
 mod metrics;

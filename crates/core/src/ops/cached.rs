@@ -177,6 +177,7 @@ pub struct CacheRows<B: Backend> {
 
 /// What a backend's kernels make of the rows, sent once for all layers: numbers of its own, and where the parts of them begin.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "cube"), allow(dead_code))]
 pub(crate) struct Plan<B: Backend> {
     pub(crate) numbers: IntTensor<B>,
     pub(crate) parts: PlanParts,
@@ -184,6 +185,7 @@ pub(crate) struct Plan<B: Backend> {
 
 /// See `cube/cached.rs`, which writes and reads it.
 #[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(not(feature = "cube"), allow(dead_code))]
 pub(crate) struct PlanParts {
     /// Rows that are taken one by one: where their list begins, and how many.
     pub(crate) thin: (usize, usize),

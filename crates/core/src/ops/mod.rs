@@ -215,6 +215,10 @@ pub trait LlamaOps: Backend {
     fn sample_rows(logits: FloatTensor<Self>, rows: &SampleRows) -> IntTensor<Self> {
         sample::rows::<Self>(logits, rows)
     }
+    /// Whether [`LlamaOps::sample_rows`] runs where the logits are, so that they need not travel.
+    fn samples_on_device() -> bool {
+        false
+    }
 
     /// Sum over rows of the cross-entropy of `softmax(x W^T)` against `targets`, `[1]`: `x [n, d]`, `w [v, d]`,
     /// `targets [n]`; a negative target is not counted. Logits exist for a few rows at a time only.
@@ -276,6 +280,10 @@ pub trait LlamaOps: Backend {
     fn resident<T>(_device: &Self::Device, make: impl FnOnce() -> T) -> T {
         make()
     }
+
+    /// A tensor stays, and is read whole again and again (a weight in inference): on CPU its memory is put into large pages, where the
+    /// system lets it.
+    fn read_often(_x: &FloatTensor<Self>) {}
 
     /// Sends on its way what was uploaded so far, where uploads are queued: the host's copies live until the second time.
     fn flush_uploads(_device: &Self::Device) {}

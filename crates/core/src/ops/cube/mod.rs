@@ -237,6 +237,10 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         Some(R::client(device).properties().memory.max_page_size)
     }
 
+    fn samples_on_device() -> bool {
+        true
+    }
+
     fn bodies() -> &'static str {
         #[cfg(feature = "cuda")]
         if std::any::TypeId::of::<R>() == std::any::TypeId::of::<cubecl::cuda::CudaRuntime>() {
