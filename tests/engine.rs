@@ -116,7 +116,10 @@ impl Requests {
             let (n, prompt, scores) = self.wanted[&id];
             match event {
                 Event::Prompt { logprobs, .. } => {
-                    assert!(scores && answer.prompt.is_none() && answer.choices.is_empty(), "the prompt's scores come first, once");
+                    assert!(
+                        scores && answer.prompt.is_none() && answer.choices.is_empty(),
+                        "the prompt's scores come first, once"
+                    );
                     assert_eq!(logprobs.len(), prompt - 1);
                     answer.prompt = Some(logprobs);
                 }
@@ -321,7 +324,10 @@ fn schedules(seeds: std::ops::Range<u64>) {
         };
         let what = format!("schedule {seed}, {config:?}");
         let mut requests = engine(&model, config);
-        assert!(requests.engine.stats().blocks as u64 * block_bytes(&tiny(), kv_cache_dtype) <= bytes, "{what}: more than the budget");
+        assert!(
+            requests.engine.stats().blocks as u64 * block_bytes(&tiny(), kv_cache_dtype) <= bytes,
+            "{what}: more than the budget"
+        );
         let mut left = 1 + rng.below(8);
         let mut submitted: Vec<(RequestId, usize)> = Vec::new();
         // Some schedules draw from few requests, so that equal ones meet.
@@ -394,7 +400,8 @@ fn engine_refuses_what_cannot_be() {
         Ok(_) => panic!("an engine that cannot be"),
         Err(e) => e.to_string(),
     };
-    let says = |error: &str, parts: &[&str]| parts.iter().for_each(|part| assert!(error.contains(part), "`{part}` is not in: {error}"));
+    let says =
+        |error: &str, parts: &[&str]| parts.iter().for_each(|part| assert!(error.contains(part), "`{part}` is not in: {error}"));
     let sized = |bytes, max_len| EngineConfig { kv_cache_bytes: Some(bytes), max_len, ..Default::default() };
     says(&new(sized(4 * per_block - 1, Some(MAX_LEN))), &["kv_cache_bytes", "64", &(4 * per_block).to_string()]);
     says(&new(sized(per_block - 1, None)), &["kv_cache_bytes", &per_block.to_string()]);
@@ -467,11 +474,18 @@ fn engine_keeps_a_failure_to_one_request() {
             let together = run(&prompts, config.clone());
             for (i, (prompt, got)) in prompts.iter().zip(&together).enumerate() {
                 if i % 3 == 1 {
-                    assert!(got.failed.as_ref().is_some_and(|e| e.contains("not finite") || e.contains("NaN")), "{backend}: {got:?}");
+                    assert!(
+                        got.failed.as_ref().is_some_and(|e| e.contains("not finite") || e.contains("NaN")),
+                        "{backend}: {got:?}"
+                    );
                     assert!(got.choices.is_empty(), "{backend}: {got:?}");
                 } else {
                     let alone = run(std::slice::from_ref(prompt), config.clone());
-                    assert!(got.bits() == alone[0].bits(), "{backend}, {blocks} blocks, request {i}: {got:?}, alone {:?}", alone[0]);
+                    assert!(
+                        got.bits() == alone[0].bits(),
+                        "{backend}, {blocks} blocks, request {i}: {got:?}, alone {:?}",
+                        alone[0]
+                    );
                     assert_eq!(got.failed, None, "{backend}");
                 }
             }
