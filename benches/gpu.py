@@ -19,11 +19,12 @@ The parts, in this order; each has a share of the time, and what it finds is wri
   curve      300 steps in float32 and in bfloat16, at once, beside the same on the CPU
   train      training steps of 1b, 7b, 110m; PyTorch's eager ones right after ours, compiled ones last
   attention, gemm   one layer's attention; products by routine
+  decode     new tokens of 7b in bfloat16, 1, 8 and 64 sequences at once, beside transformers; with our thin products and by each routine
 
 A part is measured if the checks that it rests on have passed. A training row is void if its loss is not that of random tokens, its rate
 above the peak, or the clock low. Verdicts are kept for this binary in /tmp: a second call skips what has passed, and goes on.
 
-Variables: LIMIT=330 (seconds until nothing more is begun), PARTS="check selftest curve train attention gemm", QUICK=1 (few shapes, few
+Variables: LIMIT=330 (seconds until nothing more is begun), PARTS="check selftest curve train attention gemm decode", QUICK=1 (few shapes, few
 steps, no torch.compile), KERNELS=DIR (compiled ahead), COMMIT=HASH (required on CUDA), PEAK_TFLOPS=989 (dense bfloat16, H100 and H200),
 ROUTINES="cublaslt wgmma tma-mma", TEXTS=DIR (text to train on), BACKEND=cuda (another one needs no GPU: a rehearsal).
 """
@@ -49,7 +50,7 @@ CUDA = BACKEND == "cuda"
 QUICK = os.environ.get("QUICK") == "1"
 LIMIT = float(os.environ.get("LIMIT", "330"))
 PEAK = float(os.environ.get("PEAK_TFLOPS", "989"))
-PARTS = os.environ.get("PARTS", "check selftest curve train attention gemm").split()
+PARTS = os.environ.get("PARTS", "check selftest curve train attention gemm decode").split()
 ROUTINES = os.environ.get("ROUTINES", "cublaslt wgmma tma-mma").split()
 MOST_BYTES = 60_000_000
 LEAST_MHZ = 1200
@@ -456,6 +457,48 @@ def gemm(session):
         session.measured("gemm", names[0], "torch", peer, 60, peer=True, results=names)
 
 
+def decode(session):
+    preset = "1b" if QUICK and CUDA else "7b" if CUDA else "15m"
+    _, _, vocab, dim, layers, heads, kv, ffn = PRESETS[preset]
+    batches, depth = ([1, 8] if QUICK else [1, 8, 64]), 128
+    shapes = [f"{preset}, {batch} at once after {depth}" for batch in batches]
+    gate = lacks(session, "f32", "bf16", "auto")
+    # `auto`: few rows by our kernel that reads each weight once. By name: that routine for all.
+    for routine in ("auto", *(name for name in ROUTINES if name != "wgmma")) if CUDA else ("auto",):
+        who = "recua" if routine == "auto" else f"recua {routine}"
+        command = session.command(["bench", "decode", "--preset", preset, "--dtype", "bf16" if CUDA else "f32", "--batch",
+                                   ",".join(map(str, batches)), "--depth", depth, "--new-tokens", 64, "--backend", BACKEND,
+                                   *(["--gemm", routine] if routine != "auto" else []), "--json"])
+        problem = gate or (lacks(session, routine) if CUDA and routine != "auto" else None)
+        shown = " ".join(command[1:])
+        if problem:
+            session.row("decode", shapes[0], who, problem=problem, command=f"recua {shown}")
+            continue
+        done = session.run(command, 120)
+        line = next((line for line in done["out"].splitlines() if line.startswith("{")), None)
+        result = json.loads(line) if line else {}
+        for shape, row in zip(shapes, result.get("rows", [])):
+            row = {**row, "read_gb_s": result["weight_bytes"] / row["step_s"] / 1e9, "bandwidth": result["bandwidth"]}
+            session.row("decode", shape, who, command=f"recua {shown}", result=row, problem=None,
+                        **{key: done[key] for key in ("device_mib", "mhz", "watt", "celsius", "seconds") if key in done})
+        if not result:
+            session.row("decode", shapes[0], who, command=f"recua {shown}", problem=done["problem"] or "printed no JSON", stderr=done["err"])
+    if not (session.torch and session.transformers):
+        return
+    for compiled in (False,) if QUICK or not CUDA else (False, True):
+        who = "torch compile" if compiled else "torch eager"
+        peer = [sys.executable, str(PEERS / "decode_torch.py"), "--model", f"{preset}:{vocab},{dim},{layers},{heads},{kv},{ffn}", "--batch",
+                *map(str, batches), "--depth", str(depth), "--device", "cuda" if CUDA else "cpu", *([] if CUDA else ["--f32"]),
+                *(["--compile"] if compiled else [])]
+        done = session.run(peer, 120, peer=True)
+        results = [json.loads(line) for line in done["out"].splitlines() if line.startswith("{")]
+        for shape, result in zip(shapes, results):
+            problem = result.get("problem")
+            session.row("decode", shape, who, result=None if problem else result, problem=problem)
+        if not results:
+            session.row("decode", shapes[0], who, problem=done["problem"] or "printed no JSON", stderr=done["err"])
+
+
 # ---- the table
 
 def figure(row, rows):
@@ -464,6 +507,13 @@ def figure(row, rows):
     result = row.get("result")
     if not result:
         return row.get("text", "")
+    if row["kind"] == "decode":
+        share = f", {100 * result['read_gb_s'] * 1e9 / result['bandwidth']:.0f} % of a copy's bandwidth here" if "bandwidth" in result else ""
+        parts = [f"{result['tok_s']:.1f} tok/s", f"{1e3 * result['step_s']:.2f} ms a step", f"weights at {result['read_gb_s']:.0f} GB/s{share}"]
+        for peer in rows if row["who"].startswith("recua") else []:
+            if peer["who"].startswith("torch") and (peer["kind"], peer["shape"]) == ("decode", row["shape"]) and peer.get("result"):
+                parts.append(f"{result['tok_s'] / peer['result']['tok_s']:.2f} of {peer['who']}'s")
+        return ", ".join(parts)
     rate = result["gflop_s"] / 1e3
     parts = [f"{result['tok_s']:.0f} tok/s"] if row["kind"] == "train" else []
     parts.append(f"{rate:.1f} TFLOP/s")
@@ -512,7 +562,7 @@ def main():
         stop(f"{size // 1000000} MB of binary: strip it")
     try:
         preflight(session, size)
-        parts = {"check": check, "selftest": selftest, "curve": curve, "train": train, "attention": attention, "gemm": gemm}
+        parts = {"check": check, "selftest": selftest, "curve": curve, "train": train, "attention": attention, "gemm": gemm, "decode": decode}
         for part in PARTS:
             if part not in parts:
                 stop(f"PARTS: there is no part {part}; take some of {' '.join(parts)}")

@@ -57,7 +57,7 @@
 //! - `tui`: the dashboard.
 //!
 //! # Crates
-//! The rooms stand in three crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
+//! The rooms stand in four crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
 //! re-exports them all.
 
 #![warn(missing_docs)]

@@ -382,6 +382,91 @@ mod unix {
         same_end(&f, "int", "whole", 400);
     }
 
+    /// A Hugging Face folder of zeros, 170 MB in 111 tensors that take no room on the disk.
+    fn large_folder(dir: &Path) {
+        let (dim, ffn, layers, vocab) = (768, 2048, 12, 64);
+        std::fs::create_dir(dir).unwrap();
+        let config = serde_json::json!({
+            "model_type": "llama", "hidden_size": dim, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 12,
+            "num_key_value_heads": 12, "vocab_size": vocab, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "max_position_embeddings": 256,
+            "tie_word_embeddings": false, "hidden_act": "silu",
+        });
+        std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        let mut tensors = vec![
+            ("model.embed_tokens.weight".into(), vec![vocab, dim]),
+            ("model.norm.weight".into(), vec![dim]),
+            ("lm_head.weight".into(), vec![vocab, dim]),
+        ];
+        for layer in 0..layers {
+            for (name, shape) in [
+                ("self_attn.q_proj", vec![dim, dim]),
+                ("self_attn.k_proj", vec![dim, dim]),
+                ("self_attn.v_proj", vec![dim, dim]),
+                ("self_attn.o_proj", vec![dim, dim]),
+                ("mlp.gate_proj", vec![ffn, dim]),
+                ("mlp.up_proj", vec![ffn, dim]),
+                ("mlp.down_proj", vec![dim, ffn]),
+                ("input_layernorm", vec![dim]),
+                ("post_attention_layernorm", vec![dim]),
+            ] {
+                tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            }
+        }
+        let mut end = 0;
+        let header: serde_json::Map<String, Value> = tensors
+            .into_iter()
+            .map(|(name, shape)| {
+                let begin = end;
+                end += 2 * shape.iter().product::<usize>();
+                (name, serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [begin, end] }))
+            })
+            .collect();
+        let header = Value::from(header).to_string();
+        let mut file = std::fs::File::create(dir.join("model.safetensors")).unwrap();
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        file.set_len((8 + header.len() + end) as u64).unwrap();
+    }
+
+    #[test]
+    fn a_conversion_that_is_interrupted_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        large_folder(&dir.path().join("model"));
+        let names = || {
+            let mut names: Vec<_> =
+                std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        for (signal, format) in [(libc::SIGINT, "native"), (libc::SIGTERM, "hf"), (libc::SIGINT, "meta")] {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_recua"))
+                .args(["convert", "model", "made", "--to", format, "--dtype", "f32"])
+                .current_dir(dir.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            while names() == ["model"] {
+                assert!(child.try_wait().unwrap().is_none(), "{format}: it ended before it began to write");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // SAFETY: kill has no preconditions; the child has not been waited for, so that its number is its own.
+            assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+            let out = child.wait_with_output().unwrap();
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(out.status.code(), Some(130), "{format}: {stderr}");
+            assert!(stderr.contains("interrupted; nothing is left of made"), "{format}: {stderr}");
+            assert!(out.stdout.is_empty());
+            assert_eq!(names(), ["model"], "{format}");
+        }
+        // What was in the way is no reason to fail now, and what it makes is whole.
+        let mut command = Command::new(env!("CARGO_BIN_EXE_recua"));
+        let out = command.args(["convert", "model", "made", "--to", "hf"]).current_dir(dir.path()).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(names(), ["made", "model"]);
+    }
+
     #[test]
     fn a_run_in_use_is_refused() {
         let f = Fixture::new();

@@ -362,10 +362,10 @@ fn what_is_no_number_is_an_error_and_no_text() {
     let mut sampler = Sampler::new(SampleConfig::default()).unwrap();
     let infinity = f32::INFINITY;
     for bad in [vec![0.0, f32::NAN], vec![infinity, 0.0], vec![-infinity, -infinity], vec![]] {
-        assert!(matches!(sampler.sample(&mut bad.clone(), &[]), Err(Error::NotFinite { .. })), "{bad:?}");
+        assert!(matches!(sampler.sample(&mut bad.clone(), &[], &[], None, &[]), Err(Error::NotFinite { .. })), "{bad:?}");
     }
     // A token that is ruled out is none of that.
-    assert_eq!(sampler.sample(&mut [-infinity, 1.0, -infinity], &[]).unwrap(), 1);
+    assert_eq!(sampler.sample(&mut [-infinity, 1.0, -infinity], &[], &[], None, &[]).unwrap(), 1);
 }
 
 #[test]

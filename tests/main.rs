@@ -28,6 +28,11 @@ mod faults_tokenizer;
 mod files;
 #[cfg(all(feature = "cli", feature = "flex"))]
 mod fixtures;
+#[cfg(feature = "constrain")]
+mod generate_constrained;
+mod generate_sampling;
+#[cfg(feature = "chat")]
+mod generate_text;
 mod golden;
 mod memory;
 mod metrics;

@@ -61,6 +61,7 @@ impl Sampling {
             top_p: Some(self.top_p),
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
+            ..Default::default()
         };
         Sampler::new(config.clone())?;
         Ok(config)

@@ -8,6 +8,8 @@
 #![warn(missing_docs)]
 
 #[cfg(feature = "pipeline")]
+pub use recua_dataflow::{self as engine, Cleaned, Record, Rejected, Removed, Sink, record};
+#[cfg(feature = "pipeline")]
 pub use recua_ground::config;
 pub use recua_ground::{Error, Result, error, files};
 
@@ -18,8 +20,6 @@ pub mod crates;
 #[cfg(feature = "pipeline")]
 pub mod dedup;
 #[cfg(feature = "pipeline")]
-pub mod engine;
-#[cfg(feature = "pipeline")]
 pub mod fasttext;
 #[cfg(feature = "pipeline")]
 pub mod filters;
@@ -28,8 +28,6 @@ mod json;
 pub mod lm;
 #[cfg(feature = "pipeline")]
 pub mod pipeline;
-#[cfg(feature = "pipeline")]
-pub mod record;
 #[cfg(feature = "pipeline")]
 mod rows;
 #[cfg(feature = "pipeline")]
@@ -43,6 +41,4 @@ pub mod tokens;
 mod unpack;
 mod walk;
 
-#[cfg(feature = "pipeline")]
-pub use record::{Cleaned, Record, Rejected, Removed, Sink};
 pub use text::{Document, Documents, Skipped, no_text};

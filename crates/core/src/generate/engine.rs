@@ -18,7 +18,7 @@ use crate::backend::DeviceContext;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::{Error, Result};
 use crate::model::{Llama, ModelConfig};
-use crate::ops::{Job, KV_BLOCK, KvDtype, LlamaOps};
+use crate::ops::{Job, KV_BLOCK, KvDtype, LlamaOps, SampleRows};
 
 /// How an engine computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -374,7 +374,13 @@ impl Engine {
             let needed = (first.computed + first.tokens.len()).div_ceil(KV_BLOCK) - known.len();
             // Known blocks that nobody holds are no longer free once they are shared.
             if needed + self.pool.idle_among(&blocks) > self.pool.free() {
-                return false;
+                let holds = |s: &Sequence| !s.blocks.is_empty();
+                if !self.running.is_empty() || !self.waiting.iter().any(holds) {
+                    return false;
+                }
+                // Nobody would ever give blocks back but those who wait.
+                self.waiting.iter_mut().for_each(|s| s.drop_blocks(&mut self.pool));
+                return self.admit();
             }
             let Some(mut sequence) = self.waiting.pop_front() else { return false };
             sequence.begin_with(known, &mut self.pool);
@@ -384,7 +390,7 @@ impl Engine {
             return true;
         }
         // A fork of a prompt that is there: it writes to a copy of the last block.
-        if self.pool.free() < 2 {
+        if self.pool.free() < 2 && !self.running.is_empty() {
             return false;
         }
         let Some(sequence) = self.waiting.pop_front() else { return false };
@@ -408,9 +414,13 @@ impl Engine {
     /// Blocks for positions up to `end` of a running sequence, of its own where it writes; whoever came later gives up blocks for it.
     /// `false`: it gave up its own.
     fn make_room(&mut self, parts: &mut Vec<Part>, at: usize, position: usize, end: usize) -> bool {
-        let copy = self.running[at].blocks.get(position / KV_BLOCK).copied().filter(|&block| self.pool.is_shared(block));
-        let missing = end.div_ceil(KV_BLOCK).saturating_sub(self.running[at].blocks.len()) + usize::from(copy.is_some());
-        while self.pool.free() < missing {
+        let copy = loop {
+            let blocks = &self.running[at].blocks;
+            let copy = blocks.get(position / KV_BLOCK).copied().filter(|&block| self.pool.is_shared(block));
+            let missing = end.div_ceil(KV_BLOCK).saturating_sub(blocks.len()) + usize::from(copy.is_some());
+            if self.pool.free() >= missing {
+                break copy;
+            }
             // Those who wait and hold blocks first, then the last who was let in.
             if let Some(sequence) = self.waiting.iter_mut().rev().find(|s| !s.blocks.is_empty()) {
                 sequence.drop_blocks(&mut self.pool);
@@ -426,7 +436,7 @@ impl Engine {
             if last == at {
                 return false;
             }
-        }
+        };
         let sequence = &mut self.running[at];
         if let Some(shared) = copy
             && let Some(block) = self.pool.allocate()
@@ -467,8 +477,15 @@ impl Engine {
             let count = if is_text { &mut self.stats.decode_tokens } else { &mut self.stats.prefill_tokens };
             *count += (part.rows + part.drafted.len()) as u64;
         }
-        self.stats.steps += 1;
         let mut outcomes: Vec<Outcome> = parts.iter().map(|_| Outcome::default()).collect();
+        let plain = |part: &Part| part.drafted.is_empty() && self.running[part.sequence].is_plain();
+        if self.runner.samples() && !asked.is_empty() && parts.iter().all(plain) {
+            let asked: Vec<usize> = asked.into_iter().map(|a| a.0).collect();
+            let more = self.draw(&parts, step, &asked, &mut outcomes)?;
+            self.take_outcomes(parts, outcomes, more);
+            return Ok(());
+        }
+        self.stats.steps += 1;
         let running = &mut self.running;
         self.runner.run(&step, &mut |i, logits| {
             let (part, position, drafted) = asked[i];
@@ -478,16 +495,70 @@ impl Engine {
                 out.failed = sequence.take_logits(position, logits, drafted, out).err();
             }
         })?;
-        self.take_outcomes(parts, outcomes);
+        self.take_outcomes(parts, outcomes, 0);
         Ok(())
     }
 
-    fn take_outcomes(&mut self, parts: Vec<Part>, outcomes: Vec<Outcome>) {
+    /// Computes a step whose tokens the device draws and, where only texts are being written, further ones before it is waited for:
+    /// how many. `asked`: the part of each row whose token is drawn.
+    fn draw(&mut self, parts: &[Part], mut step: StepInput, asked: &[usize], outcomes: &mut [Outcome]) -> Result<usize> {
+        let texts = parts.iter().all(|part| part.rows == 1) && asked.len() == parts.len() && self.waiting.is_empty();
+        let room = parts.iter().map(|part| self.running[part.sequence].room()).min().unwrap_or(1);
+        let mut more = if texts { room.clamp(1, MOST_RECORDED) - 1 } else { 0 };
+        let missing = |more: usize| {
+            let blocks = |part: &Part| {
+                (part.position + 1 + more).div_ceil(KV_BLOCK).saturating_sub(self.running[part.sequence].blocks.len())
+            };
+            parts.iter().map(blocks).sum::<usize>()
+        };
+        if missing(more) > self.pool.free() {
+            more = 0;
+        }
+        for (i, part) in parts.iter().enumerate() {
+            let sequence = &mut self.running[part.sequence];
+            while sequence.blocks.len() * KV_BLOCK < part.position + part.rows + more {
+                let block = self.pool.allocate();
+                sequence.blocks.push(block.ok_or_else(|| Error::internal("KV cache", "fewer blocks than were counted"))?);
+            }
+            step.rows.tables[i].clone_from(&sequence.blocks);
+        }
+        let mut draws = Vec::new();
+        for _ in 0..=more {
+            let mut rows = SampleRows::default();
+            for &part in asked {
+                self.running[parts[part].sequence].push_draw(&mut rows);
+            }
+            draws.push(rows);
+        }
+        let first = draws.remove(0);
+        let mut rows = step.rows.clone();
+        let then: Vec<_> = draws
+            .into_iter()
+            .map(|draw| {
+                rows.positions.iter_mut().for_each(|position| *position += 1);
+                (rows.clone(), draw)
+            })
+            .collect();
+        self.stats.steps += 1 + more as u64;
+        self.stats.decode_tokens += (more * parts.len()) as u64;
+        for drawn in self.runner.sample(&step, &first, &then)? {
+            for (&part, token) in asked.iter().zip(drawn) {
+                let out = &mut outcomes[part];
+                if out.failed.is_none() {
+                    out.failed = self.running[parts[part].sequence].take_drawn(token, out).err();
+                }
+            }
+        }
+        Ok(more)
+    }
+
+    /// `more`: steps after the first, each with a row a part.
+    fn take_outcomes(&mut self, parts: Vec<Part>, outcomes: Vec<Outcome>, more: usize) {
         let (mut ended, mut failed) = (Vec::new(), Vec::new());
         for (part, mut out) in parts.into_iter().zip(outcomes) {
             let sequence = &mut self.running[part.sequence];
             // Of drafted rows those whose tokens were right; the newest token's keys and values are not there yet.
-            let end = part.position + part.rows + part.drafted.len();
+            let end = part.position + part.rows + part.drafted.len() + more;
             sequence.computed = end.min(sequence.tokens.len().saturating_sub(1).max(part.position + part.rows));
             sequence.stats.drafted += part.drafted.len();
             self.stats.drafted += part.drafted.len() as u64;
@@ -514,7 +585,8 @@ impl Engine {
                         self.events.push(Event::Done { id: fork.id(), choice: fork.choice, stop, stats: fork.stats });
                     }
                     None => {
-                        fork.computed = self.running[part.sequence].computed;
+                        // The first continuation may be further: drafted tokens were right.
+                        fork.computed = self.running[part.sequence].computed.min(fork.tokens.len() - 1);
                         fork.blocks = self.running[part.sequence].blocks[..fork.computed.div_ceil(KV_BLOCK)].to_vec();
                         fork.blocks.iter().for_each(|&block| self.pool.share(block));
                         self.waiting.push_front(fork);
@@ -544,5 +616,7 @@ impl Engine {
     }
 }
 
+/// Most steps that are recorded before they are waited for, where the device draws.
+const MOST_RECORDED: usize = 8;
 /// Most tokens drafted at once.
 const MOST_DRAFTED: usize = 16;

@@ -2,6 +2,8 @@
 //! ends a text: [`encode_prompt`], [`end_ids`].
 
 mod cache;
+#[cfg(feature = "constrain")]
+mod constrain;
 mod constraint;
 mod engine;
 mod logprobs;
@@ -11,6 +13,7 @@ mod runner;
 mod sampler;
 mod sequence;
 pub mod speculate;
+mod stream;
 
 use std::ops::ControlFlow;
 
@@ -18,11 +21,15 @@ use crate::error::{Error, Result};
 use crate::model::Llama;
 use crate::ops::LlamaOps;
 
+#[cfg(feature = "constrain")]
+pub use constrain::{ConstraintFactory, Grammar};
 pub use constraint::{TokenMask, TokenSet};
 pub use engine::{Engine, EngineConfig, EngineStats};
+pub use logprobs::token_logprob;
 pub use prompt::{Bos, encode_prompt, end_ids};
 pub use request::{Event, Request, RequestId, RequestStats, Stop, TokenLogprob};
 pub use sampler::{SampleConfig, Sampler};
+pub use stream::{Shown, StopStrings, TextStream};
 
 /// At least one token, all inside the vocabulary.
 pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {

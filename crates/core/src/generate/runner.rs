@@ -1,14 +1,18 @@
 //! A model on a device behind a border that knows no backend: the engine is compiled once.
 
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 
 use super::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::model::{Llama, ModelConfig};
-use crate::ops::{BatchRows, CacheRows, KV_BLOCK, KvDtype, KvPool, KvShape, LlamaOps, int_tensor, tensor};
+use crate::ops::{BatchRows, CacheRows, KV_BLOCK, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, int_tensor, tensor};
 
 /// Rows whose logits are on the host at once.
 const LOGIT_ROWS: usize = 32;
+
+/// No token was drawn.
+pub(super) const NO_TOKEN: u32 = u32::MAX;
 
 /// One forward pass.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +31,12 @@ pub(super) trait Runner: Send {
     fn model(&self) -> &ModelConfig;
     /// Computes a step and shows the logits `[vocab_size]` of each row asked for: its place among them, and them.
     fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()>;
+    /// Whether [`Runner::sample`] is the way to a token where nothing is asked for that needs the logits.
+    fn samples(&self) -> bool;
+    /// Computes a step and draws a token, on the device, after each row asked for; then the steps that follow it, a row a sequence
+    /// whose token is the one that the step before drew. One wait for all. A token that cannot be drawn, of logits that are no
+    /// numbers, is [`NO_TOKEN`].
+    fn sample(&mut self, step: &StepInput, rows: &SampleRows, then: &[(BatchRows, SampleRows)]) -> Result<Vec<Vec<u32>>>;
     /// Copies blocks, one after the other.
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]);
 }
@@ -90,6 +100,7 @@ impl<B: LlamaOps> ModelRunner<B> {
         let (kv_heads, head_dim) = (shape.kv_heads(), shape.head_dim());
         let pool = KvShape { blocks: size.blocks, kv_heads, head_dim, dtype };
         let pools = B::resident(&device, || (0..shape.n_layers).map(|_| Some(B::kv_pool(pool, &device))).collect());
+        model.stored().iter().for_each(B::read_often);
         Ok((Self { model, pools, device }, size))
     }
 }
@@ -113,6 +124,26 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
             }
         }
         Ok(())
+    }
+
+    fn samples(&self) -> bool {
+        B::samples_on_device()
+    }
+
+    fn sample(&mut self, step: &StepInput, rows: &SampleRows, then: &[(BatchRows, SampleRows)]) -> Result<Vec<Vec<u32>>> {
+        let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
+        let x = self.model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools);
+        let logits = self.model.logits_of_rows(Llama::<B>::pick_rows(x, &step.logits));
+        let mut drawn = vec![B::sample_rows(logits, rows)];
+        for (rows, sampling) in then {
+            let before = drawn.last().expect("the first step's").clone();
+            let x = self.model.forward_rows(before, &CacheRows::new(rows.clone()), &mut self.pools);
+            drawn.push(B::sample_rows(self.model.logits_of_rows(x), sampling));
+        }
+        let n = step.logits.len();
+        let drawn = drawn.into_iter().map(Tensor::<B, 1, Int>::from_primitive).collect();
+        let all: Vec<u32> = Tensor::cat(drawn, 0).into_data().iter::<i64>().map(|t| u32::try_from(t).unwrap_or(NO_TOKEN)).collect();
+        Ok(all.chunks(n.max(1)).map(<[u32]>::to_vec).collect())
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {

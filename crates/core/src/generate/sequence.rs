@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::cache::{BlockHash, BlockPool, block_hash};
 use super::logprobs::token_logprob;
+use super::runner::NO_TOKEN;
 use super::speculate::Drafter;
 use super::{Event, RequestId, RequestStats, Sampler, Stop, TokenLogprob, TokenMask};
-use crate::error::Result;
-use crate::ops::KV_BLOCK;
+use crate::error::{Error, Result};
+use crate::ops::{KV_BLOCK, SampleRows};
 
 /// What all continuations of a request share.
 #[derive(Debug)]
@@ -148,6 +149,44 @@ impl Sequence {
         Ok(())
     }
 
+    /// Whether the device can draw the next token: nothing is asked for that needs the logits.
+    pub(super) fn is_plain(&self) -> bool {
+        let (c, w) = (self.sampler.config(), &self.wanted);
+        let scored = w.prompt_logprobs.is_none() || self.prompt_logprobs.len() + 1 >= w.prompt_len;
+        let unpunished = c.repetition_penalty == 1.0 && c.presence_penalty == 0.0 && c.frequency_penalty == 0.0;
+        let free = w.ignore_eos || w.stop_ids.is_empty() || self.new_tokens().len() >= w.min_new;
+        scored && unpunished && free && c.logit_bias.is_empty() && w.logprobs.is_none() && self.mask.is_none() && self.forks.is_empty()
+    }
+
+    /// How many tokens may come from here on.
+    pub(super) fn room(&self) -> usize {
+        let new = self.wanted.max_new - self.new_tokens().len();
+        new.min((self.wanted.max_len + 1).saturating_sub(self.tokens.len()))
+    }
+
+    /// How the device draws its next token.
+    pub(super) fn push_draw(&mut self, rows: &mut SampleRows) {
+        let uniform = if self.sampler.config().temperature == 0.0 { 0.0 } else { self.sampler.uniform() as f32 };
+        let c = self.sampler.config();
+        let top_k = c.top_k.map_or(u32::MAX, |k| k.min(u32::MAX as usize) as u32);
+        // A number just below 1 may round to it.
+        let uniform = uniform.min(1.0 - f32::EPSILON / 2.0);
+        let (top_p, min_p) = (c.top_p.unwrap_or(1.0), c.min_p.unwrap_or(0.0));
+        rows.push(c.temperature as f32, top_k, top_p as f32, min_p as f32, uniform);
+    }
+
+    /// Takes a token that the device drew.
+    pub(super) fn take_drawn(&mut self, token: u32, out: &mut Outcome) -> Result<()> {
+        if out.ended.is_some() {
+            return Ok(());
+        }
+        if token == NO_TOKEN {
+            let what = format!("logits after {} tokens", self.tokens.len());
+            return Err(Error::NotFinite { what, got: f64::NAN });
+        }
+        self.take_token(token, None, out)
+    }
+
     fn choose(
         &mut self,
         sampler: &mut Sampler,
@@ -169,7 +208,13 @@ impl Sequence {
         }
         let allowed = self.mask.is_some().then_some(&allowed[..]);
         let (prompt, generated) = self.tokens.split_at(wanted.prompt_len);
-        let token = sampler.sample_masked(logits, prompt, generated, allowed, banned)?;
+        let token = sampler.sample(logits, prompt, generated, allowed, banned)?;
+        self.take_token(token, raw, out)
+    }
+
+    fn take_token(&mut self, token: u32, raw: Option<&(Vec<f32>, usize)>, out: &mut Outcome) -> Result<()> {
+        let wanted = self.wanted.clone();
+        let new = self.new_tokens().len();
         if wanted.stop_ids.contains(&token) && !wanted.ignore_eos {
             out.ended = Some(Stop::Eos);
             return Ok(());

@@ -13,7 +13,7 @@ impl<B: LlamaOps> Llama<B> {
     pub fn forward_rows(&self, tokens: IntTensor<B>, rows: &CacheRows<B>, pools: &mut [Option<KvPool<B>>]) -> FloatTensor<B> {
         let n = rows.host.len();
         let positions = &rows.host.positions;
-        let (cos, sin) = self.rope().rows(positions, || rows.on(&self.device()).positions.clone());
+        let (cos, sin) = self.rope().rows(positions, || rows.positions(&self.device()).clone());
         let (cos, sin) = (primitive(cos), primitive(sin));
         let mut x = B::embed(tokens, primitive(self.tok_embeddings.weight.val()), DType::F32);
         for (block, slot) in self.layers.iter().zip(pools) {

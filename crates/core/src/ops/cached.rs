@@ -171,18 +171,28 @@ impl BatchRows {
 pub struct CacheRows<B: Backend> {
     /// On the host.
     pub host: Arc<BatchRows>,
-    device: OnceCell<DeviceRows<B>>,
+    positions: OnceCell<IntTensor<B>>,
+    plan: OnceCell<Plan<B>>,
 }
 
-/// [`BatchRows`] as tensors.
+/// What a backend's kernels make of the rows, sent once for all layers: numbers of its own, and where the parts of them begin.
 #[derive(Clone, Debug)]
-pub struct DeviceRows<B: Backend> {
-    /// Position of each row `[n]`.
-    pub positions: IntTensor<B>,
-    /// Sequence of each row `[n]`.
-    pub sequences: IntTensor<B>,
-    /// Blocks of each sequence, filled up with 0, `[sequences, most blocks]`.
-    pub tables: IntTensor<B>,
+#[cfg_attr(not(feature = "cube"), allow(dead_code))]
+pub(crate) struct Plan<B: Backend> {
+    pub(crate) numbers: IntTensor<B>,
+    pub(crate) parts: PlanParts,
+}
+
+/// See `cube/cached.rs`, which writes and reads it.
+#[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(not(feature = "cube"), allow(dead_code))]
+pub(crate) struct PlanParts {
+    /// Rows that are taken one by one: where their list begins, and how many.
+    pub(crate) thin: (usize, usize),
+    /// Tiles of rows of one sequence: likewise.
+    pub(crate) tiles: (usize, usize),
+    /// Most positions that a row taken by itself attends to.
+    pub(crate) longest: usize,
 }
 
 /// `[n]`
@@ -195,23 +205,20 @@ pub(crate) fn int_tensor<B: Backend>(values: impl Iterator<Item = u32>, device: 
 impl<B: Backend> CacheRows<B> {
     /// Of rows on the host.
     pub fn new(host: BatchRows) -> Self {
-        Self { host: Arc::new(host), device: OnceCell::new() }
+        Self { host: Arc::new(host), positions: OnceCell::new(), plan: OnceCell::new() }
     }
 
-    /// The rows as tensors, sent once.
-    pub fn on(&self, device: &B::Device) -> &DeviceRows<B> {
-        self.device.get_or_init(|| {
-            let host = &self.host;
-            let send = |values: &[u32]| int_tensor::<B>(values.iter().copied(), device).into_primitive();
-            // A power of two, so that kernels whose shapes are compiled in are few.
-            let most = host.tables.iter().map(Vec::len).max().unwrap_or(0).next_power_of_two();
-            let padded: Vec<u32> = host
-                .tables
-                .iter()
-                .flat_map(|table| table.iter().copied().chain(std::iter::repeat_n(0, most - table.len())))
-                .collect();
-            let tables = int_tensor::<B>(padded.into_iter(), device).reshape([host.tables.len(), most]).into_primitive();
-            DeviceRows { positions: send(&host.positions), sequences: send(&host.sequences), tables }
+    /// Position of each row `[n]`, sent once.
+    pub fn positions(&self, device: &B::Device) -> &IntTensor<B> {
+        self.positions.get_or_init(|| int_tensor::<B>(self.host.positions.iter().copied(), device).into_primitive())
+    }
+
+    /// The plan that `make` makes of the rows, sent once.
+    #[cfg_attr(not(feature = "cube"), allow(dead_code))]
+    pub(crate) fn plan(&self, device: &B::Device, make: impl FnOnce(&BatchRows) -> (Vec<u32>, PlanParts)) -> &Plan<B> {
+        self.plan.get_or_init(|| {
+            let (numbers, parts) = make(&self.host);
+            Plan { numbers: int_tensor::<B>(numbers.into_iter(), device).into_primitive(), parts }
         })
     }
 }

@@ -23,6 +23,7 @@ pub mod loss;
 mod norm;
 mod rope;
 mod run;
+mod sample;
 mod swiglu;
 
 use burn::tensor::backend::Backend;
@@ -33,8 +34,10 @@ use crate::backend::Gemm;
 
 pub use adamw::AdamWScalars;
 pub(crate) use cached::int_tensor;
-pub use cached::{BatchRows, CacheRows, CachedAttention, DeviceRows, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
+pub use cached::{BatchRows, CacheRows, CachedAttention, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
+pub use linear::{project_parts, rows_of_part};
 pub use run::{BackendInfo, Job, list};
+pub use sample::SampleRows;
 
 /// LLaMA's operations over a Burn backend. Every method has a default body.
 ///
@@ -206,6 +209,16 @@ pub trait LlamaOps: Backend {
         cached::copy_blocks::<Self>(pool, pairs)
     }
 
+    /// A token for each row of `logits [n, v]`, `[n]`; -1 for a row that has a NaN or plus infinity, or nothing but minus infinity. It
+    /// stays on the device and can be the next step's token at once. What is drawn from: see [`SampleRows`].
+    fn sample_rows(logits: FloatTensor<Self>, rows: &SampleRows) -> IntTensor<Self> {
+        sample::rows::<Self>(logits, rows)
+    }
+    /// Whether [`LlamaOps::sample_rows`] runs where the logits are, so that they need not travel.
+    fn samples_on_device() -> bool {
+        false
+    }
+
     /// Sum over rows of the cross-entropy of `softmax(x W^T)` against `targets`, `[1]`: `x [n, d]`, `w [v, d]`,
     /// `targets [n]`; a negative target is not counted. Logits exist for a few rows at a time only.
     fn linear_cross_entropy(x: FloatTensor<Self>, w: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
@@ -267,6 +280,10 @@ pub trait LlamaOps: Backend {
         make()
     }
 
+    /// A tensor stays, and is read whole again and again (a weight in inference): on CPU its memory is put into large pages, where the
+    /// system lets it.
+    fn read_often(_x: &FloatTensor<Self>) {}
+
     /// Sends on its way what was uploaded so far, where uploads are queued: the host's copies live until the second time.
     fn flush_uploads(_device: &Self::Device) {}
 
@@ -290,6 +307,15 @@ pub trait LlamaOps: Backend {
     fn bodies() -> &'static str {
         "default (Burn tensor operations)"
     }
+}
+
+/// Kernels of ours that this thread has launched on devices, since it began; 0 on CPU. Burn's own are not counted: a step of decoding
+/// has none but those that pick rows of a table.
+pub fn launches() -> u64 {
+    #[cfg(feature = "cube")]
+    return cube::launches();
+    #[cfg(not(feature = "cube"))]
+    0
 }
 
 /// How a failure begins whose reason is that the routine chosen does not take the operands.

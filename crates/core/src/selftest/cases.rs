@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 
 use super::reference::{self, AttentionShape};
-use super::{Checks, Output, attention, composed, draw, golden, narrow};
+use super::{CacheShape, Checks, Output, attention, cached, composed, draw, golden, narrow};
 use crate::model::init::from_f32;
 use crate::ops::{self, AdamWScalars, AdamWState, LlamaOps, loss, primitive, tensor};
 
@@ -120,6 +120,24 @@ pub enum Case {
         /// Columns.
         n: usize,
     },
+    /// Products of inference, by rows.
+    ProjectRows {
+        /// Rows.
+        n: usize,
+        /// Width of the input.
+        d_in: usize,
+        /// Width of the output.
+        d_out: usize,
+    },
+    /// Attention over a cache of blocks, of every type that the backend keeps it in.
+    CachedAttention(CacheShape),
+    /// Sampling, each row with other settings.
+    Sample {
+        /// Rows.
+        n: usize,
+        /// Vocabulary.
+        vocab: usize,
+    },
     /// Sum of squares.
     SquareSum {
         /// Elements.
@@ -143,6 +161,9 @@ pub fn cases() -> Vec<Case> {
     };
     let self_attention = |batch, heads, kv_heads, seq, head_dim| {
         Case::SelfAttention(AttentionShape { batch, heads, kv_heads, seq_q: seq, seq_k: seq, head_dim })
+    };
+    let cached = |sequences, longest, chunk, heads, kv_heads, head_dim| {
+        Case::CachedAttention(CacheShape { sequences, longest, chunk, heads, kv_heads, head_dim })
     };
     vec![
         Case::TrueFloat32 { k: 32 },
@@ -170,6 +191,16 @@ pub fn cases() -> Vec<Case> {
         self_attention(2, 6, 6, 65, 48),
         self_attention(1, 4, 2, 257, 64),
         self_attention(1, 2, 2, 130, 128),
+        Case::ProjectRows { n: 1, d_in: 7, d_out: 5 },
+        Case::ProjectRows { n: 3, d_in: 288, d_out: 96 },
+        Case::ProjectRows { n: 8, d_in: 1024, d_out: 33 },
+        Case::ProjectRows { n: 17, d_in: 288, d_out: 96 },
+        cached(2, 5, 2, 2, 1, 8),
+        cached(5, 40, 0, 6, 2, 48),
+        cached(3, 300, 64, 8, 2, 64),
+        Case::Sample { n: 3, vocab: 7 },
+        Case::Sample { n: 65, vocab: 1000 },
+        Case::Sample { n: 7, vocab: 32_000 },
         Case::CrossEntropy { n: 5, dim: 8, vocab: 7 },
         Case::CrossEntropy { n: 65, dim: 96, vocab: 4096 },
         Case::Embedding { n: 5, dim: 3, vocab: 4 },
@@ -291,6 +322,9 @@ impl Case {
             Self::Narrow { seq, head_dim } => narrow::check::<B>([seq, head_dim], device, checks),
             Self::NarrowProducts { m, k, n } => narrow::products::<B>([m, k, n], device, checks),
             Self::CrossEntropy { n, dim, vocab } => cross_entropy::<B>([n, dim, vocab], device, checks),
+            Self::ProjectRows { n, d_in, d_out } => cached::project::<B>([n, d_in, d_out], device, checks),
+            Self::CachedAttention(shape) => cached::attention::<B>(shape, device, checks),
+            Self::Sample { n, vocab } => cached::sample::<B>([n, vocab], device, checks),
             Self::SquareSum { n } => square_sum::<B>(n, device, checks),
             Self::AdamW { n } => adamw::<B>(n, device, checks),
             Self::Golden => golden::check::<B>(device, checks),

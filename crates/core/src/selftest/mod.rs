@@ -4,6 +4,7 @@
 //! An error is the largest difference in a tensor, in parts of the tensor's largest magnitude.
 
 mod attention;
+mod cached;
 mod cases;
 mod composed;
 mod golden;
@@ -22,6 +23,7 @@ use crate::error::Result;
 use crate::fault;
 use crate::ops::{self, Job, LlamaOps, tensor};
 
+pub use cached::CacheShape;
 pub use cases::{Case, cases};
 
 /// Half a unit in the last place of float32, relative: the error of one rounding.

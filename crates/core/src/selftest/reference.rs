@@ -1,7 +1,7 @@
 //! Every operation once more, in float64, as plain loops from the formulas: what the backends are compared with. Nothing is
 //! shared with [`crate::ops`]. Tensors are row-major slices.
 
-use crate::ops::AdamWScalars;
+use crate::ops::{AdamWScalars, SampleRows};
 
 /// `a [m, k] x b [k, n] -> [m, n]`.
 pub fn matmul(a: &[f64], b: &[f64], [m, k, n]: [usize; 3]) -> Vec<f64> {
@@ -166,4 +166,46 @@ pub fn adamw(w: &[f64], grad: &[f64], m: &[f64], v: &[f64], s: AdamWScalars) -> 
         out[2].push(v);
     }
     out
+}
+
+/// The token that row `i`'s settings draw from its logits; see [`SampleRows`].
+pub fn sample(logits: &[f64], rows: &SampleRows, i: usize) -> usize {
+    let mut ranked: Vec<usize> = (0..logits.len()).collect();
+    // Stable: of equal ones the smaller id first.
+    ranked.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    let temperature = f64::from(rows.temperature[i]);
+    if temperature == 0.0 {
+        return ranked[0];
+    }
+    let p = |kept: &[usize]| {
+        let e: Vec<f64> = kept.iter().map(|t| ((logits[*t] - logits[ranked[0]]) / temperature).exp()).collect();
+        let sum: f64 = e.iter().sum();
+        e.into_iter().map(|e| e / sum).collect::<Vec<f64>>()
+    };
+    let mut kept = ranked[..logits.len().min(rows.top_k[i] as usize)].to_vec();
+    let mut sum = 0.0;
+    let mut most = 0;
+    for p in p(&kept) {
+        most += 1;
+        sum += p;
+        if sum >= f64::from(rows.top_p[i]) && rows.top_p[i] < 1.0 {
+            break;
+        }
+    }
+    kept.truncate(most);
+    let all = p(&kept);
+    kept = kept.iter().zip(&all).filter(|(_, p)| **p >= f64::from(rows.min_p[i]) * all[0]).map(|(t, _)| *t).collect();
+    kept.sort_unstable();
+    let mut rest = f64::from(rows.uniform[i]);
+    let mut token = kept[0];
+    for (t, p) in kept.iter().zip(p(&kept)) {
+        if p > 0.0 {
+            token = *t;
+        }
+        rest -= p;
+        if rest < 0.0 {
+            break;
+        }
+    }
+    token
 }

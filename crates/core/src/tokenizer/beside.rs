@@ -65,12 +65,14 @@ impl Beside {
                 this.named.push((key.into(), token(&value, true)));
             }
         }
+        config.sort_keys(); // as they are but with feature `constrain`
         for (key, value) in config.iter().filter(|(key, _)| key.ends_with("_token")) {
             this.named.extend(token(value, true).map(|token| (key.clone(), Some(token))));
         }
         match unnamed {
             Some(Value::Array(list)) => this.unnamed = list.iter().filter_map(|value| token(value, true)).collect(),
-            Some(Value::Object(map)) => {
+            Some(Value::Object(mut map)) => {
+                map.sort_keys();
                 this.named.extend(map.iter().filter_map(|(key, value)| Some((key.clone(), Some(token(value, true)?)))));
             }
             _ => {}

@@ -1,7 +1,12 @@
 //! How many bytes of text a token stands for: from nats a token to bits a byte.
 
+#[cfg(feature = "constrain")]
+use std::collections::HashMap;
+
 use super::decode::{Piece, SPACE, byte_of};
 use super::{Encoder, Tokenizer};
+#[cfg(feature = "constrain")]
+use crate::error::{Error, Result};
 
 /// The bytes of text of every token.
 #[derive(Debug)]
@@ -74,4 +79,55 @@ impl TokenBytes {
         }
         bytes
     }
+}
+
+impl Tokenizer {
+    /// The bytes that each token adds inside a text; `None` for special tokens and ids without a token.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for a foreign `tokenizer.json` whose tokens are no bytes by themselves (WordPiece, a decoder that cleans up).
+    #[cfg(feature = "constrain")]
+    pub(crate) fn all_token_bytes(&self) -> Result<Vec<Option<Vec<u8>>>> {
+        let pieces = &self.0.pieces;
+        let mut spaces = pieces.spaces.is_some();
+        let mut letters = None;
+        let mut fallback = false;
+        if let Encoder::Foreign(hf) = &self.0.encoder {
+            let parts = hf.decoder_parts();
+            let known = ["Sequence", "ByteLevel", "ByteFallback", "Fuse", "Strip", "Replace", "Metaspace"];
+            if let Some(part) = parts.iter().find(|part| !known.contains(&part.as_str())) {
+                let problem = format!("its decoder has a part {part}, so that its tokens are no bytes by themselves");
+                return Err(Error::bad_value("tokenizer", problem, "leave the constraint out"));
+            }
+            let has = |name: &str| parts.iter().any(|part| part == name);
+            letters = has("ByteLevel").then(byte_letters);
+            (fallback, spaces) = (has("ByteFallback"), has("Replace") || has("Metaspace"));
+        }
+        let text = |id: usize, text: &str| match (&letters, &self.0.encoder) {
+            (Some(letters), Encoder::Foreign(hf)) if !hf.is_added(id as u32) => {
+                let bytes: Option<Vec<u8>> = text.chars().map(|c| letters.get(&c).copied()).collect();
+                bytes.unwrap_or_else(|| text.as_bytes().to_vec())
+            }
+            _ if spaces => text.replace(SPACE, " ").into_bytes(),
+            _ => text.as_bytes().to_vec(),
+        };
+        Ok((0..)
+            .zip(&pieces.list)
+            .map(|(id, piece)| match piece {
+                Piece::Text(token) => {
+                    Some(byte_of(token).filter(|_| fallback).map_or_else(|| text(id, token), |byte| vec![byte]))
+                }
+                Piece::Byte(byte) => Some(vec![*byte]),
+                Piece::Control(_) | Piece::Unknown(_) | Piece::Gap => None,
+            })
+            .collect())
+    }
+}
+
+/// The letters that stand for bytes in a byte-level vocabulary (GPT-2's): a printable one for itself, the others from U+0100 on.
+#[cfg(feature = "constrain")]
+fn byte_letters() -> HashMap<char, u8> {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let (own, others): (Vec<u8>, Vec<u8>) = (0..=255).partition(printable);
+    own.into_iter().map(|byte| (char::from(byte), byte)).chain(('\u{100}'..).zip(others)).collect()
 }

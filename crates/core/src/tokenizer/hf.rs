@@ -56,6 +56,24 @@ impl HuggingFace {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// How tokens become bytes: the names of the decoder's parts.
+    #[cfg(feature = "constrain")]
+    pub(super) fn decoder_parts(&self) -> Vec<String> {
+        fn walk(part: &Value, names: &mut Vec<String>) {
+            names.extend(part.get("type").and_then(Value::as_str).map(String::from));
+            part.get("decoders").and_then(Value::as_array).into_iter().flatten().for_each(|part| walk(part, names));
+        }
+        let mut names = Vec::new();
+        walk(&serde_json::to_value(self.plain.get_decoder()).unwrap_or_default(), &mut names);
+        names
+    }
+
+    /// Whether a token was added to the vocabulary: its text is itself.
+    #[cfg(feature = "constrain")]
+    pub(super) fn is_added(&self, id: u32) -> bool {
+        self.plain.get_added_tokens_decoder().contains_key(&id)
+    }
+
     /// Ids must be in the vocabulary.
     pub(super) fn decode(&self, ids: &[u32], show_special: bool) -> Result<String, String> {
         self.plain.decode(ids, !show_special).map_err(|e| e.to_string())
@@ -109,6 +127,7 @@ pub(super) fn load(bytes: &[u8], beside: &Beside, path: &Path) -> Result<Loaded>
     if let Value::Object(map) = &mut json {
         map.retain(|key, _| ["added_tokens", "normalizer", "pre_tokenizer", "decoder", "model"].contains(&key.as_str()));
     }
+    json.sort_all_objects(); // the hash is over sorted keys, whether or not serde_json keeps them so (feature `constrain`)
     Ok((encoder, pieces, ids, json))
 }
 

@@ -17,6 +17,10 @@
 mod beside;
 mod bpe;
 mod bytes;
+#[cfg(feature = "chat")]
+mod chat_json;
+#[cfg(feature = "chat")]
+mod chat_template;
 mod cut;
 mod decode;
 mod files;
@@ -44,6 +48,8 @@ use crate::files::write_atomic;
 use beside::Beside;
 use bpe::FastMap;
 pub use bytes::TokenBytes;
+#[cfg(feature = "chat")]
+pub use chat_template::{ChatTemplate, Message};
 use decode::{Piece, Pieces, State};
 pub use files::{TokenizerFiles, find_tokenizer};
 use kind::Kind;

@@ -197,6 +197,9 @@ macro_rules! cpu_bodies {
         fn activation_dtype(weights: DType) -> DType {
             if matches!(weights, DType::BF16 | DType::F16) { DType::F32 } else { weights }
         }
+        fn read_often(x: &FloatTensor<Self>) {
+            slices::large_pages(&slices::CpuTensor::values(x));
+        }
         fn kv_pool(shape: KvShape, _: &Self::Device) -> KvPool<Self> {
             let values = || pooled::<Self, FloatTensor<Self>>(cached::Stored::zeros(shape));
             KvPool { k: values(), v: values() }

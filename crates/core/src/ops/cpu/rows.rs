@@ -86,6 +86,8 @@ unsafe fn part<L: Lanes, E: Element>(at: *const E, n: usize) -> L {
 
 /// Columns that a few rows are multiplied with at once: a multiple of every tile's.
 const FEW: usize = 40;
+/// Chunks of [`DEPTH`] that one row is multiplied with before their sums are taken.
+const CHUNKS: usize = 8;
 
 /// What a stripe of a product is.
 #[derive(Clone, Copy)]
@@ -172,13 +174,71 @@ unsafe fn stripe_body<L: Lanes, X: Element, W: Element>(s: Stripe<X, W>) {
         // SAFETY: the caller's promise.
         return unsafe { depths::<L, X, W>(&s) };
     }
-    // Few rows: the weight is read once, row by row to its end, as memory likes it.
+    if s.rows == 1 {
+        // SAFETY: the caller's promise.
+        return unsafe { streamed::<L, X, W>(&s) };
+    }
+    // Few rows: some columns to their end before the next ones.
     let mut c = 0;
     while c < s.columns {
         let columns = if s.columns - c < 2 * FEW { s.columns - c } else { FEW };
         // SAFETY: the caller's promise.
         unsafe { depths::<L, X, W>(&Stripe { w: s.w.add(c * s.k), out: s.out.add(c), columns, ..s }) };
         c += columns;
+    }
+}
+
+/// One row: time goes into reading the weight, which is read as memory likes it, each row to its end.
+#[inline(always)]
+unsafe fn streamed<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
+    let mut c = 0;
+    while c < s.columns {
+        let columns = (s.columns - c).min(4);
+        let mut from = 0;
+        while from < s.k {
+            let depth = (CHUNKS * DEPTH).min(s.k - from);
+            let chunks = depth.div_ceil(DEPTH);
+            // SAFETY: the caller's promise: all of the stripe's columns are there, and nobody else writes them.
+            unsafe {
+                // Of four columns the sums of each chunk of the depth.
+                let mut sums = [[L::splat(0.0); 4]; CHUNKS];
+                for column in 0..columns {
+                    let w = s.w.add((c + column) * s.k + from);
+                    for (i, sums) in sums.iter_mut().enumerate().take(chunks) {
+                        let at = i * DEPTH;
+                        sums[column] = chunk::<L, X, W>(s.x.add(from + at), w.add(at), DEPTH.min(depth - at));
+                    }
+                }
+                for (i, &four) in sums.iter().enumerate().take(chunks) {
+                    let add = s.add || from + i > 0;
+                    let out = s.out.add(c);
+                    for (i, &sum) in L::sums(four).iter().enumerate().take(columns) {
+                        *out.add(i) = if add { *out.add(i) + sum } else { sum };
+                    }
+                }
+            }
+            from += depth;
+        }
+        c += columns;
+    }
+}
+
+/// The sums of a row with one column, lane by lane: as in [`tile`].
+#[inline(always)]
+unsafe fn chunk<L: Lanes, X: Element, W: Element>(x: *const X, w: *const W, depth: usize) -> L {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sum = L::splat(0.0);
+        let whole = depth / L::WIDTH * L::WIDTH;
+        let mut k = 0;
+        while k < whole {
+            sum = sum.add_product(X::load(x.add(k)), W::load(w.add(k)));
+            k += L::WIDTH;
+        }
+        if whole < depth {
+            sum = sum.add_product(part(x.add(whole), depth - whole), part(w.add(whole), depth - whole));
+        }
+        sum
     }
 }
 

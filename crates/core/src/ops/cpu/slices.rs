@@ -116,6 +116,31 @@ impl Values<'_> {
     }
 }
 
+/// Puts what was read into memory into pages of 2 MiB, where the kernel can (Linux 6.1): a page's address is else looked up for every
+/// 4 KiB of a weight. A wish: what fails changes nothing.
+pub(super) fn large_pages(values: &Values<'_>) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 2 << 20;
+        let (at, bytes) = match values {
+            Values::F32(x) => (x.as_ptr() as usize, size_of_val(&**x)),
+            Values::BF16(x) => (x.as_ptr() as usize, size_of_val(&**x)),
+            Values::F16(x) => (x.as_ptr() as usize, size_of_val(&**x)),
+        };
+        let from = at.next_multiple_of(PAGE);
+        let len = (at + bytes).saturating_sub(from) / PAGE * PAGE;
+        if len > 0 {
+            // SAFETY: the pages lie inside of a tensor that is alive, and their content stays.
+            unsafe {
+                libc::madvise(from as *mut _, len, libc::MADV_HUGEPAGE);
+                libc::madvise(from as *mut _, len, libc::MADV_COLLAPSE);
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = values;
+}
+
 /// Elements to be written over, in a tensor's own type.
 pub(super) enum ValuesMut<'a> {
     F32(&'a mut [f32]),

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::reduce::{cube_sum, lane_sum};
-use super::{AdamWScalars, EACH, address, count, elementwise, empty, grid_each, lanes, own};
+use super::{cubes, AdamWScalars, EACH, address, count, elementwise, empty, grid_each, lanes, own};
 
 /// The numbers of a step as the kernel uses them. Arguments of the launch: another learning rate is no other kernel.
 #[derive(CubeType, CubeLaunch)]
@@ -133,15 +133,15 @@ fn sum_kernel<F: Float, N: Size>(
     }
 }
 
-fn sum<R: CubeRuntime>(x: CubeTensor<R>, cubes: usize, square: bool) -> CubeTensor<R> {
+fn sum<R: CubeRuntime>(x: CubeTensor<R>, parts: usize, square: bool) -> CubeTensor<R> {
     let (client, n) = (x.client.clone(), count(&x));
-    let out = empty(&x, &[cubes], DType::F32);
+    let out = empty(&x, &[parts], DType::F32);
     let lanes = lanes(&client, &[x.dtype], &[n]);
     // SAFETY: `x` has `n / lanes` vectors, `out` an element a cube.
     unsafe {
         sum_kernel::launch_unchecked(
             &client,
-            CubeCount::Static(cubes as u32, 1, 1),
+            cubes(parts, 1, 1),
             CubeDim::new_1d(EACH as u32),
             address([&x]),
             lanes,

@@ -8,9 +8,9 @@ use cubecl::prelude::*;
 use super::tile::{Four, Rows, accumulate, read, scores, store};
 
 /// Score of a key that a query does not see. Finite: WGSL need not have infinities.
-const HIDDEN: f32 = -1.0e30;
+pub(super) const HIDDEN: f32 = -1.0e30;
 /// What is below is [`HIDDEN`].
-const SEEN: f32 = -0.5e30;
+pub(super) const SEEN: f32 = -0.5e30;
 
 /// First key that a query sees, of `doc_starts [batch, seq]`.
 #[cube]
@@ -75,7 +75,7 @@ fn mask<I: Int>(
 
 /// exp(s - m) of a score, 0 if it is hidden.
 #[cube]
-fn weights(s: Four, m: f32) -> Four {
+pub(super) fn weights(s: Four, m: f32) -> Four {
     let mut p = Four::exp(s - Four::new(m));
     #[unroll]
     for j in 0..4usize {
@@ -86,7 +86,7 @@ fn weights(s: Four, m: f32) -> Four {
 
 /// Puts a unit's 4 x 4 block of a tile's half, `[row][column / 4]`, or transposed, `[column][row / 4]`.
 #[cube]
-fn put(
+pub(super) fn put(
     s: &Array<Four>,
     tile: &mut SharedMemory<Four>,
     #[comptime] to: usize,
@@ -111,7 +111,7 @@ fn put(
 }
 
 #[cube]
-fn zeros(#[comptime] n: usize) -> Array<Four> {
+pub(super) fn zeros(#[comptime] n: usize) -> Array<Four> {
     let mut out = Array::<Four>::new(n);
     #[unroll]
     for i in 0..n {

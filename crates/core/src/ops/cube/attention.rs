@@ -17,7 +17,7 @@ use cubecl::prelude::*;
 use cubecl::zspace::metadata::Metadata;
 
 use super::attend::{ACROSS, DOWN, delta_kernel, dkv_kernel, dq_kernel, forward_kernel};
-use super::{address, count, elementwise, empty, grid};
+use super::{cubes, address, count, elementwise, empty, grid};
 use crate::backend::AttentionKernel;
 use crate::backend::context::{choices, fail};
 
@@ -81,7 +81,7 @@ fn lanes<R: CubeRuntime, const N: usize>(heads: [&Heads<R>; N]) -> usize {
 }
 
 /// Units along a side of a cube for blocks of up to `rows` rows.
-fn side<R: CubeRuntime>(client: &ComputeClient<R>, rows: usize) -> usize {
+pub(super) fn side<R: CubeRuntime>(client: &ComputeClient<R>, rows: usize) -> usize {
     let hardware = &client.properties().hardware;
     let large = hardware.max_shared_memory_size >= 64 << 10 && hardware.max_units_per_cube >= 256;
     if large && rows > 32 { 16 } else { 8 }
@@ -130,7 +130,7 @@ impl<R: CubeRuntime> Inputs<R> {
         unsafe {
             forward_kernel::launch_unchecked(
                 &client,
-                CubeCount::Static(rows.div_ceil(4 * side) as u32, heads as u32, batch as u32),
+                cubes(rows.div_ceil(4 * side), heads, batch),
                 CubeDim::new_1d((side * side) as u32),
                 address([&q.x, &k.x, &v.x, &out.x]),
                 lanes([q, k, v, out]),
@@ -182,7 +182,7 @@ impl<R: CubeRuntime> Inputs<R> {
             );
             dq_kernel::launch_unchecked(
                 &client,
-                CubeCount::Static(rows.div_ceil(4 * side) as u32, heads as u32, batch as u32),
+                cubes(rows.div_ceil(4 * side), heads, batch),
                 units,
                 widest,
                 lanes([q, k, v, &dout, dq]),
@@ -203,7 +203,7 @@ impl<R: CubeRuntime> Inputs<R> {
             );
             dkv_kernel::launch_unchecked(
                 &client,
-                CubeCount::Static(keys.div_ceil(4 * side) as u32, kv as u32, batch as u32),
+                cubes(keys.div_ceil(4 * side), kv, batch),
                 units,
                 widest,
                 lanes([q, k, v, &dout, dk, dv]),

@@ -16,7 +16,7 @@ use cubek::matmul::routines::BlueprintStrategy;
 use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::std::InputBinding;
 
-use super::{count, elementwise, empty, own};
+use super::{count, counted, elementwise, empty, own};
 use crate::backend::Gemm;
 use crate::backend::context::{choices, fail};
 use crate::ops::REFUSED;
@@ -134,7 +134,10 @@ pub(super) fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: D
     let routines = if chosen == Gemm::Auto { &ROUTINES[..] } else { &[chosen] };
     for &routine in routines {
         match launch(routine, &a, &b, &y) {
-            Ok(()) => return y,
+            Ok(()) => {
+                counted();
+                return y;
+            }
             Err(e) => refused.push(format!("{routine}: {e}")),
         }
     }
@@ -154,6 +157,7 @@ pub(super) fn product_add<R: CubeRuntime>(sum: CubeTensor<R>, a: CubeTensor<R>, 
     if let Some(routine) = routine.filter(|routine| fits && missing(*routine, &a.client).is_none()) {
         let sum = own(sum);
         if foreign(routine, [&a, &b, &sum], true).is_ok() {
+            counted();
             return sum;
         }
         return elementwise::add(sum, product(a, b, dtype));

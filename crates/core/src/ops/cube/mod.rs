@@ -12,6 +12,7 @@
 mod adamw;
 mod attend;
 mod attention;
+mod cached;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod elementwise;
@@ -19,13 +20,18 @@ mod embedding;
 mod loss;
 mod matmul;
 mod norm;
+mod paged;
 mod reduce;
 mod rope;
+mod sample;
 mod swiglu;
+mod thin;
 mod tile;
 
+use std::cell::Cell;
+
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -34,7 +40,9 @@ use cubecl::MemoryAllocationMode;
 use cubecl::device::Device as _;
 use cubecl::prelude::*;
 
-use super::{AdamWScalars, AdamWState, AttentionSaved, LlamaOps, SelfAttention};
+use super::{
+    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, LlamaOps, Rotary, SampleRows, SelfAttention,
+};
 use crate::backend::{Gemm, context};
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
@@ -114,6 +122,32 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         dout: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         attention::packed_backward([qkv, out, dout], lse, s.kv_heads, s.doc_starts, s.scale)
+    }
+
+    fn project_rows(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
+        thin::project(&x, &w, out).unwrap_or_else(|| Self::project(x, w, out))
+    }
+    fn project_rows_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        thin::project_add(y, &x, &w).unwrap_or_else(|y| Self::project_add(y, x, w))
+    }
+    fn kv_pool(shape: KvShape, device: &Self::Device) -> KvPool<Self> {
+        cached::pool::<R, F, I, BT>(shape, device)
+    }
+    fn cached_attention(
+        qkv: FloatTensor<Self>,
+        rotary: Rotary<Self>,
+        pool: KvPool<Self>,
+        rows: &CacheRows<Self>,
+        s: CachedAttention,
+    ) -> (FloatTensor<Self>, KvPool<Self>) {
+        cached::attention(qkv, rotary, pool, rows, s)
+    }
+    fn copy_blocks(pool: KvPool<Self>, pairs: &[(u32, u32)]) -> KvPool<Self> {
+        cached::copy_blocks(pool, pairs)
+    }
+    fn sample_rows(logits: FloatTensor<Self>, rows: &SampleRows) -> IntTensor<Self> {
+        let settings = Tensor::<Self, 2>::from_data(TensorData::new(rows.settings(), [rows.len(), sample::SETTINGS]), &logits.device);
+        sample::sample(logits, super::primitive(settings), I::dtype())
     }
 
     fn logit_stats(logits: FloatTensor<Self>, targets: IntTensor<Self>, first: usize) -> FloatTensor<Self> {
@@ -201,6 +235,10 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         Some(R::client(device).properties().memory.max_page_size)
     }
 
+    fn samples_on_device() -> bool {
+        true
+    }
+
     fn bodies() -> &'static str {
         #[cfg(feature = "cuda")]
         if std::any::TypeId::of::<R>() == std::any::TypeId::of::<cubecl::cuda::CudaRuntime>() {
@@ -229,6 +267,9 @@ swiglu*                CubeCL kernels; backward in place
             $attention,
             "\
 *attention*            CubeCL kernels, tiled online softmax on the units in float32; packed, strided, grouped, by document
+project_rows*          up to 8 rows: one CubeCL kernel that reads each weight once and adds in place; more: as project
+cached_attention       CubeCL kernels over tables of blocks, 2 launches a layer; any type of cache
+copy_blocks, sample_rows  CubeCL kernels, one for all pairs, one for all rows
 logit_stats, _grad     CubeCL kernels, a cube a row; the gradient in place
 embed*                 CubeCL kernels; the gradient sums runs of equal ids in order, in place
 element_sum, square_sum  CubeCL kernel, two fixed-order passes
@@ -271,12 +312,32 @@ fn units(items: usize) -> usize {
     items.next_power_of_two().clamp(32, 256)
 }
 
+thread_local! {
+    static LAUNCHES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Kernels of ours that this thread has launched.
+pub(crate) fn launches() -> u64 {
+    LAUNCHES.get()
+}
+
+/// One more.
+fn counted() {
+    LAUNCHES.set(LAUNCHES.get() + 1);
+}
+
+/// A launch of so many cubes.
+fn cubes(x: usize, y: usize, z: usize) -> CubeCount {
+    counted();
+    CubeCount::Static(x as u32, y as u32, z as u32)
+}
+
 /// At least `cubes` cubes, in as few dimensions as the device's limit (65,535 a dimension on WebGPU) allows. Kernels check
 /// `CUBE_POS`, of which there may be more.
 fn grid<R: CubeRuntime>(client: &ComputeClient<R>, cubes: usize) -> CubeCount {
     let most = client.properties().hardware.max_cube_count.0.min(u16::MAX.into()) as usize;
     let rows = cubes.div_ceil(most).max(1);
-    CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
+    self::cubes(cubes.div_ceil(rows), rows, 1)
 }
 
 /// Units of a cube of a kernel that does the same for each of many items.

@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::reduce::{cube_sum, lane_sum};
-use super::{address, count, empty, grid, lanes, own, units};
+use super::{cubes, address, count, empty, grid, lanes, own, units};
 
 /// Groups that the rows are dealt to for the gradient of the weight, one cube each: enough to fill a large GPU, few enough that
 /// their sums are little to write. Fixed, so that a sum's order depends on the number of rows alone.
@@ -219,7 +219,7 @@ pub(super) fn backward<R: CubeRuntime>(
     unsafe {
         backward_kernel::launch_unchecked(
             &client,
-            CubeCount::Static(groups as u32, 1, 1),
+            cubes(groups, 1, 1),
             CubeDim::new_1d(units as u32),
             address([&x, &w, &dy, &partial]),
             lanes,

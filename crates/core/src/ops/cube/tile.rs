@@ -74,7 +74,7 @@ pub(super) fn write<F: Float, N: Size>(
 
 /// Reads a 4 x 4 block of `x` and stores it transposed: of a tile whose vectors are `[column][row / 4]`, from vector `to` on.
 #[cube]
-fn turn<F: Float, N: Size>(
+pub(super) fn turn<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     rows: &Rows,
     first: usize,
@@ -92,6 +92,22 @@ fn turn<F: Float, N: Size>(
     let a1 = read::<F, N>(x, rows, first + 4 * r + 1, column + 4 * c, dim);
     let a2 = read::<F, N>(x, rows, first + 4 * r + 2, column + 4 * c, dim);
     let a3 = read::<F, N>(x, rows, first + 4 * r + 3, column + 4 * c, dim);
+    turned(a0, a1, a2, a3, r, c, tile, to, side);
+}
+
+/// Stores four rows of a 4 x 4 block, the `r`-th down and the `c`-th across, transposed: [`turn`].
+#[cube]
+pub(super) fn turned(
+    a0: Four,
+    a1: Four,
+    a2: Four,
+    a3: Four,
+    r: usize,
+    c: usize,
+    tile: &mut SharedMemory<Four>,
+    #[comptime] to: usize,
+    #[comptime] side: usize,
+) {
     #[unroll]
     for i in 0..4usize {
         let mut v = Four::empty();

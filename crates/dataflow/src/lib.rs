@@ -1,5 +1,8 @@
-//! What `recua data build` runs on: stages over shards, document tables, and shuffles.
+//! What `recua data build` runs on: stages over shards, document tables, and shuffles. A part of the crate `recua`, which re-exports it
+//! as `corpus::engine`. It is a crate of its own so that an edit of the pipeline does not compile DataFusion's and Ballista's generic code
+//! again (docs/build.md).
 //!
+//! - A [`Record`] is what flows.
 //! - A *stage* is a closure over one shard ([`run_shards`]). Shards are independent of each other, each result appears whole
 //!   with a [`Manifest`], and a run that was killed redoes only what has no valid manifest.
 //! - Documents between stages are Parquet ([`Table`], [`TableWriter`]); so is what stages say about documents that went
@@ -13,6 +16,12 @@
 //! record; there are at most [`StageSpec::threads`] in flight. A shuffle holds what [`ShuffleOptions::memory`] says and
 //! some 300 MB that DataFusion does not account for; the rest spills to disk.
 
+#![warn(missing_docs)]
+
+#[doc(no_inline)]
+pub use recua_ground::{Error, Result};
+use recua_ground::{error, files};
+
 mod atomic;
 #[cfg(feature = "ballista")]
 mod cluster;
@@ -22,6 +31,7 @@ mod look;
 mod manifest;
 mod output;
 mod plans;
+pub mod record;
 mod shards;
 mod shuffle;
 mod sort;
@@ -36,6 +46,7 @@ pub use hashes::{Drops, HashWriter, Hashes, doc_key, shard_of};
 pub use look::{FileWriter, Shown, pairs_of, shown};
 pub use manifest::{Counts, FileEntry, Manifest, config_hash, input_hash};
 pub use output::{BATCH_BYTES, Output, read_table};
+pub use record::{Cleaned, Record, Rejected, Removed, Sink};
 pub use shards::{StageSummary, run_shards};
 pub use shuffle::{Duplicates, Shuffle, ShuffleOptions, check_scheduler};
 pub use sort::{SortRow, SortWriter, descending};
