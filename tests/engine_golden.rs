@@ -25,7 +25,13 @@ impl Formula {
     fn weights(&self, name: &str, n: usize) -> Vec<f32> {
         let seed = hash(name);
         let scale = match name.trim_end_matches(".weight").rsplit('.').next() {
-            Some("embed_tokens") => if self.tied { 0.25 } else { 1.0 },
+            Some("embed_tokens") => {
+                if self.tied {
+                    0.25
+                } else {
+                    1.0
+                }
+            }
             Some("lm_head") => 0.5,
             _ => (2.0 / (self.width as f64).sqrt()) as f32,
         };
@@ -103,7 +109,8 @@ struct Case {
 fn read(name: &'static str) -> Case {
     let bytes = std::fs::read(golden().join(format!("{name}.safetensors"))).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let words = |key: &str| -> Vec<[u8; 4]> { file.tensor(key).unwrap().data().chunks_exact(4).map(|b| b.try_into().unwrap()).collect() };
+    let words =
+        |key: &str| -> Vec<[u8; 4]> { file.tensor(key).unwrap().data().chunks_exact(4).map(|b| b.try_into().unwrap()).collect() };
     let ints = |key: &str| -> Vec<u32> { words(key).into_iter().map(u32::from_le_bytes).collect() };
     let floats = |key: &str| -> Vec<f32> { words(key).into_iter().map(f32::from_le_bytes).collect() };
     let (lengths, prompts, scores) = (ints("lengths"), ints("prompts"), floats("prompt_logprobs"));
@@ -113,7 +120,8 @@ fn read(name: &'static str) -> Case {
     let mut expected = Vec::new();
     for (i, &n) in lengths.iter().enumerate() {
         let n = n as usize;
-        let pairs: Vec<(u32, f32)> = ids.iter().copied().zip(values.iter().copied()).skip(i * new * top).take(new * top).collect();
+        let pairs: Vec<(u32, f32)> =
+            ids.iter().copied().zip(values.iter().copied()).skip(i * new * top).take(new * top).collect();
         expected.push(Expected {
             prompt: prompts[at..at + n].to_vec(),
             prompt_logprobs: scores[scored..scored + n - 1].to_vec(),
@@ -243,7 +251,12 @@ fn engine_golden_batched() {
 #[test]
 fn engine_golden_chunked() {
     for max_step_tokens in [1, 7, 64] {
-        all_at_once(&format!("chunks of {max_step_tokens}"), &EngineConfig { max_step_tokens, ..SIXTEEN }, max_step_tokens > 1, |_| {});
+        all_at_once(
+            &format!("chunks of {max_step_tokens}"),
+            &EngineConfig { max_step_tokens, ..SIXTEEN },
+            max_step_tokens > 1,
+            |_| {},
+        );
     }
 }
 
