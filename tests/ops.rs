@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use recua::backend::BackendName;
 use recua::ops::AdamWScalars;
-use recua::ops::{Job, LlamaOps, SampleRows};
 use recua::selftest::reference::{self, AttentionShape};
+use recua::ops::{Job, LlamaOps, SampleRows};
 use recua::selftest::{self, CacheShape, Case, Filter, Row, Tolerance};
 
 fn backends() -> Vec<BackendName> {
@@ -150,8 +150,7 @@ fn operations() -> Vec<&'static str> {
     let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
     methods
         .filter(|name| {
-            !["activation_dtype", "bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>", "flush_uploads"]
-                .contains(name)
+            !["activation_dtype", "bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>", "flush_uploads"].contains(name)
         })
         .collect()
 }
@@ -203,13 +202,9 @@ fn samples_have_the_distribution_of_the_settings() {
     let logits: Vec<f32> = random(7, 60).iter().map(|x| (x * 6.0).round() as f32 / 2.0).collect();
     let uniforms = random(8, DRAWS);
     for backend in backends() {
-        for (temperature, top_k, top_p, min_p) in [
-            (1.0, u32::MAX, 1.0, 0.0),
-            (0.7, 20, 1.0, 0.0),
-            (1.5, u32::MAX, 0.8, 0.0),
-            (1.0, 30, 0.9, 0.05),
-            (2.0, u32::MAX, 1.0, 0.2),
-        ] {
+        for (temperature, top_k, top_p, min_p) in
+            [(1.0, u32::MAX, 1.0, 0.0), (0.7, 20, 1.0, 0.0), (1.5, u32::MAX, 0.8, 0.0), (1.0, 30, 0.9, 0.05), (2.0, u32::MAX, 1.0, 0.2)]
+        {
             let mut rows = SampleRows::default();
             for u in &uniforms {
                 // In [0, 1), 24 bits.
@@ -232,9 +227,7 @@ fn samples_have_the_distribution_of_the_settings() {
             // Its mean is the number of degrees of freedom, its variance twice that: five deviations.
             let most = freedom + 5.0 * f64::sqrt(2.0 * freedom) + 1.0;
             assert!(statistic < most, "{backend}, temperature {temperature}: {statistic:.1} of {freedom} degrees of freedom");
-            println!(
-                "{backend}: temperature {temperature} top_k {top_k} top_p {top_p} min_p {min_p}: {statistic:.1} of {freedom}"
-            );
+            println!("{backend}: temperature {temperature} top_k {top_k} top_p {top_p} min_p {min_p}: {statistic:.1} of {freedom}");
         }
     }
 }
@@ -294,12 +287,7 @@ fn a_step_of_decoding_is_a_fixed_number_of_launches() {
             let before = launches();
             let x = model.forward_rows(tokens, &CacheRows::new(rows), &mut pools);
             let after = launches();
-            assert!(
-                Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(x))
-                    .into_data()
-                    .iter::<f32>()
-                    .all(f32::is_finite)
-            );
+            assert!(Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(x)).into_data().iter::<f32>().all(f32::is_finite));
             Ok(after - before)
         }
     }
