@@ -47,7 +47,7 @@ def main() -> None:
             if out.returncode:
                 raise SystemExit(out.stderr)
             rows = [json.loads(line) for line in out.stdout.splitlines()]
-            scores[dtype] = [token["logprob"] for row in rows for token in row["prompt_logprobs"]]
+            scores[dtype] = [token["logprob"] for row in rows for token in row["prompt_logprobs"] if token]
     total = sum(len(p.encode()) for p in pieces)
     exact = scores["f32"]
     print(f"{len(exact)} tokens, {total} bytes in {len(pieces)} pieces")
