@@ -563,6 +563,11 @@ impl Engine {
             sequence.stats.drafted += part.drafted.len();
             self.stats.drafted += part.drafted.len() as u64;
             if let Some(error) = out.failed {
+                // What came before is told, as it is where the rows are in other steps.
+                if let Some(logprobs) = sequence.take_prompt_logprobs() {
+                    self.events.push(Event::Prompt { id: sequence.id(), logprobs });
+                }
+                self.events.append(&mut out.events);
                 failed.push((sequence.id(), error));
                 continue;
             }
