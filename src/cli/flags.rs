@@ -69,9 +69,8 @@ impl Sampling {
             frequency_penalty: self.frequency_penalty,
             logit_bias: self.logit_bias.clone(),
             seed: self.seed,
-            ..Default::default()
         };
-        Sampler::new(config.clone())?;
+        config.check(Some(vocab_size))?;
         Ok(config)
     }
 }

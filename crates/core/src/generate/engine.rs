@@ -231,6 +231,7 @@ impl Engine {
             let problem = if request.n == 0 { "expected at least 1, got 0" } else { "a constrained text is one" };
             return Err(Error::bad_value("n", problem, "submit several requests"));
         }
+        request.sampling.check(Some(vocab))?;
         let sampler = Sampler::for_choice(request.sampling.clone(), 0)?;
         let forks = (1..request.n).map(|i| Sampler::for_choice(request.sampling.clone(), i)).collect::<Result<Vec<_>>>()?;
         let id = RequestId(self.next_id);
