@@ -34,7 +34,11 @@ impl Rng {
             prompt,
             max_new: 1 + self.below(64),
             ignore_eos: true,
-            sampling: SampleConfig { temperature: [0.0, 0.8][self.below(2)], seed: self.below(1 << 30) as u64, ..Default::default() },
+            sampling: SampleConfig {
+                temperature: [0.0, 0.8][self.below(2)],
+                seed: self.below(1 << 30) as u64,
+                ..Default::default()
+            },
             n: if self.below(8) == 0 { 3 } else { 1 },
             logprobs: (self.below(4) == 0).then_some(3),
             prompt_logprobs: (self.below(16) == 0).then_some(0),
@@ -126,8 +130,12 @@ impl Job for Soak {
                 let stats = engine.stats();
                 let rows = stats.prefill_tokens + stats.decode_tokens;
                 let (resident, now) = process();
-                let minute =
-                    Minute { rows: rows - before, seconds: began.elapsed().as_secs_f64(), processor_seconds: now - processor, resident };
+                let minute = Minute {
+                    rows: rows - before,
+                    seconds: began.elapsed().as_secs_f64(),
+                    processor_seconds: now - processor,
+                    resident,
+                };
                 println!(
                     "minute {}: {:.0} rows/s, {:.1} us of processor time a row, {resident:.1} MiB; in all {answered} answered, {given_up} \
                      given up, {} preemptions, {} positions from the cache",

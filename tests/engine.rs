@@ -116,7 +116,10 @@ impl Requests {
             let (n, prompt, scores) = self.wanted[&id];
             match event {
                 Event::Prompt { logprobs, .. } => {
-                    assert!(scores && answer.prompt.is_none() && answer.choices.is_empty(), "the prompt's scores come first, once");
+                    assert!(
+                        scores && answer.prompt.is_none() && answer.choices.is_empty(),
+                        "the prompt's scores come first, once"
+                    );
                     assert_eq!(logprobs.len(), prompt - 1);
                     answer.prompt = Some(logprobs);
                 }
@@ -256,9 +259,12 @@ impl Spec {
                 temperature,
                 top_k: rng.one_in(3).then_some(7),
                 top_p: rng.one_in(2).then_some(0.9),
+                min_p: rng.one_in(4).then_some(0.05),
                 repetition_penalty: rng.of(&[1.0, 1.0, 1.2]),
+                presence_penalty: rng.of(&[0.0, 0.0, 0.5]),
+                frequency_penalty: rng.of(&[0.0, 0.0, 0.3]),
+                logit_bias: (0..rng.of(&[0, 0, 2])).map(|_| (rng.below(VOCAB) as u32, 1.5)).collect(),
                 seed: rng.below(1000) as u64,
-                ..SampleConfig::default()
             },
             n: if mask.is_some() { 1 } else { rng.of(&[1, 1, 1, 2, 4]) },
             logprobs: rng.of(&[None, Some(0), Some(3)]),
@@ -321,7 +327,10 @@ fn schedules(seeds: std::ops::Range<u64>) {
         };
         let what = format!("schedule {seed}, {config:?}");
         let mut requests = engine(&model, config);
-        assert!(requests.engine.stats().blocks as u64 * block_bytes(&tiny(), kv_cache_dtype) <= bytes, "{what}: more than the budget");
+        assert!(
+            requests.engine.stats().blocks as u64 * block_bytes(&tiny(), kv_cache_dtype) <= bytes,
+            "{what}: more than the budget"
+        );
         let mut left = 1 + rng.below(8);
         let mut submitted: Vec<(RequestId, usize)> = Vec::new();
         // Some schedules draw from few requests, so that equal ones meet.
@@ -394,10 +403,11 @@ fn engine_refuses_what_cannot_be() {
         Ok(_) => panic!("an engine that cannot be"),
         Err(e) => e.to_string(),
     };
-    let says = |error: &str, parts: &[&str]| parts.iter().for_each(|part| assert!(error.contains(part), "`{part}` is not in: {error}"));
+    let says =
+        |error: &str, parts: &[&str]| parts.iter().for_each(|part| assert!(error.contains(part), "`{part}` is not in: {error}"));
     let sized = |bytes, max_len| EngineConfig { kv_cache_bytes: Some(bytes), max_len, ..Default::default() };
     says(&new(sized(4 * per_block - 1, Some(MAX_LEN))), &["kv_cache_bytes", "64", &(4 * per_block).to_string()]);
-    says(&new(sized(per_block - 1, None)), &["kv_cache_bytes", &per_block.to_string()]);
+    says(&new(sized(per_block - 1, None)), &["kv_cache_bytes", "4095", "96"]);
     says(&new(EngineConfig { max_batch: 0, ..Default::default() }), &["max_batch"]);
     says(&new(EngineConfig { max_step_tokens: 0, ..Default::default() }), &["max_step_tokens"]);
     says(&new(EngineConfig { max_len: Some(0), ..Default::default() }), &["max_len"]);
@@ -467,11 +477,18 @@ fn engine_keeps_a_failure_to_one_request() {
             let together = run(&prompts, config.clone());
             for (i, (prompt, got)) in prompts.iter().zip(&together).enumerate() {
                 if i % 3 == 1 {
-                    assert!(got.failed.as_ref().is_some_and(|e| e.contains("not finite") || e.contains("NaN")), "{backend}: {got:?}");
+                    assert!(
+                        got.failed.as_ref().is_some_and(|e| e.contains("not finite") || e.contains("NaN")),
+                        "{backend}: {got:?}"
+                    );
                     assert!(got.choices.is_empty(), "{backend}: {got:?}");
                 } else {
                     let alone = run(std::slice::from_ref(prompt), config.clone());
-                    assert!(got.bits() == alone[0].bits(), "{backend}, {blocks} blocks, request {i}: {got:?}, alone {:?}", alone[0]);
+                    assert!(
+                        got.bits() == alone[0].bits(),
+                        "{backend}, {blocks} blocks, request {i}: {got:?}, alone {:?}",
+                        alone[0]
+                    );
                     assert_eq!(got.failed, None, "{backend}");
                 }
             }
@@ -529,4 +546,62 @@ fn engine_continuations_and_reuse() {
     fn send<T: Send>() {}
     send::<Engine>();
     assert_eq!(KV_BLOCK, 16, "the numbers above");
+}
+
+/// The first continuation ends at its first token while the others hold all blocks of the cache.
+#[test]
+fn engine_continuations_in_a_full_cache() {
+    let model = tiny_model();
+    let small = EngineConfig { kv_cache_bytes: Some(4 * block_bytes(&tiny(), KvDtype::F32)), ..Default::default() };
+    for seed in 0..12 {
+        let sampling = SampleConfig { temperature: 1.5, seed, ..Default::default() };
+        let prompt = (0..50 + seed as u32).map(|t| t * 7 % 61).collect();
+        let mut spec = Spec { prompt, max_new: 20, sampling, n: 3, logprobs: Some(1), ..Default::default() };
+        let first = lone(&model, &spec, KvDtype::F32).choices[&0].tokens[0];
+        spec.stop_ids = vec![first];
+        let mut requests = engine(&model, small.clone());
+        let id = requests.submit(spec.request());
+        let beside = requests.submit(Request { n: 1, ..spec.request() });
+        requests.finish();
+        let want = lone(&model, &spec, KvDtype::F32);
+        assert_eq!(want.choices[&0].stop, Some(Stop::Eos));
+        assert!(requests.answers[&id].bits() == want.bits(), "seed {seed}: {:?}, expected {want:?}", requests.answers[&id]);
+        assert_eq!(requests.answers[&beside].choices[&0].tokens, want.choices[&0].tokens);
+    }
+}
+
+/// Drafts of the first continuation are right in the step in which the others begin, up to the end of a block and of the text: the
+/// others go on in their own blocks, and what is kept is what a later request finds.
+#[test]
+fn engine_continuations_beside_drafts() {
+    let model = tiny_model();
+    let mut accepted = 0;
+    for seed in 0..40 {
+        let mut requests = engine(&model, EngineConfig { max_batch: 4, ..Default::default() });
+        let greedy = SampleConfig { temperature: 0.0, ..Default::default() };
+        let before = Spec { prompt: vec![5; 17], max_new: 1, sampling: greedy.clone(), n: 1, ..Default::default() };
+        requests.submit(before.request());
+        requests.finish();
+        // Nearly always the same token: the text before says so too.
+        let sampling = SampleConfig { temperature: 1.0, top_p: None, logit_bias: vec![(5, 11.0)], seed, ..Default::default() };
+        let max_new = 12 + seed as usize % 8;
+        let spec = Spec { max_new, sampling, n: 3, speculate: 16, logprobs: Some(1), ..before.clone() };
+        let id = requests.submit(spec.request());
+        requests.finish();
+        let want = lone(&model, &spec, KvDtype::F32);
+        assert!(requests.answers[&id].bits() == want.bits(), "seed {seed}: {:?}, expected {want:?}", requests.answers[&id]);
+        accepted += requests.answers[&id].choices[&0].stats.accepted;
+        for n in [33, 40, 50] {
+            let after = Spec { prompt: vec![5; n], max_new: 4, logprobs: Some(2), ..before.clone() };
+            let id = requests.submit(after.request());
+            requests.finish();
+            let want = lone(&model, &after, KvDtype::F32);
+            assert!(
+                requests.answers[&id].bits() == want.bits(),
+                "seed {seed}, after: {:?}, expected {want:?}",
+                requests.answers[&id]
+            );
+        }
+    }
+    assert!(accepted > 100, "{accepted} drafted tokens were accepted");
 }

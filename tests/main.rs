@@ -38,6 +38,7 @@ mod memory;
 mod metrics;
 mod model;
 mod ops;
+mod ops_inference;
 #[cfg(feature = "quickstart")]
 mod quickstart;
 mod tokenizer;

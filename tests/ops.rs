@@ -7,10 +7,9 @@ use proptest::prelude::*;
 use recua::backend::BackendName;
 use recua::ops::AdamWScalars;
 use recua::selftest::reference::{self, AttentionShape};
-use recua::ops::{Job, LlamaOps, SampleRows};
 use recua::selftest::{self, CacheShape, Case, Filter, Row, Tolerance};
 
-fn backends() -> Vec<BackendName> {
+pub(crate) fn backends() -> Vec<BackendName> {
     let compiled =
         [(cfg!(feature = "flex"), "flex"), (cfg!(feature = "ndarray"), "ndarray"), (cfg!(feature = "wgpu"), "wgpu:cpu")];
     compiled.into_iter().filter(|(yes, _)| *yes).map(|(_, name)| name.parse().unwrap()).collect()
@@ -150,7 +149,8 @@ fn operations() -> Vec<&'static str> {
     let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
     methods
         .filter(|name| {
-            !["activation_dtype", "bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>", "flush_uploads"].contains(name)
+            !["activation_dtype", "bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>", "flush_uploads"]
+                .contains(name)
         })
         .collect()
 }
@@ -181,131 +181,6 @@ fn selftest_passes_and_covers_every_operation() {
         for name in ["matmul, true float32", "golden logits", "golden loss", "golden gradients", "golden training, 3 steps"] {
             assert!(rows.iter().any(|r| r.name == name), "{backend}: no row `{name}`");
         }
-    }
-}
-
-/// Tokens are drawn as often as their probabilities say: Pearson's statistic over 16,384 draws on every backend.
-#[test]
-fn samples_have_the_distribution_of_the_settings() {
-    struct Draw(SampleRows, Vec<f32>);
-    impl Job for Draw {
-        type Output = Vec<i32>;
-        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<Vec<i32>> {
-            use burn::tensor::{Int, Tensor, TensorData};
-            let n = self.0.len();
-            let logits = Tensor::<B, 2>::from_data(TensorData::new(self.1.clone(), [1, self.1.len()]), &device).repeat_dim(0, n);
-            let ids = B::sample_rows(logits.into_primitive().tensor(), &self.0);
-            Ok(Tensor::<B, 1, Int>::from_primitive(ids).into_data().iter::<i32>().collect())
-        }
-    }
-    const DRAWS: usize = 16_384;
-    let logits: Vec<f32> = random(7, 60).iter().map(|x| (x * 6.0).round() as f32 / 2.0).collect();
-    let uniforms = random(8, DRAWS);
-    for backend in backends() {
-        for (temperature, top_k, top_p, min_p) in
-            [(1.0, u32::MAX, 1.0, 0.0), (0.7, 20, 1.0, 0.0), (1.5, u32::MAX, 0.8, 0.0), (1.0, 30, 0.9, 0.05), (2.0, u32::MAX, 1.0, 0.2)]
-        {
-            let mut rows = SampleRows::default();
-            for u in &uniforms {
-                // In [0, 1), 24 bits.
-                let u = ((u + 1.0) / 2.0 * f64::from(1 << 24)).floor() / f64::from(1 << 24);
-                rows.push(temperature, top_k, top_p, min_p, u as f32);
-            }
-            let ids = backend.run(Draw(rows, logits.clone())).unwrap();
-            let wanted = distribution(&logits, f64::from(temperature), top_k as usize, f64::from(top_p), f64::from(min_p));
-            let mut counts = vec![0.0; logits.len()];
-            ids.iter().for_each(|id| counts[*id as usize] += 1.0);
-            let (mut statistic, mut freedom) = (0.0, -1.0);
-            for (count, p) in counts.iter().zip(&wanted) {
-                if *p == 0.0 {
-                    assert_eq!(*count, 0.0, "{backend}: a token that is not kept was drawn");
-                } else {
-                    statistic += (count - p * DRAWS as f64).powi(2) / (p * DRAWS as f64);
-                    freedom += 1.0;
-                }
-            }
-            // Its mean is the number of degrees of freedom, its variance twice that: five deviations.
-            let most = freedom + 5.0 * f64::sqrt(2.0 * freedom) + 1.0;
-            assert!(statistic < most, "{backend}, temperature {temperature}: {statistic:.1} of {freedom} degrees of freedom");
-            println!("{backend}: temperature {temperature} top_k {top_k} top_p {top_p} min_p {min_p}: {statistic:.1} of {freedom}");
-        }
-    }
-}
-
-/// Probabilities of all tokens, by the definitions.
-fn distribution(logits: &[f32], temperature: f64, top_k: usize, top_p: f64, min_p: f64) -> Vec<f64> {
-    let weights: Vec<f64> = logits.iter().map(|l| (f64::from(*l) / temperature).exp()).collect();
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
-    order.truncate(top_k);
-    let sum = |kept: &[usize]| kept.iter().map(|t| weights[*t]).sum::<f64>();
-    let all = sum(&order);
-    // The fewest of the likeliest that reach the share.
-    let most = (1..=order.len()).find(|n| sum(&order[..*n]) >= top_p * all * (1.0 - 1e-12)).unwrap_or(order.len());
-    order.truncate(most);
-    let top = weights[order[0]];
-    order.retain(|t| weights[*t] >= min_p * top);
-    let all = sum(&order);
-    (0..logits.len()).map(|t| if order.contains(&t) { weights[t] / all } else { 0.0 }).collect()
-}
-
-/// A step of decoding is so many launches a layer, whatever the batch: 2 norms, 4 products, rotation with the writes to the cache,
-/// attention, SwiGLU. Int8 has one more, and so has a sequence that is longer than one cube's keys.
-#[cfg(feature = "wgpu")]
-#[test]
-fn a_step_of_decoding_is_a_fixed_number_of_launches() {
-    use recua::model::{InitConfig, Llama, ModelConfig};
-    use recua::ops::{BatchRows, CacheRows, KvDtype, KvPool, KvShape, launches};
-
-    struct Step {
-        layers: usize,
-        dtype: KvDtype,
-        batch: usize,
-        len: usize,
-    }
-    impl Job for Step {
-        type Output = u64;
-        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<u64> {
-            use burn::tensor::{Int, Tensor};
-            let mut config = ModelConfig::preset("debug")?;
-            (config.n_layers, config.max_seq_len) = (self.layers, 1024);
-            let model = Llama::<B>::init(&config, &InitConfig::default(), &device)?;
-            let each = self.len.div_ceil(16);
-            let shape = KvShape {
-                blocks: self.batch * each,
-                kv_heads: config.kv_heads(),
-                head_dim: config.head_dim(),
-                dtype: self.dtype,
-            };
-            let mut pools: Vec<Option<KvPool<B>>> = (0..self.layers).map(|_| Some(B::kv_pool(shape, &device))).collect();
-            let rows = BatchRows {
-                positions: (0..self.batch).map(|i| (self.len - 1 - i % 3) as u32).collect(),
-                sequences: (0..self.batch as u32).collect(),
-                tables: (0..self.batch).map(|i| (0..each).map(|j| (i * each + j) as u32).collect()).collect(),
-            };
-            let tokens = Tensor::<B, 1, Int>::ones([self.batch], &device).into_primitive();
-            let before = launches();
-            let x = model.forward_rows(tokens, &CacheRows::new(rows), &mut pools);
-            let after = launches();
-            assert!(Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(x)).into_data().iter::<f32>().all(f32::is_finite));
-            Ok(after - before)
-        }
-    }
-    let context = "wgpu:cpu".parse::<BackendName>().unwrap().open().unwrap();
-    for (dtype, batch, len, want) in [
-        (KvDtype::F32, 1, 5, 9),
-        (KvDtype::F32, 1, 200, 9),
-        (KvDtype::F32, 8, 200, 9),
-        (KvDtype::F32, 16, 40, 9),
-        (KvDtype::F32, 4, 600, 10),
-        (KvDtype::Int8, 4, 40, 10),
-    ] {
-        let of = |layers| context.run(Step { layers, dtype, batch, len }).unwrap();
-        let (two, four) = (of(2), of(4));
-        // Sums of the wider products are added by one more kernel.
-        let want = if batch > 8 { want + 2 } else { want };
-        assert_eq!(four - two, 2 * want, "launches of two layers, {batch} sequences of {len}, {dtype}");
-        assert_eq!(two - 2 * want, 1, "launches beside the layers: the embedding");
     }
 }
 
@@ -375,7 +250,7 @@ fn selftest_names_a_backend_that_is_not_there() {
 }
 
 /// Numbers in [-1, 1), independent of the library's.
-fn random(seed: u64, n: usize) -> Vec<f64> {
+pub(crate) fn random(seed: u64, n: usize) -> Vec<f64> {
     let mut x = seed * 2 + 1;
     let mut next = || {
         x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

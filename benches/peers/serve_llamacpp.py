@@ -253,7 +253,9 @@ def measure(peer: str, recua: str, folder: pathlib.Path, vocab: int) -> dict:
         prefill, *_ = run_recua(recua, f"bench prefill --model {folder} --prompt-tokens {PREFILL} --repeat 1 --threads 2 --json")
         (folder / "one.jsonl").write_text(json.dumps(prompt_of(1, vocab, 0)) + "\n")
         _, first, rss = run_recua(
-            recua, f"generate --model {folder} --prompts {folder / 'one.jsonl'} --tokens 1 --temperature 0 --bos never --threads 2 --json")
+            recua,
+            f"generate --model {folder} --prompts {folder / 'one.jsonl'} --tokens 1 --temperature 0 --bos never "
+            "--threads 2 --max-len 128 --max-batch 1 --json")
         return {
             "decode": flat["rows"][0]["tok_s"], "many": flat["rows"][1]["tok_s"], "deep": deep["rows"][0]["tok_s"],
             "prefill": prefill["rows"][0]["tok_s"], "first_s": first, "rss_mib": rss,

@@ -99,9 +99,11 @@ impl BlockPool {
         b.holders += 1;
     }
 
-    /// Whether somebody else holds it too.
+    /// Whether somebody else holds it too, or may find it: then it is not written to. (A fork can come to hold a block alone that the
+    /// continuation beside it had filled up.)
     pub(super) fn is_shared(&self, block: u32) -> bool {
-        self.blocks[block as usize].holders > 1
+        let block = &self.blocks[block as usize];
+        block.holders > 1 || block.content.is_some()
     }
 
     /// One holder less.

@@ -231,6 +231,7 @@ impl Engine {
             let problem = if request.n == 0 { "expected at least 1, got 0" } else { "a constrained text is one" };
             return Err(Error::bad_value("n", problem, "submit several requests"));
         }
+        request.sampling.check(Some(vocab))?;
         let sampler = Sampler::for_choice(request.sampling.clone(), 0)?;
         let forks = (1..request.n).map(|i| Sampler::for_choice(request.sampling.clone(), i)).collect::<Result<Vec<_>>>()?;
         let id = RequestId(self.next_id);
@@ -563,6 +564,11 @@ impl Engine {
             sequence.stats.drafted += part.drafted.len();
             self.stats.drafted += part.drafted.len() as u64;
             if let Some(error) = out.failed {
+                // What came before is told, as it is where the rows are in other steps.
+                if let Some(logprobs) = sequence.take_prompt_logprobs() {
+                    self.events.push(Event::Prompt { id: sequence.id(), logprobs });
+                }
+                self.events.append(&mut out.events);
                 failed.push((sequence.id(), error));
                 continue;
             }

@@ -142,7 +142,8 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
         }
         let n = step.logits.len();
         let drawn = drawn.into_iter().map(Tensor::<B, 1, Int>::from_primitive).collect();
-        let all: Vec<u32> = Tensor::cat(drawn, 0).into_data().iter::<i64>().map(|t| u32::try_from(t).unwrap_or(NO_TOKEN)).collect();
+        let all: Vec<u32> =
+            Tensor::cat(drawn, 0).into_data().iter::<i64>().map(|t| u32::try_from(t).unwrap_or(NO_TOKEN)).collect();
         Ok(all.chunks(n.max(1)).map(<[u32]>::to_vec).collect())
     }
 

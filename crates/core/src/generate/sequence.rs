@@ -155,7 +155,13 @@ impl Sequence {
         let scored = w.prompt_logprobs.is_none() || self.prompt_logprobs.len() + 1 >= w.prompt_len;
         let unpunished = c.repetition_penalty == 1.0 && c.presence_penalty == 0.0 && c.frequency_penalty == 0.0;
         let free = w.ignore_eos || w.stop_ids.is_empty() || self.new_tokens().len() >= w.min_new;
-        scored && unpunished && free && c.logit_bias.is_empty() && w.logprobs.is_none() && self.mask.is_none() && self.forks.is_empty()
+        scored
+            && unpunished
+            && free
+            && c.logit_bias.is_empty()
+            && w.logprobs.is_none()
+            && self.mask.is_none()
+            && self.forks.is_empty()
     }
 
     /// How many tokens may come from here on.

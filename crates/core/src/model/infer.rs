@@ -10,6 +10,10 @@ use crate::ops::{CacheRows, CachedAttention, KvPool, LlamaOps, Rotary, cast, pri
 impl<B: LlamaOps> Llama<B> {
     /// The residual stream after the last block, `[n, dim]`, float32, of `tokens [n]` at the places that `rows` says, whose keys and
     /// values are added to `pools`, one a layer. (A pool is taken out while it is written, so that it can be in place.)
+    ///
+    /// On CUDA and wgpu a layer is 9 launches for up to 16 rows (8 where there are tensor cores), whatever their lengths; one more with
+    /// an int8 cache, with a sequence of more than 256 positions, with chunks of prompts beside rows that decode; two more where products
+    /// of more rows do not add in their own pass.
     pub fn forward_rows(&self, tokens: IntTensor<B>, rows: &CacheRows<B>, pools: &mut [Option<KvPool<B>>]) -> FloatTensor<B> {
         let n = rows.host.len();
         let positions = &rows.host.positions;

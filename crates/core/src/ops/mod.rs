@@ -35,6 +35,7 @@ use crate::backend::Gemm;
 pub use adamw::AdamWScalars;
 pub(crate) use cached::int_tensor;
 pub use cached::{BatchRows, CacheRows, CachedAttention, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
+pub use embedding::embed_parts;
 pub use linear::{project_parts, rows_of_part};
 pub use run::{BackendInfo, Job, list};
 pub use sample::SampleRows;

@@ -10,14 +10,17 @@ use rayon::prelude::*;
 
 use super::attention::Rows;
 use super::elementwise;
-use super::lanes::{Element, Lanes, with_lanes};
+use super::lanes::{Element, Lanes, prefetch, with_lanes};
 use super::math::exp;
 use super::rows::tile;
-use super::slices::{CpuTensor, ValuesMut, unwritten};
+use super::slices::{CpuTensor, ValuesMut, large_pages_to_come, unwritten};
 use crate::ops::{BatchRows, CachedAttention, KV_BLOCK, KvDtype, KvShape};
 
 /// Queries (rows times heads that share a key head) of a task.
 const QUERIES: usize = 64;
+
+/// Queries up to which time goes into reading keys and values.
+const FEW: usize = 8;
 
 /// Keys or values of a pool as tensors of the CPU.
 pub(super) struct Stored<T> {
@@ -28,7 +31,10 @@ pub(super) struct Stored<T> {
 
 impl<T: CpuTensor> Stored<T> {
     pub(super) fn zeros(s: KvShape) -> Self {
-        let codes = T::zeros(&[s.blocks, s.kv_heads, KV_BLOCK, s.head_dim], s.dtype.dtype());
+        let mut codes = T::zeros(&[s.blocks, s.kv_heads, KV_BLOCK, s.head_dim], s.dtype.dtype());
+        if let Some(values) = codes.values_mut() {
+            large_pages_to_come(&values);
+        }
         let factors = (s.dtype == KvDtype::Int8).then(|| T::zeros(&[s.blocks, s.kv_heads, KV_BLOCK], DType::F32));
         Self { codes, factors }
     }
@@ -100,6 +106,21 @@ impl Values<'_> {
                 }
                 room
             }
+        }
+    }
+
+    /// Asks for the rows of a block before they are needed: blocks lie anywhere, and the CPU does not see them coming.
+    fn prefetch(&self, at: usize, width: usize) {
+        fn ask<E>(rows: &[E]) {
+            let bytes = size_of_val(rows);
+            (0..bytes).step_by(64).for_each(|i| prefetch(rows.as_ptr().cast::<u8>().wrapping_add(i)));
+        }
+        let place = at * width..(at + KV_BLOCK) * width;
+        match self {
+            Self::F32(all) => ask(&all[place]),
+            Self::Bf16(all) => ask(&all[place]),
+            Self::F16(all) => ask(&all[place]),
+            Self::Int8(all, _) => ask(&all[place]),
         }
     }
 
@@ -312,7 +333,13 @@ fn attend(h: &Heads<'_>, k: &Values<'_>, v: &Values<'_>, rows: &BatchRows, out: 
                 let position = rows.positions[first + q / group] as usize;
                 *seen = (position + 1).saturating_sub(i * KV_BLOCK).min(KV_BLOCK);
             }
-            let at = (block as usize * h.kv + head) * KV_BLOCK;
+            let place = |block: u32| (block as usize * h.kv + head) * KV_BLOCK;
+            let at = place(block);
+            if n <= FEW && i < last / KV_BLOCK {
+                let next = place(rows.tables[sequence][i + 1]);
+                k.prefetch(next, h.dim);
+                v.prefetch(next, h.dim);
+            }
             let (keys, values) = (k.block(at, h.dim, room_k), v.block(at, h.dim, room_v));
             // SAFETY: both are a block's rows.
             unsafe { attend_block(&mut s, keys.as_ptr(), values.as_ptr()) };

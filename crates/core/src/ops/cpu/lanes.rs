@@ -311,6 +311,18 @@ macro_rules! with_lanes {
 }
 pub(super) use with_lanes;
 
+/// Asks for the line of memory at an address, which need not be anybody's.
+#[inline(always)]
+pub(super) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing; SSE is part of x86-64.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// 2: AVX-512, 1: AVX2, 0: neither.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn level() -> u8 {

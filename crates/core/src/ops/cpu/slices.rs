@@ -119,26 +119,45 @@ impl Values<'_> {
 /// Puts what was read into memory into pages of 2 MiB, where the kernel can (Linux 6.1): a page's address is else looked up for every
 /// 4 KiB of a weight. A wish: what fails changes nothing.
 pub(super) fn large_pages(values: &Values<'_>) {
+    let (at, bytes) = match values {
+        Values::F32(x) => (x.as_ptr().cast(), size_of_val(&**x)),
+        Values::BF16(x) => (x.as_ptr().cast(), size_of_val(&**x)),
+        Values::F16(x) => (x.as_ptr().cast(), size_of_val(&**x)),
+    };
+    advise(at, bytes, true);
+}
+
+/// [`large_pages`] of what is to be written: its pages will be large ones from the beginning.
+pub(super) fn large_pages_to_come(values: &ValuesMut<'_>) {
+    let (at, bytes) = match values {
+        ValuesMut::F32(x) => (x.as_ptr().cast(), size_of_val(&**x)),
+        ValuesMut::BF16(x) => (x.as_ptr().cast(), size_of_val(&**x)),
+        ValuesMut::F16(x) => (x.as_ptr().cast(), size_of_val(&**x)),
+        ValuesMut::I8(x) => (x.as_ptr().cast(), size_of_val(&**x)),
+    };
+    advise(at, bytes, false);
+}
+
+/// Pages that lie in these bytes as a whole. The bytes must be a tensor's that is alive.
+fn advise(at: *const u8, bytes: usize, collapse: bool) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 2 << 20;
-        let (at, bytes) = match values {
-            Values::F32(x) => (x.as_ptr() as usize, size_of_val(&**x)),
-            Values::BF16(x) => (x.as_ptr() as usize, size_of_val(&**x)),
-            Values::F16(x) => (x.as_ptr() as usize, size_of_val(&**x)),
-        };
+        let at = at as usize;
         let from = at.next_multiple_of(PAGE);
         let len = (at + bytes).saturating_sub(from) / PAGE * PAGE;
         if len > 0 {
             // SAFETY: the pages lie inside of a tensor that is alive, and their content stays.
             unsafe {
                 libc::madvise(from as *mut _, len, libc::MADV_HUGEPAGE);
-                libc::madvise(from as *mut _, len, libc::MADV_COLLAPSE);
+                if collapse {
+                    libc::madvise(from as *mut _, len, libc::MADV_COLLAPSE);
+                }
             }
         }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = values;
+    let _ = (at, bytes, collapse);
 }
 
 /// Elements to be written over, in a tensor's own type.

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::reduce::{cube_sum, lane_sum};
-use super::{cubes, AdamWScalars, EACH, address, count, elementwise, empty, grid_each, lanes, own};
+use super::{AdamWScalars, EACH, address, count, cubes, elementwise, empty, grid_each, lanes, own};
 
 /// The numbers of a step as the kernel uses them. Arguments of the launch: another learning rate is no other kernel.
 #[derive(CubeType, CubeLaunch)]

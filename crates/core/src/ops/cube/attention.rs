@@ -17,7 +17,7 @@ use cubecl::prelude::*;
 use cubecl::zspace::metadata::Metadata;
 
 use super::attend::{ACROSS, DOWN, delta_kernel, dkv_kernel, dq_kernel, forward_kernel};
-use super::{cubes, address, count, elementwise, empty, grid};
+use super::{address, count, cubes, elementwise, empty, grid};
 use crate::backend::AttentionKernel;
 use crate::backend::context::{choices, fail};
 

@@ -41,7 +41,8 @@ use cubecl::device::Device as _;
 use cubecl::prelude::*;
 
 use super::{
-    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, LlamaOps, Rotary, SampleRows, SelfAttention,
+    AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, LlamaOps, Rotary, SampleRows,
+    SelfAttention,
 };
 use crate::backend::{Gemm, context};
 
@@ -146,7 +147,8 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         cached::copy_blocks(pool, pairs)
     }
     fn sample_rows(logits: FloatTensor<Self>, rows: &SampleRows) -> IntTensor<Self> {
-        let settings = Tensor::<Self, 2>::from_data(TensorData::new(rows.settings(), [rows.len(), sample::SETTINGS]), &logits.device);
+        let settings =
+            Tensor::<Self, 2>::from_data(TensorData::new(rows.settings(), [rows.len(), sample::SETTINGS]), &logits.device);
         sample::sample(logits, super::primitive(settings), I::dtype())
     }
 
@@ -267,7 +269,7 @@ swiglu*                CubeCL kernels; backward in place
             $attention,
             "\
 *attention*            CubeCL kernels, tiled online softmax on the units in float32; packed, strided, grouped, by document
-project_rows*          up to 8 rows: one CubeCL kernel that reads each weight once and adds in place; more: as project
+project_rows*          up to 16 rows (8 with tensor cores): one CubeCL kernel that reads each weight once and adds in place; more: as project
 cached_attention       CubeCL kernels over tables of blocks, 2 launches a layer; any type of cache
 copy_blocks, sample_rows  CubeCL kernels, one for all pairs, one for all rows
 logit_stats, _grad     CubeCL kernels, a cube a row; the gradient in place

@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::reduce::{cube_sum, lane_sum};
-use super::{cubes, address, count, empty, grid, lanes, own, units};
+use super::{address, count, cubes, empty, grid, lanes, own, units};
 
 /// Groups that the rows are dealt to for the gradient of the weight, one cube each: enough to fill a large GPU, few enough that
 /// their sums are little to write. Fixed, so that a sum's order depends on the number of rows alone.
