@@ -149,8 +149,20 @@ fn operations() -> Vec<&'static str> {
     let methods = body.lines().filter_map(|l| l.strip_prefix("    fn ")).map(|l| l.split('(').next().unwrap());
     methods
         .filter(|name| {
-            !["activation_dtype", "bodies", "pool_bytes", "logit_rows", "gemms", "largest_page", "resident<T>", "flush_uploads"]
-                .contains(name)
+            ![
+                "activation_dtype",
+                "bodies",
+                "flush_uploads",
+                "gemms",
+                "kv_pool",
+                "largest_page",
+                "logit_rows",
+                "pool_bytes",
+                "read_often",
+                "resident<T>",
+                "samples_on_device",
+            ]
+            .contains(name)
         })
         .collect()
 }
