@@ -219,5 +219,5 @@ pub(crate) fn bytes(text: &str) -> std::result::Result<u64, String> {
     };
     let bytes = number * factor.ok_or_else(bad)?;
     // Beyond 2^53 no byte is sure, nor is any memory that large.
-    if bytes >= 1.0 && bytes < 9e15 { Ok(bytes as u64) } else { Err(bad()) }
+    if (1.0..9e15).contains(&bytes) { Ok(bytes as u64) } else { Err(bad()) }
 }

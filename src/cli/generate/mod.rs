@@ -141,7 +141,7 @@ impl Generate {
         for prompt in &prompts {
             run.submit(&mut engine, requests(prompt)?)?;
         }
-        run.to_the_end(&mut engine, interrupted)
+        run.finish(&mut engine, interrupted)
     }
 
     /// What can be known of the flags alone.

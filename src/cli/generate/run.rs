@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
     }
 
     /// Until all have ended, or `interrupted` is set: then what is there is shown, and the process ends with 130.
-    pub(super) fn to_the_end(mut self, engine: &mut Engine, interrupted: &AtomicBool) -> Result<()> {
+    pub(super) fn finish(mut self, engine: &mut Engine, interrupted: &AtomicBool) -> Result<()> {
         let bar = progress::count_bar("prompts", if self.show.many { self.jobs.len() as u64 } else { 0 });
         self.began = Instant::now();
         self.show.begin(&self.jobs[0]);

@@ -303,7 +303,7 @@ pub(super) fn largest(logits: &[f32], max: f32, k: usize, width: f32, found: &mu
 }
 
 /// The fewest of the likeliest tokens whose weights reach `target`, by halving.
-fn keep_sum(ranked: &mut Vec<(u32, f32)>, sum: &dyn Fn(&[(u32, f32)]) -> u64, target: f64) {
+fn keep_sum(ranked: &mut Vec<(u32, f32)>, sum: &impl Fn(&[(u32, f32)]) -> u64, target: f64) {
     let (mut low, mut high, mut before) = (0, ranked.len(), 0);
     // Those below `low` are kept and weigh `before`; those from `high` on are not needed.
     while low + 1 < high {

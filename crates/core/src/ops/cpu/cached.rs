@@ -220,12 +220,12 @@ unsafe fn block_body<L: Lanes, E: Element>(s: &mut Queries, keys: *const E, valu
                 accumulate::<L, 1>(sums.as_mut_ptr().add(d), by, &scores[..seen], values.add(d), dim);
                 d += L::WIDTH;
             }
-            for d in d..dim {
-                let mut sum = sums[d] * rescale;
+            for (d, to) in sums.iter_mut().enumerate().skip(d) {
+                let mut sum = *to * rescale;
                 for (j, p) in scores[..seen].iter().enumerate() {
                     sum += p * *values.add(j * dim + d);
                 }
-                sums[d] = sum;
+                *to = sum;
             }
         }
     }
