@@ -242,32 +242,6 @@ fn engine_golden_on_ndarray() {
     lone("ndarray", |_| {});
 }
 
-/// Tokens drawn on the device, several steps recorded before one is waited for, and the same with logits on the host.
-#[cfg(feature = "wgpu")]
-#[test]
-fn engine_golden_on_wgpu() {
-    with_engines("wgpu:cpu", &SIXTEEN, |case, engine| {
-        if case.name != "gqa" {
-            return;
-        }
-        let mut requests = Requests::new(engine);
-        for on_host in [false, true] {
-            let some: Vec<&Expected> = case.expected.iter().filter(|e| e.prompt.len() <= 100).take(8).collect();
-            let ids: Vec<_> = some
-                .iter()
-                .map(|e| {
-                    let top = e.top[0].len();
-                    requests.submit(Request { logprobs: on_host.then_some(top), ..e.request(0, on_host) })
-                })
-                .collect();
-            requests.finish();
-            for (id, e) in ids.iter().zip(&some) {
-                e.check_within(TOLERANCE, &format!("wgpu, on the host: {on_host}"), 0, &requests.answers[id]);
-            }
-        }
-    });
-}
-
 #[test]
 fn engine_golden_speculative() {
     lone("flex", |request| request.speculate = 4);

@@ -210,7 +210,7 @@ fn weights_may_be_stored_in_parts() {
             let (x, w) = (of(1, [3, 8]), of(2, [11, 8]));
             let rows = rows_of_part(8, 4, 4 * 32);
             assert_eq!(rows, 4);
-            let parts = || (0..11).step_by(rows).map(|first| plain(w.clone().slice([first..(first + rows).min(11)]))).collect();
+            let parts = || (0..11).step_by(rows).map(|first| plain(w.clone().narrow(0, first, rows.min(11 - first)))).collect();
             let ids = || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![10, 0, 4, 3, 7], [5]), &device).into_primitive();
             Ok([
                 read(B::project_rows(plain(x.clone()), plain(w.clone()), DType::F32)),

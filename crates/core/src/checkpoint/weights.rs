@@ -8,7 +8,7 @@ use burn::tensor::{DType, TensorMetadata};
 use super::{Checkpoint, Dtype, TensorInfo, TensorSource};
 use crate::error::Result;
 use crate::model::init::from_f32;
-use crate::model::{Llama, ModelConfig};
+use crate::model::{Llama, ModelConfig, Slot};
 use crate::ops::{LlamaOps, cast, tensor};
 
 impl Checkpoint {
@@ -34,11 +34,35 @@ impl Checkpoint {
             let problem = format!("the backend does not have {dtype:?}");
             return Err(crate::Error::bad_value("dtype", problem, "`recua info` lists what each backend has"));
         }
+        check_sizes(self.config(), dtype, B::largest_page(device))?;
         Llama::build(self.config(), device, &mut |name, shape| {
             let x = read::<B>(self.source(), name, shape, device)?;
             Ok(if shape.len() == 2 { cast::<B>(x, dtype) } else { x })
         })
     }
+}
+
+/// Whether a device takes each weight as one buffer, whose bytes it binds to a kernel: `largest`.
+///
+/// # Errors
+/// [`Error::BadTensor`](crate::Error::BadTensor) with the name of the first that is too large.
+fn check_sizes(config: &ModelConfig, dtype: DType, largest: Option<u64>) -> Result<()> {
+    let Some(largest) = largest else { return Ok(()) };
+    let parameters = config.parameters();
+    for slot in Slot::all(config.n_layers) {
+        let elements: usize = slot.parts(config.n_layers).iter().map(|&i| parameters[i].1.iter().product::<usize>()).sum();
+        let bytes = (elements * if slot.is_matrix() { dtype.size() } else { 4 }) as u64;
+        if bytes > largest {
+            return Err(crate::Error::BadTensor {
+                path: Default::default(),
+                name: slot.name(),
+                expected: format!("at most {largest} bytes, the largest buffer that the device binds"),
+                got: format!("{bytes} bytes as {dtype:?}"),
+                hint: "take a narrower --dtype, another device (`recua info` lists them), or --backend flex".into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A model of shape `config` with the weights of `source` (Meta's names), a tensor at a time, float32.

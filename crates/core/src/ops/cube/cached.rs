@@ -146,6 +146,7 @@ fn shared(group: usize) -> usize {
 }
 
 /// See [`super::LlamaOps::cached_attention`].
+#[allow(clippy::type_complexity)] // a tensor and a pool
 pub(super) fn attention<R, F, I, BT>(
     qkv: CubeTensor<R>,
     rotary: Rotary<CubeBackend<R, F, I, BT>>,

@@ -408,7 +408,7 @@ pub(super) fn combine_kernel<O: Float, P: Int, N: Size>(
         let i = ABSOLUTE_POS / vectors / heads;
         let (row, len) = (entry::<P>(plan, list + 3 * i), entry::<P>(plan, list + 3 * i + 2));
         let count = (len + span - 1) / span;
-        let from = Rows { base: (i * heads + head) * splits * width, stride: width, count: count };
+        let from = Rows { base: (i * heads + head) * splits * width, stride: width, count };
         let mut top = f32::new(HIDDEN);
         for part in 0..count {
             top = max(top, read::<f32, N>(parts, &from, part, comptime!(4 * vectors), width)[0]);

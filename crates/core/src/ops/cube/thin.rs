@@ -30,9 +30,9 @@ const AT_ONCE: usize = 8;
 const UNITS: usize = ALONG * GROUPS;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn thin_kernel<X: Float, W: Float, Y: Float, N: Size>(
-    x: &Tensor<Vector<X, N>>,
-    w: &Tensor<Vector<W, N>>,
+fn thin_kernel<X: Float, W: Float, Y: Float, V: Size>(
+    x: &Tensor<Vector<X, V>>,
+    w: &Tensor<Vector<W, V>>,
     y: &mut Tensor<Y>,
     n: usize,
     d_out: usize,
@@ -55,19 +55,19 @@ fn thin_kernel<X: Float, W: Float, Y: Float, N: Size>(
     }
     let mut i = along;
     while i < vectors {
-        let mut weights = Array::<Vector<f32, N>>::new(outs);
+        let mut weights = Array::<Vector<f32, V>>::new(outs);
         #[unroll]
         for o in 0..outs {
             // Past the last row: read again, not written.
             let row = min(first + comptime!(o * GROUPS) + group, d_out - 1);
-            weights[o] = Vector::<f32, N>::cast_from(w[row * vectors + i]);
+            weights[o] = Vector::<f32, V>::cast_from(w[row * vectors + i]);
         }
         #[unroll]
         for r in 0..rows {
-            let v = Vector::<f32, N>::cast_from(x[min(r, n - 1) * vectors + i]);
+            let v = Vector::<f32, V>::cast_from(x[min(r, n - 1) * vectors + i]);
             #[unroll]
             for o in 0..outs {
-                sums[comptime!(r * outs + o)] += lane_sum::<N>(v * weights[o]);
+                sums[comptime!(r * outs + o)] += lane_sum::<V>(v * weights[o]);
             }
         }
         i += ALONG;
@@ -161,6 +161,7 @@ pub(super) fn project<R: CubeRuntime>(x: &CubeTensor<R>, w: &CubeTensor<R>, out:
 }
 
 /// See [`super::LlamaOps::project_rows_add`]; gives `y` back where the product is another routine's.
+#[allow(clippy::result_large_err)] // the tensor itself comes back
 pub(super) fn project_add<R: CubeRuntime>(
     y: CubeTensor<R>,
     x: &CubeTensor<R>,
