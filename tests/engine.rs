@@ -496,6 +496,25 @@ fn engine_keeps_a_failure_to_one_request() {
     }
 }
 
+/// Keys that are no numbers show whatever they are kept as: codes of integers could pass for numbers.
+#[test]
+fn engine_tells_damaged_keys_in_every_type() {
+    let damaged = crate::engine_golden::folder("gqa", |name, values| {
+        if name == "model.layers.0.self_attn.k_proj.weight" {
+            values[5] = f32::NAN;
+        }
+    });
+    let checkpoint = Checkpoint::open(damaged.path()).unwrap();
+    let context = "flex".parse::<BackendName>().unwrap().open().unwrap();
+    for kv_cache_dtype in KvDtype::ALL {
+        let config = EngineConfig { kv_cache_dtype, ..Default::default() };
+        let mut engine = Engine::load(&checkpoint, &context, config).unwrap();
+        let request = Request { prompt: vec![1, 2, 3], max_new: 4, ..Default::default() };
+        let answer = engine.generate(request, &mut |_| std::ops::ControlFlow::Continue(()));
+        assert!(matches!(answer, Err(recua::Error::NotFinite { .. })), "{kv_cache_dtype}: {answer:?}");
+    }
+}
+
 /// A long prompt does not keep those waiting who write; a text is told token by token.
 #[test]
 fn engine_reads_prompts_beside_texts() {

@@ -177,26 +177,32 @@ pub(crate) struct EngineFlags {
     /// Type of keys and values: f32, bf16, f16, int8
     #[arg(long, value_name = "TYPE", default_value_t = KvDtype::F32)]
     kv_cache_dtype: KvDtype,
-    /// Most sequences that are computed at once
-    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_batch)]
-    max_batch: usize,
+    /// Most sequences that are computed at once [default: as many as there are texts, at most 16]
+    #[arg(long, value_name = "N")]
+    max_batch: Option<usize>,
 }
 
 impl EngineFlags {
-    pub(crate) fn config(&self) -> Result<EngineConfig> {
-        for (flag, value) in [("--max-batch", Some(self.max_batch)), ("--max-len", self.max_len)] {
+    /// What can be known of the flags alone.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (flag, value) in [("--max-batch", self.max_batch), ("--max-len", self.max_len)] {
             if value == Some(0) {
                 return Err(Error::bad_value(flag, "expected at least 1, got 0", "leave it out to take the default"));
             }
         }
-        Ok(EngineConfig {
+        Ok(())
+    }
+
+    /// For a number of texts, which are no more at once.
+    pub(crate) fn config(&self, texts: usize) -> EngineConfig {
+        EngineConfig {
             dtype: self.dtype.clone(),
             max_len: self.max_len,
             kv_cache_bytes: self.kv_cache_bytes,
             kv_cache_dtype: self.kv_cache_dtype,
-            max_batch: self.max_batch,
+            max_batch: self.max_batch.unwrap_or(EngineConfig::default().max_batch).min(texts),
             ..EngineConfig::default()
-        })
+        }
     }
 }
 

@@ -66,7 +66,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 impl Chat {
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
-        let config = self.engine.config()?;
+        self.engine.check()?;
         let context = self.device.backend.open()?;
         let model = TextModel::open(&self.model, self.tokenizer.as_deref())?;
         let sampling = self.sampling.config(model.vocab_size())?;
@@ -75,7 +75,7 @@ impl Chat {
         if let Some(path) = &self.load {
             talk.load(path)?;
         }
-        talk.engine = Some(Engine::load(&talk.model.checkpoint, &context, config)?);
+        talk.engine = Some(Engine::load(&talk.model.checkpoint, &context, self.engine.config(1))?);
         let mut input = Input::open(self.history.as_deref())?;
         ctrlc::set_handler(|| {
             // The second one, and one that comes while nothing is written, ends the program.

@@ -105,7 +105,7 @@ impl Generate {
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
         self.check()?;
-        let config = self.engine.config()?;
+        self.engine.check()?;
         let context = self.device.backend.open()?;
         let model = TextModel::open(&self.model, self.tokenizer.as_deref())?;
         let sampling = self.sampling.config(model.vocab_size())?;
@@ -133,8 +133,9 @@ impl Generate {
                 mask: form.mask()?,
             })
         };
+        let config = self.engine.config(prompts.len().saturating_mul(self.n));
         let mut engine = Engine::load(&model.checkpoint, &context, config)?;
-        log::info!("{}", engine.describe());
+        super::say(&engine.describe());
         let interrupted = super::stop_on_signal("stopping after this step")?;
         let show = show::Show { json: self.json, many: self.prompts.is_some(), n: self.n, tokenizer: model.tokenizer.as_ref() };
         let mut run = Run::new(&prompts, &self.stop, show);

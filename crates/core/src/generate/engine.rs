@@ -563,6 +563,7 @@ impl Engine {
             sequence.computed = end.min(sequence.tokens.len().saturating_sub(1).max(part.position + part.rows));
             sequence.stats.drafted += part.drafted.len();
             self.stats.drafted += part.drafted.len() as u64;
+            self.stats.accepted += out.accepted as u64;
             if let Some(error) = out.failed {
                 // What came before is told, as it is where the rows are in other steps.
                 if let Some(logprobs) = sequence.take_prompt_logprobs() {
@@ -609,7 +610,6 @@ impl Engine {
         ended.sort_unstable();
         for at in ended.into_iter().rev() {
             let mut sequence = self.running.remove(at);
-            self.stats.accepted += sequence.stats.accepted as u64;
             sequence.drop_blocks(&mut self.pool);
         }
         for (id, error) in failed {

@@ -55,6 +55,9 @@ fn cache_size(model: &ModelConfig, config: &EngineConfig, memory: Option<u64>, l
     let shape = KvShape { blocks: 0, kv_heads: model.kv_heads(), head_dim: model.head_dim(), dtype: config.kv_cache_dtype };
     let block_bytes = (shape.block_bytes() * model.n_layers) as u64;
     let longest = config.max_len.unwrap_or(model.max_seq_len).min(model.max_seq_len).max(1);
+    if let Some(asked) = config.max_len.filter(|asked| *asked > longest) {
+        log::warn!("max_len: {asked} is more than the model's max_seq_len of {longest}, which counts");
+    }
     let blocks_of = |len: usize| len.div_ceil(KV_BLOCK);
     let wanted = (blocks_of(longest) * config.max_batch) as u64 * block_bytes;
     let budget = config.kv_cache_bytes.unwrap_or_else(|| match memory {
@@ -64,8 +67,12 @@ fn cache_size(model: &ModelConfig, config: &EngineConfig, memory: Option<u64>, l
     let mut blocks = (budget / block_bytes).min(u64::from(u32::MAX)) as usize;
     if let Some(largest) = largest {
         // Keys of one layer are one tensor.
-        let one = (shape.block_bytes() / 2) as u64;
-        blocks = blocks.min((largest / one) as usize);
+        let bound = (largest / (shape.block_bytes() / 2) as u64) as usize;
+        if bound < blocks {
+            let (of, to) = (blocks as u64 * block_bytes, bound as u64 * block_bytes);
+            log::warn!("the KV cache has {to} bytes instead of {of}: the device binds {largest} bytes at most to a kernel");
+            blocks = bound;
+        }
     }
     if config.kv_cache_bytes.is_none() {
         blocks = blocks.min(blocks_of(longest) * config.max_batch);

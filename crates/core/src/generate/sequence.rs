@@ -100,7 +100,7 @@ impl Sequence {
         }
     }
 
-    /// Whether each row's logits are asked for, of rows from position `at` on.
+    /// Whether the logits after `position` are asked for.
     pub(super) fn wants_logits(&self, position: usize) -> bool {
         let last = position + 1 >= self.tokens.len() && self.wanted.max_new > 0;
         last || self.scores(position)
@@ -129,20 +129,18 @@ impl Sequence {
             return Ok(());
         }
         let raw = self.wanted.logprobs.map(|top| (logits.to_vec(), top));
-        let mut forks = Vec::new();
-        for (i, mut sampler) in std::mem::take(&mut self.forks).into_iter().enumerate() {
-            let mut fork = self.fork(i + 1);
+        for (i, sampler) in std::mem::take(&mut self.forks).into_iter().enumerate() {
+            let mut fork = self.fork(i + 1, sampler);
             let mut of_fork = Outcome::default();
-            fork.choose(&mut sampler, &mut logits.to_vec(), raw.as_ref(), &mut of_fork)?;
-            fork.sampler = sampler;
-            forks.push((fork, of_fork));
+            fork.choose(&mut logits.to_vec(), raw.as_ref(), &mut of_fork)?;
+            out.forks.push((fork, of_fork));
         }
-        out.forks = forks;
-        let mut sampler = self.sampler.clone();
-        self.choose(&mut sampler, logits, raw.as_ref(), out)?;
-        self.sampler = sampler;
+        self.choose(logits, raw.as_ref(), out)?;
         match (drafted, self.tokens.get(position + 1)) {
-            (Some(drafted), Some(&token)) if drafted == token && out.ended.is_none() => self.stats.accepted += 1,
+            (Some(drafted), Some(&token)) if drafted == token && out.ended.is_none() => {
+                self.stats.accepted += 1;
+                out.accepted += 1;
+            }
             (Some(_), _) => out.missed = true,
             (None, _) => {}
         }
@@ -193,13 +191,7 @@ impl Sequence {
         self.take_token(token, None, out)
     }
 
-    fn choose(
-        &mut self,
-        sampler: &mut Sampler,
-        logits: &mut [f32],
-        raw: Option<&(Vec<f32>, usize)>,
-        out: &mut Outcome,
-    ) -> Result<()> {
+    fn choose(&mut self, logits: &mut [f32], raw: Option<&(Vec<f32>, usize)>, out: &mut Outcome) -> Result<()> {
         let wanted = self.wanted.clone();
         let new = self.new_tokens().len();
         let banned: &[u32] = if new < wanted.min_new && !wanted.ignore_eos { &wanted.stop_ids } else { &[] };
@@ -214,7 +206,7 @@ impl Sequence {
         }
         let allowed = self.mask.is_some().then_some(&allowed[..]);
         let (prompt, generated) = self.tokens.split_at(wanted.prompt_len);
-        let token = sampler.sample(logits, prompt, generated, allowed, banned)?;
+        let token = self.sampler.sample(logits, prompt, generated, allowed, banned)?;
         self.take_token(token, raw, out)
     }
 
@@ -244,7 +236,7 @@ impl Sequence {
     }
 
     /// Another continuation of the same prompt, with no blocks yet.
-    fn fork(&self, choice: usize) -> Self {
+    fn fork(&self, choice: usize, sampler: Sampler) -> Self {
         Self {
             wanted: self.wanted.clone(),
             choice,
@@ -252,7 +244,7 @@ impl Sequence {
             computed: 0,
             blocks: Vec::new(),
             hashes: self.hashes.clone(),
-            sampler: self.sampler.clone(),
+            sampler,
             mask: None,
             drafter: self.drafter.clone(),
             forks: Vec::new(),
@@ -265,7 +257,9 @@ impl Sequence {
     /// The prompt's log-probabilities, once all are there.
     pub(super) fn take_prompt_logprobs(&mut self) -> Option<Vec<TokenLogprob>> {
         let whole = self.wanted.prompt_logprobs.is_some() && self.prompt_logprobs.len() + 1 == self.wanted.prompt_len;
-        (whole && !self.prompt_told && !std::mem::replace(&mut self.prompt_told, true)).then(|| self.prompt_logprobs.clone())
+        let due = whole && !self.prompt_told;
+        self.prompt_told |= due;
+        due.then(|| self.prompt_logprobs.clone())
     }
 
     /// Tells the pool of the blocks that are full now.
@@ -319,6 +313,8 @@ pub(super) struct Outcome {
     pub(super) ended: Option<Stop>,
     /// A guess was wrong: what was computed after it is worth nothing.
     pub(super) missed: bool,
+    /// Guesses that were right.
+    pub(super) accepted: usize,
     pub(super) forks: Vec<(Sequence, Outcome)>,
     pub(super) failed: Option<crate::Error>,
 }

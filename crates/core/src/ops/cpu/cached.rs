@@ -79,7 +79,8 @@ impl Values<'_> {
             Self::Bf16(all) => narrow(&mut all[place], x),
             Self::F16(all) => narrow(&mut all[place], x),
             Self::Int8(all, factors) => {
-                let largest = x.iter().fold(0f32, |a, x| if x.abs() > a { x.abs() } else { a });
+                // NaN stays: as the factor it makes the whole row NaN, which shows, where its codes would pass for numbers.
+                let largest = x.iter().fold(0f32, |a, x| if x.abs() > a || x.is_nan() { x.abs() } else { a });
                 let factor = largest / 127.0;
                 factors[at] = factor;
                 let by = if factor > 0.0 { 1.0 / factor } else { 0.0 };

@@ -267,8 +267,15 @@ impl CpuTensor for burn_flex::FlexTensor {
     }
 
     fn zeros(shape: &[usize], dtype: DType) -> Self {
-        // Zeroed by the system as it is first written.
-        Self::empty(shape.to_vec().into(), dtype)
+        use half::vec::HalfBitsVecExt;
+        // A vector of zeros is zeroed by the system, as it is first written. (`Self::empty` copies its bytes to align them.)
+        let n = shape.iter().product();
+        match dtype {
+            DType::BF16 => Self::from_data(TensorData::new(vec![0u16; n].reinterpret_into::<half::bf16>(), shape.to_vec())),
+            DType::F16 => Self::from_data(TensorData::new(vec![0u16; n].reinterpret_into::<half::f16>(), shape.to_vec())),
+            DType::I8 => Self::from_data(TensorData::new(vec![0i8; n], shape.to_vec())),
+            _ => Self::from_vec(vec![0f32; n], shape),
+        }
     }
 
     fn rounded(values: &[f32], shape: &[usize], dtype: DType) -> Self {
