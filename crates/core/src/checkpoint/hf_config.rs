@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::disk;
-use super::tensors::Dtype;
+use super::Dtype;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, RopeScaling};
 

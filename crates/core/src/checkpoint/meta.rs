@@ -11,7 +11,8 @@ use super::disk;
 use super::ends::TextEnds;
 use super::meta_pickle::PthFile;
 pub use super::meta_pickle::write_pth;
-use super::tensors::{Dtype, Tensor, TensorInfo, TensorSource, no_such_tensor};
+use super::Dtype;
+use super::tensors::{Tensor, TensorInfo, TensorSource, no_such_tensor};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, RopeScaling};
 

@@ -13,7 +13,8 @@ use zip::read::ZipFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use super::tensors::{Dtype, Tensor, TensorInfo, TensorSource, map_file};
+use super::Dtype;
+use super::tensors::{Tensor, TensorInfo, TensorSource, map_file};
 use crate::error::{Error, Result};
 
 const WHAT: &str = "PyTorch checkpoint";
@@ -436,7 +437,7 @@ impl PthFile {
             let key = format!("{prefix}data/{}", view.storage.key);
             let entry = archive.index_for_name(&key).ok_or_else(|| bad(format!("tensor `{name}`: the archive has no {key}")))?;
             let dtype = view.storage.dtype;
-            let size = dtype.map_or(1, Dtype::size);
+            let size = dtype.map_or(1, |dtype| dtype.block().1);
             let expected = view.storage.elements.checked_mul(size).ok_or_else(|| bad(format!("{key} is too large")))? as u64;
             let got = archive.by_index_raw(entry).map_err(|e| bad(format!("{key}: {e}")))?.size();
             if dtype.is_some() && got != expected {
@@ -462,7 +463,7 @@ impl PthFile {
         let info = TensorInfo { name: name.into(), shape: place.shape.clone(), dtype };
         let len = info.byte_len().ok_or_else(|| bad("too large".into()))?;
         let whole = is_contiguous(&place.shape, &place.stride);
-        let span = if whole { Some(len) } else { span(&place.shape, &place.stride).and_then(|n| n.checked_mul(dtype.size())) };
+        let span = if whole { Some(len) } else { span(&place.shape, &place.stride).and_then(|n| n.checked_mul(dtype.block().1)) };
         let span = span.ok_or_else(|| bad("too large".into()))?;
         let mut archive = self.archive.clone();
         let mut entry = open_entry(&mut archive, place.entry, self.checked).map_err(bad)?;
@@ -479,7 +480,7 @@ impl PthFile {
         if !whole && len > 0 {
             let mut dense = Vec::new();
             dense.try_reserve_exact(len).map_err(|e| bad(e.to_string()))?;
-            gather(&bytes, dtype.size(), &place.shape, &place.stride, &mut dense);
+            gather(&bytes, dtype.block().1, &place.shape, &place.stride, &mut dense);
             bytes = dense;
         }
         Ok(Tensor { shape: info.shape, dtype, bytes: bytes.into() })
@@ -513,6 +514,7 @@ fn pickle(infos: &[TensorInfo]) -> Vec<u8> {
             Dtype::F32 => "FloatStorage",
             Dtype::F16 => "HalfStorage",
             Dtype::BF16 => "BFloat16Storage",
+            other => unreachable!("{other} is widened before it is written"),
         };
         text(&mut out, &info.name);
         out.extend_from_slice(b"ctorch._utils\n_rebuild_tensor_v2\n((");

@@ -7,6 +7,7 @@
 mod check;
 mod disk;
 mod ends;
+pub mod gguf;
 pub mod hf;
 mod hf_config;
 pub mod meta;
@@ -26,11 +27,12 @@ use ends::TextEnds;
 pub use hf::{HfConfig, HfFolder};
 pub use meta::MetaFolder;
 pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Need, Skipped};
-pub use tensors::{Dtype, FileSummary, SafetensorsFile, Tensor, TensorInfo, TensorSource, write_safetensors};
+pub use tensors::{FileSummary, SafetensorsFile, Tensor, TensorInfo, TensorSource, write_safetensors};
 
 use crate::error::{Error, Result};
 use crate::files::{Folder, check_free};
 use crate::model::ModelConfig;
+pub use crate::ops::Dtype;
 use crate::tokenizer::{Tokenizer, TokenizerFiles, find_tokenizer};
 
 /// Whose files.
@@ -42,6 +44,8 @@ pub enum Format {
     Hf,
     /// `params.json`, `consolidated.NN.pth`: see [`meta`].
     Meta,
+    /// One file, or several that are one: see [`gguf`].
+    Gguf,
 }
 
 impl fmt::Display for Format {
@@ -50,6 +54,7 @@ impl fmt::Display for Format {
             Self::Native => "native",
             Self::Hf => "hf",
             Self::Meta => "meta",
+            Self::Gguf => "gguf",
         })
     }
 }
@@ -62,7 +67,8 @@ impl std::str::FromStr for Format {
             "native" => Ok(Self::Native),
             "hf" => Ok(Self::Hf),
             "meta" => Ok(Self::Meta),
-            _ => Err(Error::bad_value("format", format!("`{s}` is unknown"), "choose hf, meta or native")),
+            "gguf" => Ok(Self::Gguf),
+            _ => Err(Error::bad_value("format", format!("`{s}` is unknown"), "choose hf, meta, gguf or native")),
         }
     }
 }
@@ -262,8 +268,13 @@ pub fn save(
 ) -> Result<Saved> {
     check_save(dir.as_ref(), format, config, source)?;
     let stoppable = tensors::Stoppable::new(source, options.stop);
-    let cast = options.dtype.map(|dtype| tensors::Cast::new(&stoppable, dtype));
-    let source = cast.as_ref().map_or(&stoppable as &dyn TensorSource, |c| c);
+    // Blocks are GGUF's; in other formats they are float32.
+    let cast = tensors::Cast::new(&stoppable, |info| match options.dtype {
+        Some(dtype) => dtype,
+        None if format != Format::Gguf && info.dtype.float().is_none() => Dtype::F32,
+        None => info.dtype,
+    });
+    let source = &cast;
     let ids = TextEnds { bos_id: options.bos_id, eos_ids: options.eos_ids.clone() };
     let mut tokenizer = options.tokenizer.as_deref().map(TokenizerFiles::read).transpose()?;
     if let (Format::Hf, Some(path), Some(files)) = (format, &options.tokenizer, &mut tokenizer)
@@ -286,6 +297,7 @@ pub fn save(
             hf::write_into(folder.path(), &config, &options.generation, source, options.hf_shard_bytes)?;
         }
         Format::Meta => meta::write_into(folder.path(), config, &ids, source)?,
+        Format::Gguf => return Err(Error::bad_value("format", "not written yet", "choose hf, meta or native")),
         Format::Native => native::write_into(folder.path(), 0, &mut |writer| {
             writer.model(config);
             writer.state(json!({ "bos_id": ids.bos_id, "eos_ids": ids.eos_ids }));
@@ -297,7 +309,7 @@ pub fn save(
         })?,
     }
     folder.commit()?;
-    Ok(Saved { overflowed: cast.map_or(0, |cast| cast.overflowed()) })
+    Ok(Saved { overflowed: cast.overflowed() })
 }
 
 /// What can be known of a [`save`] before anything is written.

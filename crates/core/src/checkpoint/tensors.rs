@@ -2,73 +2,19 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use half::{bf16, f16};
+use bytes::Bytes;
 use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
-
-/// Element types of weights. Bytes are little-endian everywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// IEEE single precision, 4 bytes.
-    F32,
-    /// IEEE half precision, 2 bytes.
-    F16,
-    /// The upper half of a single, 2 bytes.
-    BF16,
-}
-
-impl Dtype {
-    /// Bytes of an element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-
-    /// PyTorch's name: `float32`, `float16`, `bfloat16`.
-    pub fn torch_name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::BF16 => "bfloat16",
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-        })
-    }
-}
-
-impl std::str::FromStr for Dtype {
-    type Err = Error;
-
-    /// Takes `f32 f16 bf16` and PyTorch's `float32 float16 bfloat16`, in either case.
-    fn from_str(s: &str) -> Result<Self> {
-        match s.to_ascii_lowercase().as_str() {
-            "f32" | "float32" => Ok(Self::F32),
-            "f16" | "float16" => Ok(Self::F16),
-            "bf16" | "bfloat16" => Ok(Self::BF16),
-            _ => Err(Error::bad_value("dtype", format!("`{s}` is no element type of weights"), "choose f32, f16 or bf16")),
-        }
-    }
-}
+use crate::ops::{Dtype, blocks};
 
 /// Name, shape and element type of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,9 +28,10 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Bytes of the data; `None` where that does not fit in a `usize`.
+    /// Bytes of the data; `None` where that does not fit in a `usize`, or rows are not whole blocks.
     pub fn byte_len(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d))
+        let Some((&width, rows)) = self.shape.split_last() else { return self.dtype.bytes(1) };
+        rows.iter().try_fold(self.dtype.bytes(width)?, |n, &d| n.checked_mul(d))
     }
 
     /// `F32 [512, 64]`, for messages.
@@ -107,32 +54,20 @@ pub struct Tensor<'a> {
 impl<'a> Tensor<'a> {
     /// The elements as float32 (exact from every [`Dtype`]).
     pub fn to_f32(&self) -> Vec<f32> {
-        self.values().collect()
+        blocks::widened(self.dtype, &self.bytes)
     }
 
-    fn values(&self) -> impl Iterator<Item = f32> {
-        let dtype = self.dtype;
-        self.bytes.chunks_exact(dtype.size()).map(move |c| match dtype {
-            Dtype::F32 => f32::from_le_bytes([c[0], c[1], c[2], c[3]]),
-            Dtype::F16 => f16::from_le_bytes([c[0], c[1]]).to_f32(),
-            Dtype::BF16 => bf16::from_le_bytes([c[0], c[1]]).to_f32(),
-        })
-    }
-
-    /// The same tensor in another element type, rounded to nearest even; unchanged where the type is the same.
-    pub fn cast(self, dtype: Dtype) -> Tensor<'a> {
+    /// The same tensor in another element type, rounded to nearest; unchanged where the type is the same.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for blocks that its rows cannot be cut into, or a type that is only read.
+    pub fn cast(self, dtype: Dtype) -> Result<Tensor<'a>> {
         if dtype == self.dtype {
-            return self;
+            return Ok(self);
         }
-        let mut bytes = Vec::with_capacity(self.bytes.len() / self.dtype.size() * dtype.size());
-        for v in self.values() {
-            match dtype {
-                Dtype::F32 => bytes.extend_from_slice(&v.to_le_bytes()),
-                Dtype::F16 => bytes.extend_from_slice(&f16::from_f32(v).to_le_bytes()),
-                Dtype::BF16 => bytes.extend_from_slice(&bf16::from_f32(v).to_le_bytes()),
-            }
-        }
-        Tensor { shape: self.shape, dtype, bytes: Cow::Owned(bytes) }
+        let width = self.shape.last().copied().unwrap_or(1);
+        let bytes = blocks::narrowed(dtype, &self.to_f32(), width)?;
+        Ok(Tensor { shape: self.shape, dtype, bytes: Cow::Owned(bytes) })
     }
 }
 
@@ -147,6 +82,16 @@ pub trait TensorSource {
     /// [`Error::BadTensor`] if there is none of that name; errors of the file.
     fn read(&self, name: &str) -> Result<Tensor<'_>>;
 
+    /// One tensor by name: shape, type, and bytes that may outlive the source. They are those of the mapped file where nothing needs
+    /// to be rearranged, else a copy.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`].
+    fn share(&self, name: &str) -> Result<(Vec<usize>, Dtype, Bytes)> {
+        let Tensor { shape, dtype, bytes } = self.read(name)?;
+        Ok((shape, dtype, Bytes::from(bytes.into_owned())))
+    }
+
     /// One tensor by name: shape and elements as float32.
     ///
     /// # Errors
@@ -158,18 +103,18 @@ pub trait TensorSource {
     }
 }
 
-/// A source seen in another element type.
+/// A source seen in other element types.
 pub(crate) struct Cast<'a> {
     source: &'a dyn TensorSource,
-    dtype: Dtype,
     infos: Vec<TensorInfo>,
     overflowed: AtomicU64,
 }
 
 impl<'a> Cast<'a> {
-    pub(crate) fn new(source: &'a dyn TensorSource, dtype: Dtype) -> Self {
-        let infos = source.list().iter().map(|info| TensorInfo { dtype, ..info.clone() }).collect();
-        Self { source, dtype, infos, overflowed: AtomicU64::new(0) }
+    /// `dtype` gives the type of each tensor.
+    pub(crate) fn new(source: &'a dyn TensorSource, dtype: impl Fn(&TensorInfo) -> Dtype) -> Self {
+        let infos = source.list().iter().map(|info| TensorInfo { dtype: dtype(info), ..info.clone() }).collect();
+        Self { source, infos, overflowed: AtomicU64::new(0) }
     }
 
     /// Finite values so far that became infinite.
@@ -185,12 +130,13 @@ impl TensorSource for Cast<'_> {
 
     fn read(&self, name: &str) -> Result<Tensor<'_>> {
         let tensor = self.source.read(name)?;
-        if tensor.dtype == self.dtype {
+        let dtype = self.infos.iter().find(|info| info.name == name).map_or(tensor.dtype, |info| info.dtype);
+        if tensor.dtype == dtype {
             return Ok(tensor);
         }
-        let infinite = |tensor: &Tensor<'_>| tensor.values().filter(|v| v.is_infinite()).count();
+        let infinite = |tensor: &Tensor<'_>| tensor.to_f32().iter().filter(|v| v.is_infinite()).count();
         let before = infinite(&tensor);
-        let cast = tensor.cast(self.dtype);
+        let cast = tensor.cast(dtype)?;
         self.overflowed.fetch_add((infinite(&cast) - before) as u64, Ordering::Relaxed);
         Ok(cast)
     }
@@ -346,7 +292,7 @@ pub fn write_safetensors<'a>(
     next: &mut dyn FnMut(usize) -> Result<Cow<'a, [u8]>>,
 ) -> Result<FileSummary> {
     let mut order: Vec<usize> = (0..infos.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(infos[i].dtype.size()));
+    order.sort_by_key(|&i| std::cmp::Reverse(infos[i].dtype.block().1));
 
     let mut header = Map::new();
     if !metadata.is_empty() {

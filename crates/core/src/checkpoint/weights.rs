@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorMetadata};
 
-use super::{Checkpoint, Dtype, TensorInfo, TensorSource};
-use crate::error::Result;
+use super::{Checkpoint, Dtype, Format, TensorInfo, TensorSource};
+use crate::error::{Error, Result};
 use crate::model::init::from_f32;
-use crate::model::{Llama, ModelConfig, Slot};
-use crate::ops::{LlamaOps, cast, tensor};
+use crate::model::{Llama, ModelConfig};
+use crate::ops::blocks::{narrowed, widened};
+use crate::ops::{LlamaOps, Weight, WeightPart, cast, primitive, tensor};
 
 impl Checkpoint {
     /// The model on a device, float32.
@@ -20,49 +21,63 @@ impl Checkpoint {
         load(self.config(), self.source(), device)
     }
 
-    /// The model on a device for inference: matrices in `dtype`, the gains of norms in float32.
+    /// The model on a device for inference: matrices in `dtype`, the gains of norms in float32. `None`: as they are in a GGUF file,
+    /// which on CPU is then read where it is mapped; float32 of other formats. Blocks are made of rows that are whole blocks; other
+    /// matrices, and for `Q4_0` the output's, take the type of [`narrow_dtype`].
     ///
     /// # Errors
-    /// [`Error::BadValue`](crate::Error::BadValue) where the backend does not have the type; those of the files.
-    pub fn load_as<B: LlamaOps>(&self, device: &B::Device, dtype: Dtype) -> Result<Llama<B>> {
-        let dtype = match dtype {
-            Dtype::BF16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-            _ => DType::F32,
-        };
-        if !B::supports_dtype(device, dtype) {
-            let problem = format!("the backend does not have {dtype:?}");
-            return Err(crate::Error::bad_value("dtype", problem, "`recua info` lists what each backend has"));
+    /// [`Error::BadValue`] where the backend does not have the type, or it cannot be made; those of the files.
+    pub fn load_as<B: LlamaOps>(&self, device: &B::Device, dtype: Option<Dtype>) -> Result<Llama<B>> {
+        let (config, source) = (self.config(), self.source());
+        let parameters = config.parameters();
+        let as_stored = dtype.is_none() && self.format() == Format::Gguf;
+        let dtype = dtype.unwrap_or(Dtype::F32);
+        if let Some(float) = dtype.float()
+            && !B::supports_dtype(device, float)
+        {
+            let problem = format!("the backend does not have {dtype}");
+            return Err(Error::bad_value("dtype", problem, "`recua info` lists what each backend has"));
         }
-        check_sizes(self.config(), dtype, B::largest_page(device))?;
-        Llama::build(self.config(), device, &mut |name, shape| {
-            let x = read::<B>(self.source(), name, shape, device)?;
-            Ok(if shape.len() == 2 { cast::<B>(x, dtype) } else { x })
+        let largest = B::largest_page(device).unwrap_or(u64::MAX);
+        Llama::from_weights(config, device, |slot| {
+            let named: Vec<_> = slot.parts(config.n_layers).into_iter().map(|i| &parameters[i]).collect();
+            let elements: usize = named.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            let in_parts = slot.is_matrix() && (as_stored || dtype.float().is_none_or(|d| (elements * d.size()) as u64 > largest));
+            if !in_parts {
+                let stored = if slot.is_matrix() { dtype.float().unwrap_or(DType::F32) } else { DType::F32 };
+                let one = |(name, shape): &(String, Vec<usize>)| Ok(cast::<B>(read::<B>(source, name, shape, device)?, stored));
+                let parts = named.into_iter().map(one).collect::<Result<Vec<_>>>()?;
+                return Ok(Weight::Float(joined::<B>(parts)));
+            }
+            let part = |(name, shape): &(String, Vec<usize>)| {
+                let (found, stored, bytes) = source.share(name)?;
+                check_shape(name, &found, shape)?;
+                let [rows, width] = [shape[0], shape[1]];
+                let dtype = if as_stored { stored } else { narrow_dtype(name, width, dtype) };
+                let bytes = if dtype == stored { bytes } else { narrowed(dtype, &widened(stored, &bytes), width)?.into() };
+                Ok(WeightPart::host(dtype, [rows, width], bytes))
+            };
+            let parts = named.into_iter().map(part).collect::<Result<Vec<_>>>()?;
+            let parts = B::take_weight(parts, device);
+            B::flush_uploads(device);
+            Ok(Weight::Parts(parts.into()))
         })
     }
 }
 
-/// Whether a device takes each weight as one buffer, whose bytes it binds to a kernel: `largest`.
-///
-/// # Errors
-/// [`Error::BadTensor`](crate::Error::BadTensor) with the name of the first that is too large.
-fn check_sizes(config: &ModelConfig, dtype: DType, largest: Option<u64>) -> Result<()> {
-    let Some(largest) = largest else { return Ok(()) };
-    let parameters = config.parameters();
-    for slot in Slot::all(config.n_layers) {
-        let elements: usize = slot.parts(config.n_layers).iter().map(|&i| parameters[i].1.iter().product::<usize>()).sum();
-        let bytes = (elements * if slot.is_matrix() { dtype.size() } else { 4 }) as u64;
-        if bytes > largest {
-            return Err(crate::Error::BadTensor {
-                path: Default::default(),
-                name: slot.name(),
-                expected: format!("at most {largest} bytes, the largest buffer that the device binds"),
-                got: format!("{bytes} bytes as {dtype:?}"),
-                hint: "take a narrower --dtype, another device (`recua info` lists them), or --backend flex".into(),
-            });
-        }
+/// The type that a matrix with rows of `width` gets where blocks are asked for: the output's are not made narrower than `Q8_0`, which
+/// costs most in quality (ggml keeps it wider too); float16 where rows are not whole blocks.
+pub fn narrow_dtype(name: &str, width: usize, asked: Dtype) -> Dtype {
+    let dtype = if asked == Dtype::Q4_0 && name == "output.weight" { Dtype::Q8_0 } else { asked };
+    if width.is_multiple_of(dtype.block().0) { dtype } else { Dtype::F16 }
+}
+
+/// Rows one below the other; one tensor as it is.
+fn joined<B: LlamaOps>(mut parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+    if parts.len() == 1 {
+        return parts.remove(0);
     }
-    Ok(())
+    primitive(burn::tensor::Tensor::cat(parts.into_iter().map(tensor::<B, 2>).collect(), 0))
 }
 
 /// A model of shape `config` with the weights of `source` (Meta's names), a tensor at a time, float32.
@@ -81,16 +96,21 @@ pub(crate) fn read<B: LlamaOps>(
     device: &B::Device,
 ) -> Result<FloatTensor<B>> {
     let (found, values) = source.read_f32(name)?;
-    if found != shape {
-        return Err(crate::Error::BadTensor {
-            path: Default::default(),
-            name: name.into(),
-            expected: format!("{shape:?}"),
-            got: format!("{found:?}"),
-            hint: "the checkpoint is of another model".into(),
-        });
-    }
+    check_shape(name, &found, shape)?;
     Ok(from_f32::<B>(values, shape, device))
+}
+
+fn check_shape(name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
+    if found == shape {
+        return Ok(());
+    }
+    Err(Error::BadTensor {
+        path: Default::default(),
+        name: name.into(),
+        expected: format!("{shape:?}"),
+        got: format!("{found:?}"),
+        hint: "the checkpoint is of another model".into(),
+    })
 }
 
 /// Float32 entries for tensors of these names and shapes.
@@ -125,7 +145,7 @@ impl<B: LlamaOps> TensorSource for ModelTensors<B> {
 
     fn read(&self, name: &str) -> Result<super::Tensor<'_>> {
         let Some(i) = self.infos.iter().position(|info| info.name == name) else {
-            return Err(crate::Error::BadTensor {
+            return Err(Error::BadTensor {
                 path: Default::default(),
                 name: name.into(),
                 expected: "a parameter of the model".into(),

@@ -24,7 +24,7 @@ use crate::ops::{Job, KV_BLOCK, KvDtype, LlamaOps, SampleRows};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// Type of the weights: `f32`, `bf16`, `f16`, as the backend has them. `None`: float32.
+    /// Type of the weights: `f32`, `bf16`, `f16`, as the backend has them; `q8_0`, `q4_0`. `None`: a GGUF file's own, else float32.
     pub dtype: Option<String>,
     /// Longest sequence, prompt and text. `None`: the model's `max_seq_len`, as far as the cache reaches.
     pub max_len: Option<usize>,
@@ -73,12 +73,17 @@ impl EngineConfig {
     }
 
     /// The type of the weights.
-    fn weights(&self) -> Result<Dtype> {
+    fn weights(&self) -> Result<Option<Dtype>> {
         match self.dtype.as_deref() {
-            None | Some("f32") => Ok(Dtype::F32),
-            Some("bf16") => Ok(Dtype::BF16),
-            Some("f16") => Ok(Dtype::F16),
-            Some(other) => Err(Error::bad_value("dtype", format!("`{other}` is unknown"), "take one of f32, bf16, f16")),
+            None => Ok(None),
+            Some("f32") => Ok(Some(Dtype::F32)),
+            Some("bf16") => Ok(Some(Dtype::BF16)),
+            Some("f16") => Ok(Some(Dtype::F16)),
+            Some("q8_0") => Ok(Some(Dtype::Q8_0)),
+            Some("q4_0") => Ok(Some(Dtype::Q4_0)),
+            Some(other) => {
+                Err(Error::bad_value("dtype", format!("`{other}` is unknown"), "take one of f32, bf16, f16, q8_0, q4_0"))
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use super::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::model::{Llama, ModelConfig};
-use crate::ops::{BatchRows, CacheRows, KV_BLOCK, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, int_tensor, tensor};
+use crate::ops::{BatchRows, CacheRows, KV_BLOCK, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, Weight, int_tensor, tensor};
 
 /// Rows whose logits are on the host at once.
 const LOGIT_ROWS: usize = 32;
@@ -107,7 +107,11 @@ impl<B: LlamaOps> ModelRunner<B> {
         let (kv_heads, head_dim) = (shape.kv_heads(), shape.head_dim());
         let pool = KvShape { blocks: size.blocks, kv_heads, head_dim, dtype };
         let pools = B::resident(&device, || (0..shape.n_layers).map(|_| Some(B::kv_pool(pool, &device))).collect());
-        model.stored().iter().for_each(B::read_often);
+        for weight in model.weights() {
+            if let Weight::Float(w) = weight {
+                B::read_often(&w);
+            }
+        }
         Ok((Self { model, pools, device }, size))
     }
 }

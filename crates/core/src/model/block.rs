@@ -1,13 +1,15 @@
 //! One transformer layer (Touvron et al. 2023, section 2.2), in reading order: linear, norm, rotary tables, attention,
 //! feed-forward, block.
 
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata};
 
 use super::config::{ModelConfig, RopeScaling};
-use crate::ops::{self, LlamaOps, cast, primitive, tensor};
+use crate::ops::{self, LlamaOps, Weight, WeightPart, cast, primitive, tensor};
 
 /// A parameter as a model stores it.
 #[derive(Clone, Debug)]
@@ -34,8 +36,11 @@ impl<B: LlamaOps> Parameter<B> {
 /// A matrix without bias, `y = x W^T`.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
-    /// `[d_out, d_in]`
-    pub weight: Param<Tensor<B, 2>>,
+    /// `[d_out, d_in]`; of a model that was loaded in types of files, nothing.
+    weight: Option<Param<Tensor<B, 2>>>,
+    /// Then this, for inference alone.
+    #[module(skip)]
+    parts: Option<Arc<[WeightPart]>>,
     /// The same in the type in which training passes read it, where that is another; see
     /// [`Llama::keep_copies`](super::Llama::keep_copies).
     copy: Option<Tensor<B, 2>>,
@@ -44,18 +49,54 @@ pub struct Linear<B: Backend> {
 impl<B: LlamaOps> Linear<B> {
     /// From what a model stores.
     pub(super) fn new(stored: Parameter<B>) -> Self {
-        Self { weight: Param::from_tensor(tensor(stored.value)), copy: stored.copy.map(tensor) }
+        let weight = Some(Param::from_tensor(tensor(stored.value)));
+        Self { weight, parts: None, copy: stored.copy.map(tensor) }
     }
 
-    /// What a model stores of it.
-    pub(super) fn into_stored(self) -> Parameter<B> {
-        Parameter { value: primitive(self.weight.into_value()), copy: self.copy.map(primitive) }
+    /// For inference.
+    pub(super) fn of(weight: Weight<B>) -> Self {
+        match weight {
+            Weight::Float(w) => Self::new(Parameter::new(w)),
+            Weight::Parts(parts) => Self { weight: None, parts: Some(parts), copy: None },
+        }
+    }
+
+    /// What a model stores of it; parts are widened to float32.
+    pub(super) fn into_stored(self, device: &B::Device) -> Parameter<B> {
+        let value = match (self.weight, self.parts) {
+            (Some(weight), _) => primitive(weight.into_value()),
+            (None, parts) => Weight::<B>::Parts(parts.unwrap_or_default()).float(device),
+        };
+        Parameter { value, copy: self.copy.map(primitive) }
+    }
+
+    /// As inference reads it.
+    pub fn weight(&self) -> Weight<B> {
+        match (&self.weight, &self.parts) {
+            (Some(weight), _) => Weight::Float(primitive(weight.val())),
+            (None, Some(parts)) => Weight::Parts(parts.clone()),
+            (None, None) => unreachable!("a linear has a weight"),
+        }
+    }
+
+    /// Rows and width: `[d_out, d_in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        self.weight().dims()
+    }
+
+    /// `[d_out, d_in]` as a tensor, which training differentiates; parts are widened to float32, each time.
+    pub fn float(&self, device: &B::Device) -> Tensor<B, 2> {
+        match &self.weight {
+            Some(weight) => weight.val(),
+            None => tensor(self.weight().float(device)),
+        }
     }
 
     /// # Shapes
     /// - `x`: `[batch, seq, d_in]`; returns `[batch, seq, d_out]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        ops::linear(x, self.weight.val())
+        let w = self.float(&x.device());
+        ops::linear(x, w)
     }
 
     /// Of `norm(x)`, which backward computes again from `x`.
@@ -63,7 +104,8 @@ impl<B: LlamaOps> Linear<B> {
     /// # Shapes
     /// - `x`: `[batch, seq, d_in]`; returns `[batch, seq, d_out]`
     pub fn forward_normed(&self, norm: &RmsNorm<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        ops::norm_linear(x, norm.weight.val(), self.weight.val(), norm.eps)
+        let w = self.float(&x.device());
+        ops::norm_linear(x, norm.weight.val(), w, norm.eps)
     }
 }
 
@@ -195,7 +237,7 @@ pub struct Attention<B: Backend> {
 impl<B: LlamaOps> Attention<B> {
     /// Query heads and key/value heads.
     pub fn heads(&self) -> (usize, usize) {
-        let [[all, _], [_, queries]] = [self.wqkv.weight.dims(), self.wo.weight.dims()];
+        let [[all, _], [_, queries]] = [self.wqkv.dims(), self.wo.dims()];
         (queries / self.head_dim, (all - queries) / (2 * self.head_dim))
     }
 
@@ -233,7 +275,8 @@ impl<B: LlamaOps> FeedForward<B> {
     /// # Shapes
     /// - `x` and the result: `[batch, seq, dim]`
     pub fn forward(&self, norm: &RmsNorm<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        ops::swiglu_linear(self.w13.forward_normed(norm, x), self.w2.weight.val())
+        let w2 = self.w2.float(&x.device());
+        ops::swiglu_linear(self.w13.forward_normed(norm, x), w2)
     }
 }
 

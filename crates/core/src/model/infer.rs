@@ -5,7 +5,23 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Tensor, TensorMetadata};
 
 use super::Llama;
-use crate::ops::{CacheRows, CachedAttention, KvPool, LlamaOps, Rotary, cast, primitive, reshape, tensor};
+use crate::ops::{CacheRows, CachedAttention, KvPool, LlamaOps, Rotary, Weight, cast, primitive, reshape, tensor};
+
+/// `x W^T` as `out`.
+fn project<B: LlamaOps>(x: FloatTensor<B>, w: &Weight<B>, out: DType) -> FloatTensor<B> {
+    match w {
+        Weight::Float(w) => B::project_rows(x, w.clone(), out),
+        Weight::Parts(parts) => B::project_parts(x, parts, out),
+    }
+}
+
+/// `y + x W^T`.
+fn project_add<B: LlamaOps>(y: FloatTensor<B>, x: FloatTensor<B>, w: &Weight<B>) -> FloatTensor<B> {
+    match w {
+        Weight::Float(w) => B::project_rows_add(y, x, w.clone()),
+        Weight::Parts(parts) => B::project_parts_add(y, x, parts),
+    }
+}
 
 impl<B: LlamaOps> Llama<B> {
     /// The residual stream after the last block, `[n, dim]`, float32, of `tokens [n]` at the places that `rows` says, whose keys and
@@ -19,17 +35,20 @@ impl<B: LlamaOps> Llama<B> {
         let positions = &rows.host.positions;
         let (cos, sin) = self.rope().rows(positions, || rows.positions(&self.device()).clone());
         let (cos, sin) = (primitive(cos), primitive(sin));
-        let mut x = B::embed(tokens, primitive(self.tok_embeddings.weight.val()), DType::F32);
+        let mut x = match self.tok_embeddings.weight() {
+            Weight::Float(w) => B::embed(tokens, w, DType::F32),
+            Weight::Parts(parts) => B::embed_parts(tokens, &parts, DType::F32),
+        };
         for (block, slot) in self.layers.iter().zip(pools) {
             let attention = &block.attention;
             let (n_heads, kv_heads) = attention.heads();
-            let (wqkv, wo) = (primitive(attention.wqkv.weight.val()), primitive(attention.wo.weight.val()));
+            let (wqkv, wo) = (attention.wqkv.weight(), attention.wo.weight());
             let compute = B::activation_dtype(wqkv.dtype());
             let normed = |x: &FloatTensor<B>, norm: &super::RmsNorm<B>| {
                 B::rms_norm(x.clone(), primitive(norm.weight.val()), norm.eps, compute)
             };
             let head_dim = attention.head_dim;
-            let qkv = B::project_rows(normed(&x, &block.attention_norm), wqkv, compute);
+            let qkv = project(normed(&x, &block.attention_norm), &wqkv, compute);
             let qkv = reshape::<B>(qkv, &[n, n_heads + 2 * kv_heads, head_dim]);
             let rotary = Rotary { cos: cos.clone(), sin: sin.clone() };
             let s = CachedAttention { kv_heads, scale: 1.0 / (head_dim as f64).sqrt() };
@@ -37,20 +56,20 @@ impl<B: LlamaOps> Llama<B> {
             let (out, pool) = B::cached_attention(qkv, rotary, pool, rows, s);
             *slot = Some(pool);
             let out = cast::<B>(reshape::<B>(out, &[n, n_heads * head_dim]), compute);
-            x = B::project_rows_add(x, out, wo);
+            x = project_add(x, out, &wo);
             let feed_forward = &block.feed_forward;
-            let (w13, w2) = (primitive(feed_forward.w13.weight.val()), primitive(feed_forward.w2.weight.val()));
-            let gate_up = B::project_rows(normed(&x, &block.ffn_norm), w13, compute);
-            x = B::project_rows_add(x, B::swiglu(gate_up), w2);
+            let (w13, w2) = (feed_forward.w13.weight(), feed_forward.w2.weight());
+            let gate_up = project(normed(&x, &block.ffn_norm), &w13, compute);
+            x = project_add(x, B::swiglu(gate_up), &w2);
         }
         x
     }
 
     /// Logits `[n, vocab_size]`, float32, of rows of [`Llama::forward_rows`].
     pub fn logits_of_rows(&self, x: FloatTensor<B>) -> FloatTensor<B> {
-        let w = primitive(self.output.weight.val());
+        let w = self.output.weight();
         let normed = B::rms_norm(x, primitive(self.norm.weight.val()), self.norm.eps, B::activation_dtype(w.dtype()));
-        B::project_rows(normed, w, DType::F32)
+        project(normed, &w, DType::F32)
     }
 
     /// Rows of a matrix, in this order.

@@ -11,7 +11,7 @@ use super::block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Ro
 use super::config::ModelConfig;
 use super::slots::{LayerSlot, PerSlot, Slot};
 use crate::error::Result;
-use crate::ops::{self, LlamaOps, cast, primitive, tensor};
+use crate::ops::{self, LlamaOps, Weight, cast, primitive, tensor};
 
 /// LLaMA (Touvron et al. 2023, arXiv:2302.13971).
 ///
@@ -53,22 +53,53 @@ impl<B: LlamaOps> Llama<B> {
     /// The model of what it stores.
     pub(crate) fn from_stored(config: &ModelConfig, rope: Rope<B>, stored: PerSlot<Parameter<B>>) -> Self {
         let mut stored = stored.map(|_, parameter| Some(parameter));
-        let mut take = |slot: Slot| stored[slot].take().expect("each slot is taken once");
+        Self::assemble(config, rope, |slot| stored[slot].take().expect("each slot is taken once"), Linear::new, RmsNorm::new)
+    }
+
+    /// A model for inference alone, of weights in any type; of the norms' gains, which are float32.
+    ///
+    /// # Errors
+    /// Those of `weight`, which gives each slot's, and of [`ModelConfig::validate`].
+    pub(crate) fn from_weights(
+        config: &ModelConfig,
+        device: &B::Device,
+        weight: impl FnMut(Slot) -> Result<Weight<B>>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let all: Result<Vec<_>> = B::resident(device, || Slot::all(config.n_layers).map(weight).collect());
+        let mut all = all?.into_iter();
+        let mut all = PerSlot::from_fn(config.n_layers, |_| all.next());
+        let take = |slot: Slot| all[slot].take().expect("each slot is taken once");
+        let norm = |weight: Weight<B>, eps| {
+            let gain: Tensor<B, 1> = tensor(B::float_reshape(weight.float(device), [weight.dims().iter().product::<usize>()].into()));
+            RmsNorm::new(Parameter::new(primitive(gain)), eps)
+        };
+        Ok(Self::assemble(config, Rope::new(config, device), take, Linear::of, norm))
+    }
+
+    /// Each slot's value in its place.
+    fn assemble<T>(
+        config: &ModelConfig,
+        rope: Rope<B>,
+        mut take: impl FnMut(Slot) -> T,
+        linear: impl Fn(T) -> Linear<B>,
+        norm: impl Fn(T, f64) -> RmsNorm<B>,
+    ) -> Self {
         let (eps, head_dim) = (config.norm_eps, config.head_dim());
         let layers = (0..config.n_layers).map(|i| {
             let mut take = |slot| take(Slot::Layer(i, slot));
             Block {
-                attention_norm: RmsNorm::new(take(LayerSlot::AttentionNorm), eps),
-                attention: Attention { wqkv: Linear::new(take(LayerSlot::Wqkv)), wo: Linear::new(take(LayerSlot::Wo)), head_dim },
-                ffn_norm: RmsNorm::new(take(LayerSlot::FfnNorm), eps),
-                feed_forward: FeedForward { w13: Linear::new(take(LayerSlot::W13)), w2: Linear::new(take(LayerSlot::W2)) },
+                attention_norm: norm(take(LayerSlot::AttentionNorm), eps),
+                attention: Attention { wqkv: linear(take(LayerSlot::Wqkv)), wo: linear(take(LayerSlot::Wo)), head_dim },
+                ffn_norm: norm(take(LayerSlot::FfnNorm), eps),
+                feed_forward: FeedForward { w13: linear(take(LayerSlot::W13)), w2: linear(take(LayerSlot::W2)) },
             }
         });
         Self {
             layers: layers.collect(),
-            tok_embeddings: Linear::new(take(Slot::TokEmbeddings)),
-            norm: RmsNorm::new(take(Slot::Norm), eps),
-            output: Linear::new(take(Slot::Output)),
+            tok_embeddings: linear(take(Slot::TokEmbeddings)),
+            norm: norm(take(Slot::Norm), eps),
+            output: linear(take(Slot::Output)),
             rope,
             config: config.clone(),
         }
@@ -95,7 +126,7 @@ impl<B: LlamaOps> Llama<B> {
 
     /// Where the model is.
     pub fn device(&self) -> B::Device {
-        self.output.weight.device()
+        self.norm.weight.device()
     }
 
     /// The rotary tables.
@@ -133,7 +164,7 @@ impl<B: LlamaOps> Llama<B> {
         let dim = self.config.dim;
         let max = self.config.max_seq_len;
         assert!(seq <= max, "{seq} positions are more than max_seq_len {max}");
-        let mut x = self.tok_embeddings.weight.val().select(0, tokens.reshape([batch * seq])).reshape([batch, seq, dim]);
+        let mut x = self.tok_embeddings.float(&self.device()).select(0, tokens.reshape([batch * seq])).reshape([batch, seq, dim]);
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, &self.rope, doc_starts);
             see(i, &x);
@@ -165,7 +196,7 @@ impl<B: LlamaOps> Llama<B> {
         doc_starts: Option<Tensor<B, 2, Int>>,
     ) -> Tensor<B, 1> {
         let hidden = self.norm.forward(self.run(tokens, doc_starts.as_ref(), &mut |_, _| {}));
-        ops::linear_cross_entropy(hidden, self.output.weight.val(), targets)
+        ops::linear_cross_entropy(hidden, self.output.float(&self.device()), targets)
     }
 
     /// Every parameter by name, in the order of [`ModelConfig::parameters`]: views of what is stored.
@@ -173,23 +204,34 @@ impl<B: LlamaOps> Llama<B> {
         unfuse::<B>(&self.config, self.stored())
     }
 
-    /// The values of the parameters as they are stored.
+    /// The matrices as inference reads them.
+    pub fn weights(&self) -> impl Iterator<Item = Weight<B>> + '_ {
+        let of_layer = |layer: &Block<B>| {
+            let (Attention { wqkv, wo, .. }, FeedForward { w13, w2 }) = (&layer.attention, &layer.feed_forward);
+            [wqkv, wo, w13, w2].map(Linear::weight)
+        };
+        let layers = self.layers.iter().flat_map(of_layer);
+        std::iter::once(self.tok_embeddings.weight()).chain(layers).chain([self.output.weight()])
+    }
+
+    /// The values of the parameters as they are stored; those of narrow types are widened to float32.
     pub fn stored(&self) -> PerSlot<FloatTensor<B>> {
         self.clone().into_stored().map(|_, parameter| parameter.value)
     }
 
     /// What the model stores, giving it up, so that an update may work in place.
     pub fn into_stored(self) -> PerSlot<Parameter<B>> {
-        let n_layers = self.layers.len();
-        let mut all = vec![self.tok_embeddings.into_stored()];
+        let (n_layers, device) = (self.layers.len(), self.device());
+        let linear = |linear: Linear<B>| linear.into_stored(&device);
+        let mut all = vec![linear(self.tok_embeddings)];
         for Block { attention_norm, attention, ffn_norm, feed_forward } in self.layers {
             let (Attention { wqkv, wo, .. }, FeedForward { w13, w2 }) = (attention, feed_forward);
             all.push(attention_norm.into_stored());
-            all.extend([wqkv, wo].map(Linear::into_stored));
+            all.extend([wqkv, wo].map(linear));
             all.push(ffn_norm.into_stored());
-            all.extend([w13, w2].map(Linear::into_stored));
+            all.extend([w13, w2].map(linear));
         }
-        all.extend([self.norm.into_stored(), self.output.into_stored()]);
+        all.extend([self.norm.into_stored(), linear(self.output)]);
         let mut all = all.into_iter();
         PerSlot::from_fn(n_layers, |_| all.next().expect("as many as there are slots"))
     }

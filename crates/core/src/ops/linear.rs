@@ -1,9 +1,9 @@
 //! `y = x W^T`, default bodies. Weights are stored `[d_out, d_in]` as in Meta's checkpoints.
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorMetadata};
+use burn::tensor::{DType, TensorMetadata};
 
-use super::{LlamaOps, cast, primitive, tensor};
+use super::{LlamaOps, cast};
 
 /// A product that keeps its float32 sums where `out` is float32: operands of a narrower type are widened first.
 fn product<B: LlamaOps>(a: FloatTensor<B>, b: FloatTensor<B>, out: DType) -> FloatTensor<B> {
@@ -32,17 +32,4 @@ pub(super) fn backward_weight<B: LlamaOps>(dy: FloatTensor<B>, x: FloatTensor<B>
         Some(sum) => B::float_add(sum, dw),
         None => dw,
     }
-}
-
-/// Rows of a weight `[rows, width]` of elements of so many bytes that fit a tensor of at most `most` bytes
-/// ([`LlamaOps::largest_page`]).
-pub fn rows_of_part(width: usize, element: usize, most: u64) -> usize {
-    (most / (width * element).max(1) as u64) as usize
-}
-
-/// [`LlamaOps::project_rows`] by a weight that is stored as several, its rows in order, because the device binds no tensor as large:
-/// the products side by side, `[n, rows of all]`.
-pub fn project_parts<B: LlamaOps>(x: FloatTensor<B>, parts: Vec<FloatTensor<B>>, out: DType) -> FloatTensor<B> {
-    let products = parts.into_iter().map(|w| tensor::<B, 2>(B::project_rows(x.clone(), w, out))).collect();
-    primitive(Tensor::cat(products, 1))
 }

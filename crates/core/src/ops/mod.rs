@@ -10,11 +10,13 @@
 mod adamw;
 mod attention;
 mod autodiff;
+pub mod blocks;
 mod cached;
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+mod dtype;
 mod embedding;
 #[cfg(feature = "fusion")]
 mod fusion;
@@ -25,6 +27,7 @@ mod rope;
 mod run;
 mod sample;
 mod swiglu;
+mod weight;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -35,10 +38,10 @@ use crate::backend::Gemm;
 pub use adamw::AdamWScalars;
 pub(crate) use cached::int_tensor;
 pub use cached::{BatchRows, CacheRows, CachedAttention, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
-pub use embedding::embed_parts;
-pub use linear::{project_parts, rows_of_part};
+pub use dtype::Dtype;
 pub use run::{BackendInfo, Job, list};
 pub use sample::SampleRows;
+pub use weight::{Weight, WeightPart, WeightPlace};
 
 /// LLaMA's operations over a Burn backend. Every method has a default body.
 ///
@@ -182,6 +185,30 @@ pub trait LlamaOps: Backend {
     /// `y + x W^T` for inference, as [`LlamaOps::project_rows`].
     fn project_rows_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::project_add(y, x, w)
+    }
+    /// [`LlamaOps::project_rows`] by a weight in parts: their products side by side, `[n, rows of all]`. Parts of a float type are
+    /// multiplied with `x` as they are; for parts of blocks each row of `x [n, width]` is rounded to whole numbers of 8 bits, a factor for
+    /// each 32, where the backend multiplies whole numbers.
+    fn project_parts(x: FloatTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+        weight::project_parts::<Self>(x, parts, out)
+    }
+    /// `y` and the products of [`LlamaOps::project_parts`].
+    fn project_parts_add(y: FloatTensor<Self>, x: FloatTensor<Self>, parts: &[WeightPart]) -> FloatTensor<Self> {
+        let dtype = y.dtype();
+        Self::float_add(y, Self::project_parts(x, parts, dtype))
+    }
+    /// [`LlamaOps::embed`] by a weight in parts.
+    fn embed_parts(ids: IntTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+        weight::embed_parts::<Self>(ids, parts, out)
+    }
+    /// A weight whose parts are on the host, to where and in the form in which products read it: parts of one type may be joined, a part
+    /// that is too large for a device's buffers may be split.
+    fn take_weight(parts: Vec<WeightPart>, _device: &Self::Device) -> Vec<WeightPart> {
+        parts
+    }
+    /// The bytes of a part that [`LlamaOps::take_weight`] gave, as they were.
+    fn weight_bytes(part: &WeightPart) -> Vec<u8> {
+        part.host_bytes().to_vec()
     }
     /// The type in which inference computes between products with weights of a type: what products take together with it.
     fn activation_dtype(weights: DType) -> DType {
