@@ -33,7 +33,7 @@
 //! use recua::tokenizer::Tokenizer;
 //!
 //! # fn main() -> recua::Result<()> {
-//! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder
+//! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder, or a .gguf file
 //! let tokenizer = Tokenizer::open("runs/first/tokenizer.json")?;
 //! let device = "flex".parse::<BackendName>()?.open()?;
 //! let mut engine = Engine::load(&checkpoint, &device, EngineConfig::default())?;

@@ -20,7 +20,7 @@ use super::{human, print, print_json};
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Info {
-    /// A run, a checkpoint, a Hugging Face folder or a Meta folder
+    /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
     model: Option<PathBuf>,
     /// Say which body each operation runs on each backend
     #[arg(long, conflicts_with = "model")]

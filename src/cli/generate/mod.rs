@@ -35,7 +35,7 @@ use run::Run;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Generate {
-    /// A run, a checkpoint, a Hugging Face folder or a Meta folder
+    /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// What the text begins with (without a tokenizer: token ids, as `[1, 5, 9]`)
