@@ -33,6 +33,7 @@ mod generate_constrained;
 mod generate_sampling;
 #[cfg(feature = "chat")]
 mod generate_text;
+mod gguf;
 mod golden;
 mod memory;
 mod metrics;

@@ -13,9 +13,9 @@ use crate::error::{Error, Result};
 use crate::ops::Dtype;
 
 /// What every file begins with.
-pub const MAGIC: [u8; 4] = *b"GGUF";
+pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 /// Where tensors begin, if the file does not say.
-pub const ALIGNMENT: usize = 32;
+pub(crate) const ALIGNMENT: usize = 32;
 
 /// Longest name of a key or a tensor.
 const MAX_NAME: u64 = 65_535;
@@ -605,14 +605,14 @@ impl<'a> Reader<'a> {
 }
 
 /// A tensor that is to be written: name, shape (row-major), type.
-pub type Planned = (String, Vec<usize>, Dtype);
+pub(crate) type Planned = (String, Vec<usize>, Dtype);
 
 /// Everything before the tensors' bytes, up to where the first begins, in version 3 with [`ALIGNMENT`]. Each tensor is to begin at the
 /// next multiple of it.
 ///
 /// # Errors
 /// [`Error::BadValue`] for a tensor that is larger than memory, or whose rows are not whole blocks.
-pub fn header(metadata: &[(String, Value)], tensors: &[Planned]) -> Result<Vec<u8>> {
+pub(crate) fn header(metadata: &[(String, Value)], tensors: &[Planned]) -> Result<Vec<u8>> {
     let mut out = MAGIC.to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -661,6 +661,6 @@ pub fn dtype(number: u32) -> Option<Dtype> {
 }
 
 /// ggml's number of a type.
-pub fn type_number(dtype: Dtype) -> u32 {
+pub(crate) fn type_number(dtype: Dtype) -> u32 {
     TYPES.iter().position(|name| *name == dtype.name()).unwrap_or_default() as u32
 }

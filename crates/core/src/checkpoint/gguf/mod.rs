@@ -19,8 +19,8 @@ use super::check::{check_layers, check_tensors};
 use super::ends::TextEnds;
 use super::tensors::{Tensor, TensorInfo, TensorSource, map_file, no_such_tensor};
 use crate::error::{Error, Result};
-pub use crate::gguf::{Array, Entry, Header, Kind, Metadata, Value};
-use crate::gguf::{MAGIC, Planned, header, type_name};
+pub use crate::gguf::{Array, Entry, Header, Kind, Metadata, Value, dtype, type_name};
+use crate::gguf::{MAGIC, Planned, header};
 use crate::model::ModelConfig;
 pub(super) use write::{check_free, tie, write};
 
