@@ -156,7 +156,8 @@ impl<'a> Vocabulary<'a> {
         let token = |name: &str| metadata.token(&key(&format!("{name}_token_id")));
         let mut bytes = [false; 256];
         for (text, kind) in self.tokens.iter().zip(&self.types) {
-            if let Some(byte) = byte_of(text).filter(|_| *kind == types::BYTE) {
+            // llama.cpp finds them by their texts; some writers call them normal.
+            if let Some(byte) = byte_of(text).filter(|_| matches!(*kind, types::BYTE | types::NORMAL)) {
                 bytes[usize::from(byte)] = true;
             }
         }
@@ -168,10 +169,10 @@ impl<'a> Vocabulary<'a> {
         let entry = |(id, text): (usize, &&str)| {
             let kind = match self.types[id] {
                 _ if id == unknown => Kind::Unknown,
+                types::BYTE | types::NORMAL if byte_fallback && byte_of(text).is_some() => Kind::Byte,
                 types::NORMAL => Kind::Normal,
                 types::UNKNOWN | types::CONTROL => Kind::Control,
                 types::USER_DEFINED => Kind::UserDefined,
-                types::BYTE if byte_fallback && byte_of(text).is_some() => Kind::Byte,
                 types::UNUSED | types::BYTE => Kind::Unused,
                 other => return Err(format!("token {id}, `{text}`, is of type {other}, expected 1 to 6")),
             };

@@ -233,6 +233,10 @@ impl Out {
             Piece::Byte(_) | Piece::Gap => (String::new(), types::UNUSED, ADDED_SCORE),
         });
         self.tokens(own.chain(added).collect(), size, true);
+        if unigram {
+            // llama.cpp's own is to end a text so.
+            self.put("add_eos_token", Value::Bool(false));
+        }
         self.put("add_space_prefix", Value::Bool(model.add_dummy_prefix));
         self.put("remove_extra_whitespaces", Value::Bool(model.remove_extra_whitespaces));
         if model.space_as_suffix {

@@ -170,7 +170,21 @@ pub(super) fn write(config: &ModelConfig, name: &str, file_type: u32) -> Vec<(St
 /// The tokens that begin and end a text. `eot` ends a turn, `eom` a message to a tool.
 pub(super) fn text_ends(metadata: &Metadata) -> Result<TextEnds, String> {
     let id = |name: &str| metadata.token(&format!("tokenizer.ggml.{name}_token_id"));
-    let mut eos_ids: Vec<u32> = [id("eos")?, id("eot")?, id("eom")?].into_iter().flatten().collect();
-    eos_ids.dedup();
+    let mut eos_ids = Vec::new();
+    for end in [id("eos")?, id("eot")?.or_else(|| end_of_turn(metadata)), id("eom")?].into_iter().flatten() {
+        if !eos_ids.contains(&end) {
+            eos_ids.push(end);
+        }
+    }
     Ok(TextEnds { bos_id: id("bos")?, eos_ids })
+}
+
+/// The token that ends a turn in files that do not name it, as those of the first months of Llama 3: by its text, as llama.cpp does.
+fn end_of_turn(metadata: &Metadata) -> Option<u32> {
+    const CONTROL: i128 = 3;
+    let list = |name: &str| metadata.array(&format!("tokenizer.ggml.{name}")).ok().flatten();
+    let types = list("token_type")?.as_ints()?;
+    let tokens = list("tokens")?.as_strings()?.ok()?;
+    let is_end = |(text, kind): (&&str, &i128)| *kind == CONTROL && matches!(*text, "<|eot_id|>" | "<|im_end|>");
+    tokens.iter().zip(&types).position(is_end).and_then(|id| u32::try_from(id).ok())
 }
