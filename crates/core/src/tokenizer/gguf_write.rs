@@ -170,7 +170,7 @@ impl Out {
             Encoder::SentencePiece(_) => self.sentencepiece(tokenizer, size),
             Encoder::Split(_) => {
                 self.spelled(&json()?, tokenizer, size, false);
-                Ok(Some("runs of spaces, and signs before a word, are merged with what follows".into()))
+                Ok(Some("it merges runs of spaces and signs with the word after them".into()))
             }
             Encoder::Foreign(_) => {
                 let json = json()?;
@@ -245,12 +245,17 @@ impl Out {
         if !model.charsmap.is_empty() {
             self.put("precompiled_charsmap", Value::Array(Array::bytes(&model.charsmap)));
         }
-        Ok(match (unigram, model.byte_fallback, model.charsmap.is_empty(), model.remove_extra_whitespaces) {
-            (true, true, ..) => Some("it knows no bytes of characters that a unigram model lacks".into()),
-            (false, _, false, _) => Some("it does not normalise the characters of a text".into()),
-            (false, _, _, true) => Some("it does not drop surplus spaces".into()),
-            _ => None,
-        })
+        let has_unused = model.entries.iter().any(|entry| entry.kind == Kind::Unused);
+        let why = [
+            (unigram && model.byte_fallback, "it has no bytes for characters that a unigram model lacks"),
+            (unigram && !model.remove_extra_whitespaces, "it drops spaces that begin a text"),
+            (!unigram && !model.byte_fallback, "it fails for characters that the vocabulary lacks"),
+            (!unigram && !model.charsmap.is_empty(), "it does not normalise the characters of a text"),
+            (!unigram && model.remove_extra_whitespaces, "it does not drop surplus spaces"),
+            (has_unused, "it takes tokens that are marked as unused"),
+        ];
+        let why: Vec<&str> = why.into_iter().filter(|(holds, _)| *holds).map(|(_, why)| why).collect();
+        Ok((!why.is_empty()).then(|| why.join("; ")))
     }
 
     /// A BPE whose tokens are spelled out, with bytes for what it lacks, as SentencePiece's: of two merges the one of the better token
