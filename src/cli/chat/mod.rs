@@ -50,6 +50,9 @@ pub(crate) struct Chat {
     /// File of the lines that were typed [default: recua/chat_history in $XDG_STATE_HOME or ~/.local/state; `-`: none]
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
+    /// Guess up to K tokens ahead from the conversation itself, and check them in one pass: faster where an answer quotes, the same text
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    speculate: usize,
     #[command(flatten)]
     sampling: Sampling,
     #[command(flatten)]
@@ -71,6 +74,7 @@ impl Chat {
         let model = TextModel::open(&self.model, self.tokenizer.as_deref())?;
         let sampling = self.sampling.config(model.vocab_size())?;
         let mut talk = Talk::new(model, sampling, self.tokens, self.stop)?;
+        talk.speculate = self.speculate;
         talk.set_system(&self.system);
         if let Some(path) = &self.load {
             talk.load(path)?;

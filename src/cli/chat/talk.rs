@@ -31,6 +31,8 @@ pub(super) struct Talk {
     sampling: SampleConfig,
     tokens: usize,
     stops: Vec<String>,
+    /// Tokens guessed ahead.
+    pub(super) speculate: usize,
 }
 
 impl Talk {
@@ -39,7 +41,7 @@ impl Talk {
         if tokens == 0 {
             return Err(Error::bad_value("--tokens", "expected at least 1, got 0", "leave it out to take the default"));
         }
-        Ok(Self { model, template, engine: None, messages: Vec::new(), sampling, tokens, stops })
+        Ok(Self { model, template, engine: None, messages: Vec::new(), sampling, tokens, stops, speculate: 0 })
     }
 
     /// The model, in a line.
@@ -181,6 +183,7 @@ impl Talk {
             max_new: self.tokens,
             stop_ids: self.model.ends.clone(),
             sampling: self.sampling.clone(),
+            speculate: self.speculate,
             ..Request::default()
         };
         let Some(engine) = &mut self.engine else { return Err(Error::internal("chat", "no engine")) };
