@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::bpe::FastMap;
 use super::decode::byte_of;
 use super::files::TokenizerFiles;
 use super::gguf_pre::{DEFAULT, Pre};
@@ -207,7 +208,7 @@ impl<'a> Vocabulary<'a> {
         let is_added = |id: usize| matches!(self.types[id], types::CONTROL | types::USER_DEFINED | types::UNKNOWN);
         // Added tokens after all others get the next ids, and are no tokens of the model itself.
         let tail = (0..self.tokens.len()).rev().take_while(|id| is_added(*id)).last().unwrap_or(self.tokens.len());
-        let vocab: Map<String, Json> = (0..tail).map(|id| (self.tokens[id].into(), id.into())).collect();
+        let vocab: FastMap<&str, usize> = (0..tail).map(|id| (self.tokens[id], id)).collect();
         if vocab.len() != tail {
             return Err("two tokens of one text".into());
         }
@@ -222,16 +223,18 @@ impl<'a> Vocabulary<'a> {
             Some(merges) => merges.as_strings().ok_or("merges that are no strings")??,
             None => return Err("no merges".into()),
         };
-        let pair = |merge: &&str| {
-            let (left, right) = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| merge.split_at(at))?;
-            let right = &right[1..];
-            let there = |token: &str| vocab.contains_key(token);
-            (there(left) && there(right) && there(&format!("{left}{right}"))).then(|| json!([left, right]))
-        };
-        let all = merges.len();
-        let merges: Vec<Json> = merges.iter().filter_map(pair).collect();
-        if merges.len() < all {
-            log::warn!("{} merges of tokens that the vocabulary does not have are left out", all - merges.len());
+        let (mut pairs, mut merged) = (Vec::new(), String::new());
+        for merge in &merges {
+            let Some(at) = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at) else { continue };
+            let pair = [&merge[..at], &merge[at + 1..]];
+            merged.clear();
+            merged.extend(pair);
+            if pair.into_iter().chain([merged.as_str()]).all(|token| vocab.contains_key(token)) {
+                pairs.push(pair);
+            }
+        }
+        if pairs.len() < merges.len() {
+            log::warn!("{} merges of tokens that the vocabulary does not have are left out", merges.len() - pairs.len());
         }
         let bos = metadata.token(&key("bos_token_id"))?.filter(|id| (*id as usize) < self.tokens.len());
         let add_bos = metadata.flag(&key("add_bos_token"))?.unwrap_or(pre.add_bos);
@@ -246,6 +249,18 @@ impl<'a> Vocabulary<'a> {
             })
         });
         let bytes = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+        // Hundreds of thousands of tokens and merges are written as they are, not by way of a tree of values.
+        let text = |value: &str| Json::from(value).to_string();
+        let mut lists = String::new();
+        for (id, token) in self.tokens[..tail].iter().enumerate() {
+            lists += &format!("{}{}:{id}", if id == 0 { "\"vocab\":{" } else { "," }, text(token));
+        }
+        lists += if tail == 0 { "\"vocab\":{},\"merges\":[" } else { "},\"merges\":[" };
+        for (i, [left, right]) in pairs.iter().enumerate() {
+            lists += &format!("{}[{},{}]", if i == 0 { "" } else { "," }, text(left), text(right));
+        }
+        lists += "]";
+        const LISTS: &str = "\"lists\":null";
         let json = json!({
             "version": "1.0",
             "truncation": null,
@@ -264,10 +279,10 @@ impl<'a> Vocabulary<'a> {
                 "fuse_unk": false,
                 "byte_fallback": false,
                 "ignore_merges": pre.ignore_merges,
-                "vocab": vocab,
-                "merges": merges,
+                "lists": null,
             },
         });
-        serde_json::to_vec(&json).map_err(|e| e.to_string())
+        // `model` is the only object with this key; texts of tokens have their quotation marks escaped.
+        Ok(json.to_string().replacen(LISTS, &lists, 1).into_bytes())
     }
 }
