@@ -20,6 +20,11 @@ pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
 /// The kind of tokenizer of files that have none.
 pub(super) const NO_VOCAB: &str = "no_vocab";
 
+/// The id of a token that there is none of.
+pub(super) const NO_TOKEN: u32 = u32::MAX;
+/// What an unknown token is shown as, if the file does not say.
+pub(super) const UNKNOWN_SURFACE: &str = " \u{2047} ";
+
 /// Types of tokens, by llama.cpp's numbers.
 pub(super) mod types {
     pub(in crate::tokenizer) const NORMAL: i32 = 1;
@@ -120,13 +125,14 @@ impl<'a> Vocabulary<'a> {
     fn config(&self, metadata: &Metadata, add_bos: bool, class: &str) -> Result<Vec<u8>, String> {
         let mut config = Map::new();
         let is_json = metadata.get(JSON).is_some();
+        let is_sentencepiece = metadata.text(&key("model"))? == Some("llama") && !is_json;
         for (name, ours) in [("bos", "bos_token"), ("eos", "eos_token"), ("unknown", "unk_token"), ("padding", "pad_token")] {
             if is_json && name == "unknown" {
                 continue; // its own to say
             }
             let id = match metadata.token(&key(&format!("{name}_token_id")))? {
                 // Files that say nothing of a SentencePiece model have LLaMA's.
-                None if metadata.text(&key("model"))? == Some("llama") && !is_json => match name {
+                None if is_sentencepiece && metadata.get(&key(&format!("{name}_token_id"))).is_none() => match name {
                     "bos" => Some(1),
                     "eos" => Some(2),
                     _ => None,
@@ -136,6 +142,8 @@ impl<'a> Vocabulary<'a> {
             let token = id.and_then(|id| self.tokens.get(id as usize));
             if let Some(token) = token {
                 config.insert(ours.into(), (*token).into());
+            } else if metadata.get(&key(&format!("{name}_token_id"))).is_some() {
+                config.insert(ours.into(), Json::Null);
             }
         }
         for (name, otherwise) in [("add_bos_token", Some(add_bos)), ("add_eos_token", None)] {
@@ -192,13 +200,13 @@ impl<'a> Vocabulary<'a> {
             algorithm,
             byte_fallback,
             space_as_suffix: flag("treat_whitespace_as_suffix", false)?,
-            unk_surface: " \u{2047} ".into(),
+            unk_surface: metadata.text(&key("unknown_surface"))?.unwrap_or(UNKNOWN_SURFACE).into(),
             bos_piece: text(token("bos")?, "<s>"),
             eos_piece: text(token("eos")?, "</s>"),
             charsmap,
             add_dummy_prefix: flag("add_space_prefix", true)?,
             remove_extra_whitespaces: flag("remove_extra_whitespaces", false)?,
-            escape_whitespaces: true,
+            escape_whitespaces: flag("escape_whitespaces", true)?,
         };
         Ok(sp_write::write(&model))
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::decode::{Piece, SPACE, byte_of};
-use super::gguf::{JSON, NO_VOCAB, TEMPLATE, files, key, padding, types};
+use super::gguf::{JSON, NO_TOKEN, NO_VOCAB, TEMPLATE, UNKNOWN_SURFACE, files, key, padding, types};
 use super::gguf_pre::{DEFAULT, Pre};
 use super::kind::without_bom;
 use super::sp_model::{Algorithm, Kind, Model};
@@ -68,6 +68,12 @@ pub(crate) fn gguf_metadata(
     let eos: Vec<u32> = if eos_ids.is_empty() { tokenizer.eos_id().into_iter().collect() } else { eos_ids.to_vec() };
     let bos = bos_id.or(tokenizer.bos_id());
     out.ends(bos, &eos, |id| tokenizer.token_of(id));
+    // Where a key is not there, SentencePiece's are taken to be LLaMA's.
+    for (name, is_none) in [("bos_token_id", bos.is_none()), ("eos_token_id", eos.is_empty())] {
+        if is_none && matches!(tokenizer.0.encoder, Encoder::SentencePiece(_)) {
+            out.put(name, Value::U32(NO_TOKEN));
+        }
+    }
     out.put("add_bos_token", Value::Bool(!tokenizer.prefix().is_empty()));
     let file = |name: &str| tokenizer.0.files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes);
     let config: Json =
@@ -239,6 +245,12 @@ impl Out {
         }
         self.put("add_space_prefix", Value::Bool(model.add_dummy_prefix));
         self.put("remove_extra_whitespaces", Value::Bool(model.remove_extra_whitespaces));
+        if !model.escape_whitespaces {
+            self.put("escape_whitespaces", Value::Bool(false));
+        }
+        if model.unk_surface != UNKNOWN_SURFACE {
+            self.put("unknown_surface", Value::String(model.unk_surface.clone()));
+        }
         if model.space_as_suffix {
             self.put("treat_whitespace_as_suffix", Value::Bool(true));
         }
