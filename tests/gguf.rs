@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use recua::checkpoint::gguf::{Array, Header, Metadata, Value, dtype};
 use recua::checkpoint::weights::narrow_dtype;
 use recua::checkpoint::{
-    Checkpoint, Dtype, Format, GgufModel, SaveOptions, Saved, Tensor, TensorInfo, TensorSource, check_convert, convert, gguf, read_config, save,
+    Checkpoint, Dtype, Format, GgufModel, SaveOptions, Saved, Tensor, TensorInfo, TensorSource, check_convert, convert, gguf,
+    read_config, save,
 };
 use recua::error::{Error, Result};
 use recua::model::{ModelConfig, RopeScaling, inverse_frequencies};
@@ -96,17 +97,84 @@ fn assert_error<T>(result: Result<T>, words: &[&str]) {
 /// Texts of what tokenizers get wrong.
 fn texts() -> Vec<String> {
     let fixed = [
-        "", " ", "  ", "   a", "a", " a", "a ", "  a b   c  ", "\n", "\n\n", " \n \n\n x", "\t\ty", "\r\n\r\n", "Hello, world!", "hello  world",
-        "don't DON'T we'LL 'tis 'S", "123", "1234567 3.14 v2", "!!a ?! -- ...x", "a.b,c;d", "caf\u{e9}", "cafe\u{301}", "na\u{ef}ve \u{df}",
-        "\u{4f60}\u{597d}\u{3002}", "\u{3053}\u{3093}", "\u{1f600}", "\u{1f1e9}\u{1f1ea} \u{1f469}\u{200d}\u{1f4bb}", "\u{2581}", "\u{2581}x \u{2581}\u{2581}",
-        "<s>", "</s> <unk> <s>x", "<|begin_of_text|>a<|eot_id|> b", "<0x0A><0xFF>", "if (x == 10) {\n    return a[i] + 1;\n}\n", "\u{7f}\u{85}\u{a0}\u{2028}",
-        "\u{627}\u{644}\u{633}\u{644}\u{627}\u{645}", "\u{5e9}\u{5dc}\u{5d5}\u{5dd}", "\u{928}\u{92e}\u{938}\u{94d}\u{924}\u{947}", "ALLCAPS MixedCase snake_case",
-        "trailing   ", "a\u{0}b", "llama and another llama", "the llama, the Llama", "xxxxxxxxxxxxxxxxxxxxxxxxxxx", "=== --- ***", "http://a.b/c?d=e&f#g",
-        "\u{b2}\u{2161}\u{664}", "1 2 3 4", "12 34", "$100.00", "a\u{300}\u{301}\u{302}", "\u{fffd}", "<ud>old <ud> x", "I I'm I'll", "\u{10ffff}\u{e000}",
+        "",
+        " ",
+        "  ",
+        "   a",
+        "a",
+        " a",
+        "a ",
+        "  a b   c  ",
+        "\n",
+        "\n\n",
+        " \n \n\n x",
+        "\t\ty",
+        "\r\n\r\n",
+        "Hello, world!",
+        "hello  world",
+        "don't DON'T we'LL 'tis 'S",
+        "123",
+        "1234567 3.14 v2",
+        "!!a ?! -- ...x",
+        "a.b,c;d",
+        "caf\u{e9}",
+        "cafe\u{301}",
+        "na\u{ef}ve \u{df}",
+        "\u{4f60}\u{597d}\u{3002}",
+        "\u{3053}\u{3093}",
+        "\u{1f600}",
+        "\u{1f1e9}\u{1f1ea} \u{1f469}\u{200d}\u{1f4bb}",
+        "\u{2581}",
+        "\u{2581}x \u{2581}\u{2581}",
+        "<s>",
+        "</s> <unk> <s>x",
+        "<|begin_of_text|>a<|eot_id|> b",
+        "<0x0A><0xFF>",
+        "if (x == 10) {\n    return a[i] + 1;\n}\n",
+        "\u{7f}\u{85}\u{a0}\u{2028}",
+        "\u{627}\u{644}\u{633}\u{644}\u{627}\u{645}",
+        "\u{5e9}\u{5dc}\u{5d5}\u{5dd}",
+        "\u{928}\u{92e}\u{938}\u{94d}\u{924}\u{947}",
+        "ALLCAPS MixedCase snake_case",
+        "trailing   ",
+        "a\u{0}b",
+        "llama and another llama",
+        "the llama, the Llama",
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxx",
+        "=== --- ***",
+        "http://a.b/c?d=e&f#g",
+        "\u{b2}\u{2161}\u{664}",
+        "1 2 3 4",
+        "12 34",
+        "$100.00",
+        "a\u{300}\u{301}\u{302}",
+        "\u{fffd}",
+        "<ud>old <ud> x",
+        "I I'm I'll",
+        "\u{10ffff}\u{e000}",
     ];
     let mut texts: Vec<String> = fixed.map(String::from).to_vec();
     let mut rng = Rng(9);
-    let parts = ["a", " ", "l", "the", " llama", "\n", "\u{e9}", "1", "'s", "!", "\u{4f60}", "\u{2581}", "<s>", "<ud>", "  ", "\t", "A", "\u{1f600}"];
+    let parts = [
+        "a",
+        " ",
+        "l",
+        "the",
+        " llama",
+        "\n",
+        "\u{e9}",
+        "1",
+        "'s",
+        "!",
+        "\u{4f60}",
+        "\u{2581}",
+        "<s>",
+        "<ud>",
+        "  ",
+        "\t",
+        "A",
+        "\u{1f600}",
+    ];
     for _ in 0..300 {
         texts.push((0..1 + rng.below(12)).map(|_| parts[rng.below(parts.len())]).collect());
     }
@@ -145,7 +213,10 @@ fn gguf_blocks_are_those_of_gguf_py() {
         let (got, want) = (widened(of, &bytes[raw.start..raw.end]), floats(&format!("{of}.f32")));
         assert_eq!(got.len(), 4 * 256);
         for (i, (a, b)) in got.iter().zip(&want).enumerate() {
-            assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()) || *a == 0.0 && *b == 0.0, "{of}, {i}: {a}, expected {b}");
+            assert!(
+                a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()) || *a == 0.0 && *b == 0.0,
+                "{of}, {i}: {a}, expected {b}"
+            );
         }
     }
     let values = floats("values");
@@ -246,7 +317,8 @@ fn gguf_parts_are_one_model() {
         let model = GgufModel::open(&path).unwrap();
         assert_tensors(&model, &expected["bpe"]);
         assert_eq!(model.path(), golden("gguf").join(names[0]));
-        let llama3 = RopeScaling::Llama3 { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq_len: 8192 };
+        let llama3 =
+            RopeScaling::Llama3 { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq_len: 8192 };
         assert_eq!(model.config().rope_scaling, llama3);
         // Tied.
         assert_eq!(model.share("output.weight").unwrap().2.as_ptr(), model.share("tok_embeddings.weight").unwrap().2.as_ptr());
@@ -279,7 +351,10 @@ fn gguf_round_trip_in_every_type() {
     let dir = tempfile::tempdir().unwrap();
     let config = config();
     let source = Memory::random(&config, Dtype::F32, 3);
-    for (i, asked) in [None, Some(Dtype::F32), Some(Dtype::F16), Some(Dtype::BF16), Some(Dtype::Q8_0), Some(Dtype::Q4_0)].into_iter().enumerate() {
+    for (i, asked) in [None, Some(Dtype::F32), Some(Dtype::F16), Some(Dtype::BF16), Some(Dtype::Q8_0), Some(Dtype::Q4_0)]
+        .into_iter()
+        .enumerate()
+    {
         let options = SaveOptions { dtype: asked, bos_id: Some(5), eos_ids: vec![7, 8, 9], ..SaveOptions::default() };
         let path = save_gguf(&dir, &format!("{i}.gguf"), &config, &source, &options);
         let checkpoint = Checkpoint::open(&path).unwrap();
@@ -321,7 +396,9 @@ fn gguf_round_trip_in_every_type() {
         let again = dir.path().join(format!("{i}-again.gguf"));
         convert(&path, &again, Format::Gguf, &kept).unwrap();
         let again = GgufModel::open(again).unwrap();
-        let same = |a: &Metadata, b: &Metadata| a.iter().filter(|(k, _)| *k != "general.name").eq(b.iter().filter(|(k, _)| *k != "general.name"));
+        let same = |a: &Metadata, b: &Metadata| {
+            a.iter().filter(|(k, _)| *k != "general.name").eq(b.iter().filter(|(k, _)| *k != "general.name"))
+        };
         assert!(same(again.metadata(), GgufModel::open(&path).unwrap().metadata()));
         for info in again.list() {
             let (a, b) = (again.read(&info.name).unwrap(), checkpoint.source().read(&info.name).unwrap());
@@ -333,10 +410,21 @@ fn gguf_round_trip_in_every_type() {
 #[test]
 fn gguf_rotary_scalings() {
     let dir = tempfile::tempdir().unwrap();
-    let llama3 = |factor, original_max_seq_len| RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq_len };
+    let llama3 = |factor, original_max_seq_len| RopeScaling::Llama3 {
+        factor,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_seq_len,
+    };
     let odd = RopeScaling::Llama3 { factor: 4.0, low_freq_factor: 1.0, high_freq_factor: 3.0, original_max_seq_len: 64 };
-    let cases =
-        [RopeScaling::Linear { factor: 2.5 }, llama3(8.0, 8192), llama3(32.0, 8192), llama3(4.0, 64), RopeScaling::Ntk { factor: 4.0 }, odd.clone()];
+    let cases = [
+        RopeScaling::Linear { factor: 2.5 },
+        llama3(8.0, 8192),
+        llama3(32.0, 8192),
+        llama3(4.0, 64),
+        RopeScaling::Ntk { factor: 4.0 },
+        odd.clone(),
+    ];
     for (i, rope_scaling) in cases.into_iter().enumerate() {
         let config = ModelConfig { rope_scaling: rope_scaling.clone(), ..config() };
         let source = Memory::random(&config, Dtype::F16, 3);
@@ -400,7 +488,11 @@ fn gguf_keeps_sentencepiece_tokenizers() {
 
 /// Text to learn tokens from.
 fn corpus() -> Vec<String> {
-    (0..200).map(|i| format!("the llama {i} isn't over the caf\u{e9};\n\n    if (x == {}) {{ return; }}  ALL \u{4f60}\u{597d} <s>", i * 31)).collect()
+    (0..200)
+        .map(|i| {
+            format!("the llama {i} isn't over the caf\u{e9};\n\n    if (x == {}) {{ return; }}  ALL \u{4f60}\u{597d} <s>", i * 31)
+        })
+        .collect()
 }
 
 #[test]
@@ -434,8 +526,11 @@ fn byte_level(dir: &Path, pre_tokenizer: serde_json::Value, ignore_merges: bool)
         .with_decoder(Some(ByteLevel::default()))
         .build()
         .unwrap();
-    let mut trainer =
-        BpeTrainer::builder().show_progress(false).vocab_size(400).initial_alphabet(ByteLevel::alphabet().into_iter().collect()).build();
+    let mut trainer = BpeTrainer::builder()
+        .show_progress(false)
+        .vocab_size(400)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build();
     trained.train(&mut trainer, corpus().into_iter()).unwrap();
     trained.add_special_tokens([AddedToken::from("<|begin_of_text|>", true), AddedToken::from("<|eot_id|>", true)]).unwrap();
     trained.add_tokens([AddedToken::from("<ud>", false).normalized(false)]).unwrap();
@@ -444,20 +539,23 @@ fn byte_level(dir: &Path, pre_tokenizer: serde_json::Value, ignore_merges: bool)
     json["model"]["ignore_merges"] = ignore_merges.into();
     let path = dir.join("tokenizer.json");
     fs::write(&path, json.to_string()).unwrap();
-    let config = json!({"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "chat_template": "{{ messages[0].content }}"});
+    let config =
+        json!({"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "chat_template": "{{ messages[0].content }}"});
     fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
     path
 }
 
 #[test]
 fn gguf_keeps_byte_level_tokenizers() {
-    let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let bytes =
+        |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let split = |regex: &str| {
         let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
         json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
     };
     let digits = json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, bytes(true)]});
-    let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let llama3 =
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let cases = [
         (bytes(true), false, "gpt-2", true),
         (split(llama3), true, "llama-bpe", true),
@@ -514,12 +612,19 @@ fn gguf_add_bos_and_unknown_names() {
     assert_error(GgufModel::open(replaced("spm.gguf", b"GGUF\x03\0\0\0", b"GGUF\x01\0\0\0")), &["version 1", "2 or 3"]);
     assert_error(GgufModel::open(replaced("spm.gguf", b"GGUF\x03\0\0\0", b"GGUF\0\0\0\x03")), &["big-endian"]);
     assert_error(GgufModel::open(replaced("spm.gguf", b"GGUF\x03", b"GGML\x03")), &["does not begin with `GGUF`"]);
-    assert_error(GgufModel::open(replaced("spm.gguf", b"llama.block_count", b"llama.blocks_read")), &["llama.block_count", "missing"]);
-    assert_error(GgufModel::open(replaced("spm.gguf", b"blk.1.attn_q.weight", b"blk.1.attn_q.w_ight")), &["blk.1.attn_q.weight", "nothing"]);
+    assert_error(
+        GgufModel::open(replaced("spm.gguf", b"llama.block_count", b"llama.blocks_read")),
+        &["llama.block_count", "missing"],
+    );
+    assert_error(
+        GgufModel::open(replaced("spm.gguf", b"blk.1.attn_q.weight", b"blk.1.attn_q.w_ight")),
+        &["blk.1.attn_q.weight", "nothing"],
+    );
     assert_error(GgufModel::open(replaced("spm.gguf", b"test.u32", b"test.u16")), &["test.u16", "twice"]);
     let file = |name: &str| golden("gguf").join(name);
     fs::copy(file("bpe-00002-of-00002.gguf"), dir.path().join("bpe-00002-of-00002.gguf")).unwrap();
-    fs::rename(replaced("bpe-00001-of-00002.gguf", b"llama-bpe", b"other-bpe"), dir.path().join("bpe-00001-of-00002.gguf")).unwrap();
+    fs::rename(replaced("bpe-00001-of-00002.gguf", b"llama-bpe", b"other-bpe"), dir.path().join("bpe-00001-of-00002.gguf"))
+        .unwrap();
     let path = dir.path().join("bpe-00002-of-00002.gguf");
     assert_error(Tokenizer::open(&path), &["tokenizer.ggml.pre", "other-bpe", "llama-bpe", "--tokenizer"]);
     assert!(GgufModel::open(&path).is_ok());
@@ -597,7 +702,12 @@ fn gguf_refuses_by_name() {
         ("llama.attention.head_count", 4, u32s(0), &["n_heads"]),
         ("llama.block_count", 4, u32s(1 << 29), &["n_layers", "1 tensors"]),
         ("llama.block_count", 8, string("many"), &["llama.block_count", "whole number"]),
-        ("llama.feed_forward_length", 9, [u32s(4), 2u64.to_le_bytes().to_vec(), u32s(3), u32s(4)].concat(), &["feed_forward_length", "layer"]),
+        (
+            "llama.feed_forward_length",
+            9,
+            [u32s(4), 2u64.to_le_bytes().to_vec(), u32s(3), u32s(4)].concat(),
+            &["feed_forward_length", "layer"],
+        ),
         ("llama.attention.layer_norm_rms_epsilon", 6, f32::NAN.to_le_bytes().to_vec(), &["norm_eps", "NaN"]),
         ("general.alignment", 4, u32s(24), &["general.alignment", "24", "power of two"]),
     ];
@@ -624,7 +734,8 @@ fn gguf_refuses_by_name() {
     assert_error(open(Vec::new()), &["expected 4 bytes"]);
     // Extra tensors by name.
     let whole = |more: &[(&'static str, &'static [u64], u32, u64)]| {
-        let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up"].map(|n| format!("blk.0.{n}.weight"));
+        let names =
+            ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up"].map(|n| format!("blk.0.{n}.weight"));
         let mut list: Vec<(&str, &[u64], u32, u64)> = vec![embedding];
         let mut at = 512;
         for name in &names {
@@ -642,7 +753,10 @@ fn gguf_refuses_by_name() {
     assert!(!model.has_tokenizer());
     assert_eq!(model.config().vocab_size, 4);
     assert_error(open(whole(&[("blk.0.attn_q.bias", &[32], 0, 0)])), &["blk.0.attn_q.bias", "no biases"]);
-    assert_error(open(whole(&[("blk.0.ffn_gate_exps.weight", &[32], 0, 0)])), &["blk.0.ffn_gate_exps.weight", "nothing of this name"]);
+    assert_error(
+        open(whole(&[("blk.0.ffn_gate_exps.weight", &[32], 0, 0)])),
+        &["blk.0.ffn_gate_exps.weight", "nothing of this name"],
+    );
     assert_error(open(whole(&[("rope_freqs.weight", &[4], 0, 0)])), &["rope_freqs.weight", "4 factors", "8"]);
     assert_error(open(whole(&[("rope_freqs.weight", &[8], 0, 0)])), &["rope", "positive"]);
     // A tokenizer is asked for where there is none.

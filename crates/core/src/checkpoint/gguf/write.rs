@@ -79,7 +79,8 @@ pub(in crate::checkpoint) fn write(
 /// llama.cpp's number of what most of the elements of matrices are in.
 fn file_type(planned: &[Planned]) -> u32 {
     let elements = |dtype: Dtype| {
-        let of_type = planned.iter().filter(|(name, shape, d)| *d == dtype && shape.len() > 1 && name != EMBEDDING && name != OUTPUT);
+        let of_type =
+            planned.iter().filter(|(name, shape, d)| *d == dtype && shape.len() > 1 && name != EMBEDDING && name != OUTPUT);
         of_type.map(|(_, shape, _)| shape.iter().product::<usize>()).sum::<usize>()
     };
     match Dtype::ALL.into_iter().max_by_key(|dtype| elements(*dtype)).unwrap_or(Dtype::F32) {
