@@ -147,7 +147,8 @@ fn every_bit_survives_native_hf_meta_native() {
             assert_eq!(checkpoint.tokenizer_path(), Some(at(name).join("tokenizer.json").as_path()));
             let got = checkpoint.config();
             assert_eq!(got.parameters(), config.parameters());
-            let numbers = |c: &ModelConfig| (c.n_heads, c.kv_heads(), c.norm_eps, c.max_seq_len, c.rope_theta, c.rope_scaling.clone());
+            let numbers =
+                |c: &ModelConfig| (c.n_heads, c.kv_heads(), c.norm_eps, c.max_seq_len, c.rope_theta, c.rope_scaling.clone());
             assert_eq!(numbers(got), numbers(&config));
             assert_eq!(checkpoint.bos_eos(), (Some(1), [2, 7].as_slice()), "{name}");
         }

@@ -128,8 +128,7 @@ impl Checkpoint {
                         format!("whole checkpoint ({})", list.iter().map(|s| s.reason.as_str()).collect::<Vec<_>>().join("; "))
                     }
                 };
-                let hint =
-                    "give a run, a checkpoint (step-N), a Hugging Face folder (config.json), a Meta folder (params.json) or a .gguf file";
+                let hint = "give a run, a checkpoint (step-N), a Hugging Face folder (config.json), a Meta folder (params.json) or a .gguf file";
                 return Err(Error::Nothing { what, path: path.into(), hint: hint.into() });
             };
             Self::from_native(checkpoint, skipped)
@@ -346,13 +345,7 @@ fn written_dtype(info: &TensorInfo, format: Format, asked: Option<Dtype>, tied: 
 }
 
 /// What can be known of a [`save`] before anything is written.
-fn check_save(
-    dir: &Path,
-    format: Format,
-    config: &ModelConfig,
-    source: &dyn TensorSource,
-    options: &SaveOptions,
-) -> Result<()> {
+fn check_save(dir: &Path, format: Format, config: &ModelConfig, source: &dyn TensorSource, options: &SaveOptions) -> Result<()> {
     config.validate()?;
     if let Some(dtype) = options.dtype.filter(|dtype| dtype.float().is_none()) {
         if format != Format::Gguf {
@@ -363,7 +356,11 @@ fn check_save(
             return Err(Error::bad_value("dtype", format!("{dtype} is read only"), "take q8_0 or q4_0"));
         }
     }
-    if format == Format::Gguf { gguf::check_free(dir)? } else { check_free(dir)? }
+    if format == Format::Gguf {
+        gguf::check_free(dir)?
+    } else {
+        check_free(dir)?
+    }
     check_layers(dir, config, source.list().len())?;
     check_tensors(dir, &config.parameters(), source.list())?;
     match format {
