@@ -1,0 +1,276 @@
+//! Products of many rows with AVX-512: 32 rows of a weight are unpacked, some blocks at a time, into four bytes of each side by side, and
+//! multiplied with all rows, six at a time.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+
+use super::rounded::{CHUNK, GROUP, MANY, Many, Tile, place, starts};
+use super::wide::{Factors, Wide, with_wide};
+use super::{Kind, Stripe};
+
+/// Rows of a weight that are packed together.
+pub(super) const COLUMNS: usize = 32;
+/// Bytes of a packed block of 32 of all columns.
+const PACKED: usize = 32 * COLUMNS;
+/// Rows whose sums are kept for all columns while blocks are packed.
+const ROWS: usize = 510;
+
+/// Blocks of a stripe, in the order of [`place`].
+#[repr(C, align(64))]
+struct Packed {
+    /// `[block][step of 4 elements][column][4]`.
+    codes: [[u8; PACKED]; CHUNK],
+    scale: [[f32; COLUMNS]; CHUNK],
+    /// As in [`Factors`]: the first, then the second.
+    extra: [[[i32; COLUMNS]; 2]; CHUNK],
+}
+
+/// What a thread computes in.
+struct Room {
+    packed: Box<Packed>,
+    /// `[tile][sum of four][row of the tile][column]`.
+    sums: Vec<f32>,
+}
+
+thread_local! {
+    static ROOM: RefCell<Option<Room>> = const { RefCell::new(None) };
+}
+
+with_wide! {
+    /// A stripe of at most [`COLUMNS`] for all rows.
+    fn stripe(x: &Many) = body
+}
+
+#[inline(always)]
+unsafe fn body<T: Wide>(x: &Many, s: &Stripe<'_>) {
+    // Taken out, so that nothing is borrowed while others' code runs.
+    let mut room = ROOM.take().unwrap_or_else(|| Room {
+        // SAFETY: numbers may be zeros.
+        packed: unsafe { Box::<Packed>::new_zeroed().assume_init() },
+        sums: Vec::new(),
+    });
+    let most = x.rows.min(ROWS) * GROUP * COLUMNS;
+    if room.sums.len() < most {
+        room.sums = vec![0.0; most];
+    }
+    for from in (0..x.rows).step_by(ROWS) {
+        let to = x.rows.min(from + ROWS);
+        for first in (0..x.blocks).step_by(CHUNK) {
+            let n = CHUNK.min(x.blocks - first);
+            // SAFETY: the caller's promise.
+            unsafe { pack::<T>(&mut room.packed, s, first, n) };
+            for row in (from..to).step_by(MANY) {
+                let at = room.sums[(row - from) * GROUP * COLUMNS..].as_mut_ptr();
+                // SAFETY: as above; the sums of a tile are `GROUP` times its rows times the columns.
+                unsafe {
+                    match x.tile_rows(row) {
+                        1 => tile::<T, 1>(x.tile(row, first), &room.packed, n, first == 0, at),
+                        2 => tile::<T, 2>(x.tile(row, first), &room.packed, n, first == 0, at),
+                        3 => tile::<T, 3>(x.tile(row, first), &room.packed, n, first == 0, at),
+                        4 => tile::<T, 4>(x.tile(row, first), &room.packed, n, first == 0, at),
+                        5 => tile::<T, 5>(x.tile(row, first), &room.packed, n, first == 0, at),
+                        _ => tile::<T, MANY>(x.tile(row, first), &room.packed, n, first == 0, at),
+                    }
+                }
+            }
+        }
+        for row in (from..to).step_by(MANY) {
+            let rows = x.tile_rows(row);
+            let sums = &room.sums[(row - from) * GROUP * COLUMNS..][..rows * GROUP * COLUMNS];
+            for r in 0..rows {
+                let of = |p: usize, c: usize| sums[(p * rows + r) * COLUMNS + c];
+                for c in 0..s.columns {
+                    let sum = ((of(0, c) + of(1, c)) + of(2, c)) + of(3, c);
+                    // SAFETY: the stripe's own elements.
+                    unsafe { s.put(row + r, c, sum) };
+                }
+            }
+        }
+    }
+    ROOM.set(Some(room));
+}
+
+/// Packs `n` blocks of a stripe from `first` on.
+#[inline(always)]
+unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: usize) {
+    let bytes = s.row_bytes();
+    for sixteen in 0..COLUMNS.min(s.columns.next_multiple_of(16)) / 16 {
+        let mut from = 0;
+        while from < n {
+            let at = (first + from) / (GROUP * T::GROUPS) * T::BYTES;
+            let mut rest = [[0u8; 136]; 16];
+            // The last columns again where there are fewer.
+            let mut units: [*const u8; 16] = std::array::from_fn(|c| s.row((16 * sixteen + c).min(s.columns - 1))[at..].as_ptr());
+            if at + T::BYTES > bytes {
+                // Some blocks of small ones: the others of the unit are zeros.
+                for (rest, unit) in rest.iter_mut().zip(&mut units) {
+                    // SAFETY: what is left of a row.
+                    unsafe { std::ptr::copy_nonoverlapping(*unit, rest.as_mut_ptr(), bytes - at) };
+                    *unit = rest.as_ptr();
+                }
+            }
+            // SAFETY: the caller's promise; whole units.
+            unsafe {
+                let factors: [[Factors; 2]; 4] =
+                    std::array::from_fn(|i| T::factors(std::array::from_fn(|c| units[4 * i + c])));
+                for group in 0..T::GROUPS {
+                    let blocks = GROUP.min(n - from);
+                    for half in 0..2 {
+                        let turned = turn(units.map(|unit| T::codes(unit, group)[half]));
+                        for b in 0..blocks {
+                            let to = packed.codes[place(from + b, n)].as_mut_ptr();
+                            for step in 0..4 {
+                                let to = to.add((4 * half + step) * 4 * COLUMNS + 64 * sixteen);
+                                _mm512_store_si512(to.cast(), turned[4 * b + step]);
+                            }
+                        }
+                    }
+                    let of = |part: fn(&Factors) -> __m512i| quarters(factors.map(|four| part(&four[group])));
+                    let scale = of(|factors| _mm512_castps_si512(factors.scale));
+                    let extra = [of(|factors| factors.extra[0]), of(|factors| factors.extra[1])];
+                    for b in 0..blocks {
+                        let to = place(from + b, n);
+                        _mm512_store_si512(packed.scale[to][16 * sixteen..].as_mut_ptr().cast(), scale[b]);
+                        if !matches!(T::KIND, Kind::Offset(_)) {
+                            _mm512_store_si512(packed.extra[to][0][16 * sixteen..].as_mut_ptr().cast(), extra[0][b]);
+                            _mm512_store_si512(packed.extra[to][1][16 * sixteen..].as_mut_ptr().cast(), extra[1][b]);
+                        }
+                    }
+                    from += blocks;
+                }
+            }
+        }
+    }
+}
+
+/// The transpose of a matrix of quarters of vectors.
+#[inline(always)]
+unsafe fn quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        let (ab, ab_high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+        let (cd, cd_high) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+        [
+            _mm512_shuffle_i32x4::<0x88>(ab, cd),
+            _mm512_shuffle_i32x4::<0xdd>(ab, cd),
+            _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high),
+            _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high),
+        ]
+    }
+}
+
+/// The transpose of a matrix of 16 x 16 numbers of 32 bits.
+#[inline(always)]
+unsafe fn turn(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        // In each quarter of the vectors of four rows: the transpose of 4 x 4.
+        let fours: [[__m512i; 4]; 4] = std::array::from_fn(|i| {
+            let [a, b, c, d] = std::array::from_fn(|j| rows[4 * i + j]);
+            let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ]
+        });
+        // The `j`-th of each four: quarters `q` hold column `4 q + j`.
+        let columns: [[__m512i; 4]; 4] = std::array::from_fn(|j| quarters(fours.map(|four| four[j])));
+        std::array::from_fn(|i| columns[i % 4][i / 4])
+    }
+}
+
+/// `n` packed blocks with the rows of a tile, added to their sums.
+#[inline(always)]
+unsafe fn tile<T: Wide, const R: usize>(mut x: Tile, w: &Packed, n: usize, first: bool, sums: *mut f32) {
+    let starts = starts(n);
+    for p in 0..GROUP {
+        // SAFETY: the caller's promise: `R` rows of `n` blocks, and so many sums.
+        unsafe {
+            let at = sums.add(p * R * COLUMNS);
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            if !first {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    *sums = [_mm512_loadu_ps(at.add(r * COLUMNS)), _mm512_loadu_ps(at.add(r * COLUMNS + 16))];
+                }
+            }
+            for block in starts[p]..starts[p + 1] {
+                step::<T, R>(&x, w, block, &mut sums);
+                x = Tile { codes: x.codes.add(R), factors: x.factors.add(R), extra: x.extra.add(R) };
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                _mm512_storeu_ps(at.add(r * COLUMNS), sums[0]);
+                _mm512_storeu_ps(at.add(r * COLUMNS + 16), sums[1]);
+            }
+        }
+    }
+}
+
+/// Four steps of 4 elements of one block.
+#[inline(always)]
+unsafe fn half<const R: usize>(x: &Tile, w: *const u8, half: usize, sums: &mut [[__m512i; 2]; R]) {
+    for step in 4 * half..4 * half + 4 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let w: [__m512i; 2] = std::array::from_fn(|i| _mm512_load_si512(w.add(step * 4 * COLUMNS + 64 * i).cast()));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(x.codes.add(r).cast::<i32>().add(step).read_unaligned());
+                *sums = [_mm512_dpbusd_epi32(sums[0], w[0], x), _mm512_dpbusd_epi32(sums[1], w[1], x)];
+            }
+        }
+    }
+}
+
+/// One block of a tile.
+#[inline(always)]
+unsafe fn step<T: Wide, const R: usize>(x: &Tile, w: &Packed, block: usize, sums: &mut [[__m512; 2]; R]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let codes = w.codes[block].as_ptr();
+        let extra = |i: usize, j: usize| _mm512_load_si512(w.extra[block][i][16 * j..].as_ptr().cast());
+        let offsets = |half: usize| -> [[__m512i; 2]; R] {
+            std::array::from_fn(|r| [_mm512_set1_epi32((*x.extra.add(r))[half]); 2])
+        };
+        let whole = match T::KIND {
+            Kind::Offset(_) => {
+                let mut whole = offsets(0);
+                half(x, codes, 0, &mut whole);
+                half(x, codes, 1, &mut whole);
+                whole
+            }
+            Kind::Mins => {
+                let mut whole = [[_mm512_setzero_si512(); 2]; R];
+                half(x, codes, 0, &mut whole);
+                half(x, codes, 1, &mut whole);
+                whole
+            }
+            Kind::Halves(_) => {
+                let (mut whole, mut second) = (offsets(0), offsets(1));
+                half(x, codes, 0, &mut whole);
+                let by = [extra(0, 0), extra(0, 1)];
+                whole.iter_mut().for_each(|whole| *whole = [0, 1].map(|j| _mm512_mullo_epi32(whole[j], by[j])));
+                half(x, codes, 1, &mut second);
+                let by = [extra(1, 0), extra(1, 1)];
+                for (whole, second) in whole.iter_mut().zip(second) {
+                    *whole = [0, 1].map(|j| _mm512_add_epi32(whole[j], _mm512_mullo_epi32(second[j], by[j])));
+                }
+                whole
+            }
+        };
+        let scale: [__m512; 2] = std::array::from_fn(|j| _mm512_load_ps(w.scale[block][16 * j..].as_ptr()));
+        for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
+            let factor = _mm512_set1_ps(*x.factors.add(r));
+            for j in 0..2 {
+                sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[j]), _mm512_mul_ps(scale[j], factor), sums[j]);
+            }
+            if matches!(T::KIND, Kind::Mins) {
+                let sum = _mm512_set1_ps(f32::from_bits((*x.extra.add(r))[0] as u32));
+                for j in 0..2 {
+                    sums[j] = _mm512_fnmadd_ps(_mm512_castsi512_ps(extra(0, j)), sum, sums[j]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! `y = x W^T` by weights of blocks, as they are in the file. Each row of `x` is rounded once to whole numbers of 8 bits, a factor for each
+//! 32, and multiplied as whole numbers, exactly; the sums of 32 products are added as float32 in one order: sum `p` of four takes the blocks
+//! `b % 4 == p` one after the other, and `((s0 + s1) + s2) + s3` is the result. So a row's result depends on the row and the weight
+//! alone, to the bit, and is the same at every level of the CPU and for any number of rows.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod few;
+#[cfg(target_arch = "x86_64")]
+mod many;
+mod plain;
+mod rounded;
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use super::super::Dtype;
+use super::attention::Rows;
+use rounded::{BLOCK, Few, Many, Rounded};
+
+/// What a type's blocks of 32 have beside a factor.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// A constant that is taken off each code.
+    Offset(i32),
+    /// A number that is taken off each element.
+    Mins,
+    /// A constant, and a whole factor for each 16.
+    Halves(i32),
+}
+
+impl Kind {
+    fn of(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Q8_0 => Self::Offset(128),
+            Dtype::Q4_0 => Self::Offset(8),
+            Dtype::Q5_0 => Self::Offset(16),
+            Dtype::Q6_K => Self::Halves(32),
+            _ => Self::Mins,
+        }
+    }
+}
+
+/// Some columns of a product.
+#[derive(Clone, Copy)]
+struct Stripe<'a> {
+    dtype: Dtype,
+    /// The weight's rows of these columns.
+    w: &'a [u8],
+    columns: usize,
+    /// The first element of the output.
+    out: *mut f32,
+    /// How far the output's rows lie apart.
+    width: usize,
+    /// The product is added to what is there.
+    add: bool,
+}
+
+impl Stripe<'_> {
+    /// Bytes of a row of the weight.
+    fn row_bytes(&self) -> usize {
+        self.w.len() / self.columns
+    }
+
+    /// A row of the weight.
+    fn row(&self, column: usize) -> &[u8] {
+        &self.w[column * self.row_bytes()..][..self.row_bytes()]
+    }
+
+    /// # Safety
+    /// The element is the stripe's, and nobody else's.
+    #[inline(always)]
+    unsafe fn put(&self, row: usize, column: usize, value: f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = self.out.add(row * self.width + column);
+            *at = if self.add { *at + value } else { value };
+        }
+    }
+}
+
+/// How products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Plain Rust.
+    Plain,
+    /// AVX2.
+    Avx2,
+    /// AVX2 and AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 with VNNI and VBMI.
+    Avx512,
+}
+
+impl Level {
+    /// Those that this CPU has.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Plain];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if super::lanes::level() >= 1 {
+                all.push(Self::Avx2);
+                if has!("avxvnni") {
+                    all.push(Self::AvxVnni);
+                }
+            }
+            if super::lanes::level() == 2 && has!("avx512vnni") && has!("avx512vbmi") {
+                all.push(Self::Avx512);
+            }
+        }
+        all
+    }
+
+    fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| *Self::all().last().unwrap_or(&Self::Plain))
+    }
+}
+
+/// Rows from which on a weight is packed first.
+const PACKED_FROM: usize = 13;
+
+/// Rows of `x` in the forms in which stripes read them.
+pub(super) struct Activations {
+    level: Level,
+    packed: bool,
+    rounded: Rounded,
+    /// For the types by [`Dtype::ALL`].
+    few: [OnceLock<Few>; Dtype::ALL.len()],
+    many: [OnceLock<Many>; Dtype::ALL.len()],
+}
+
+/// A weight of blocks and where its product goes.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) dtype: Dtype,
+    pub(super) w: &'a [u8],
+    pub(super) rows: usize,
+    /// The first column of the output.
+    pub(super) first: usize,
+}
+
+impl Activations {
+    pub(super) fn new(x: &[f32], rows: usize) -> Self {
+        Self::at(x, rows, Level::best(), None)
+    }
+
+    /// At a level, and by a packed weight or not.
+    fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
+        let packed = packed.unwrap_or(rows >= PACKED_FROM) && level == Level::Avx512;
+        Self { level, packed, rounded: Rounded::new(x, rows), few: Default::default(), many: Default::default() }
+    }
+
+    /// `out [rows, width] (+)= x w^T` for the columns of all parts.
+    ///
+    /// # Panics
+    /// If sizes do not fit.
+    pub(super) fn product(&self, parts: &[Part<'_>], out: &mut [MaybeUninit<f32>], width: usize, add: bool) {
+        let x = &self.rounded;
+        if x.rows == 0 {
+            return;
+        }
+        let mut stripes = Vec::new();
+        let threads = rayon::current_num_threads();
+        assert_eq!(out.len(), x.rows * width, "an output of another size");
+        let out = Rows::new(out);
+        for part in parts {
+            let row_bytes = part.dtype.bytes(x.blocks * BLOCK).expect("rows of whole blocks");
+            assert!(part.w.len() == part.rows * row_bytes && part.first + part.rows <= width, "a part of another size");
+            if part.rows == 0 {
+                continue;
+            }
+            let index = part.dtype as usize;
+            match (self.level, self.packed) {
+                (Level::Avx512, true) => _ = self.many[index].get_or_init(|| Many::new(x, Kind::of(part.dtype))),
+                (Level::Avx512, false) => _ = self.few[index].get_or_init(|| Few::new(x, Kind::of(part.dtype))),
+                _ => {}
+            }
+            let wide = if self.packed { 32 } else { part.rows.div_ceil(threads * 4).next_multiple_of(4) };
+            for from in (0..part.rows).step_by(wide) {
+                let columns = wide.min(part.rows - from);
+                stripes.push((index, from, columns, part));
+            }
+        }
+        stripes.into_par_iter().for_each(|(index, from, columns, part)| {
+            let row_bytes = part.w.len() / part.rows;
+            let w = &part.w[from * row_bytes..][..columns * row_bytes];
+            // SAFETY: inside of the output, as was checked; a stripe writes its own columns only.
+            let out = unsafe { out.pointer().add(part.first + from) }.cast::<f32>();
+            let s = Stripe { dtype: part.dtype, w, columns, out, width, add };
+            #[cfg(target_arch = "x86_64")]
+            match (self.level, self.few[index].get(), self.many[index].get()) {
+                // SAFETY: the level is one that this CPU has, here and below; what is added to has been written.
+                (Level::Avx512, _, Some(x)) => return unsafe { many::stripe(x, &s) },
+                // SAFETY: as above.
+                (Level::Avx512, Some(x), _) => return unsafe { few::stripe(x, &s) },
+                // SAFETY: as above.
+                (Level::AvxVnni, ..) => return unsafe { avx2::stripe_vnni(x, &s) },
+                // SAFETY: as above.
+                (Level::Avx2, ..) => return unsafe { avx2::stripe(x, &s) },
+                _ => {}
+            }
+            plain::stripe(x, &s);
+        });
+    }
+}
+
+/// `x [rows, k] w [columns, k]^T` at a level, by a packed weight or not: for tests, which compare them.
+#[doc(hidden)]
+pub fn product_at(
+    level: Level,
+    packed: Option<bool>,
+    dtype: Dtype,
+    x: &[f32],
+    w: &[u8],
+    [rows, columns]: [usize; 2],
+) -> Vec<f32> {
+    assert!(Level::all().contains(&level), "a level that this CPU has not");
+    let mut out = vec![0f32; rows * columns];
+    // SAFETY: floats are also maybe initialised ones, and only floats are written.
+    let room = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<MaybeUninit<f32>>(), out.len()) };
+    Activations::at(x, rows, level, packed).product(&[Part { dtype, w, rows: columns, first: 0 }], room, columns, false);
+    out
+}
