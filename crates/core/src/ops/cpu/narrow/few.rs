@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::super::lanes::prefetch;
 use super::rounded::{BLOCK, FEW, Few, GROUP, Group};
-use super::wide::{Factors, Wide, with_wide};
+use super::wide::{Factors, Wide, array, with_wide};
 use super::{Kind, Stripe};
 
 /// Bytes between what is read of a weight's row and what is asked for.
@@ -23,7 +23,7 @@ unsafe fn body<T: Wide>(x: &Few, s: &Stripe<'_>) {
     let mut column = 0;
     while column < s.columns {
         // The last rows of a weight again where there are not four.
-        let at = std::array::from_fn(|i| s.row((column + i).min(s.columns - 1)));
+        let at = array!(4, s.w, i => s.row((column + i).min(s.columns - 1)));
         let mut row = 0;
         while row < x.rows {
             let (tile, rows) = x.tile(row);
@@ -55,7 +55,7 @@ unsafe fn four<T: Wide, const R: usize>(x: &[Group], w: [&[u8]; 4], s: &Stripe<'
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
         let mut x = x.as_ptr();
-        let mut at = w.map(<[u8]>::as_ptr);
+        let mut at = array!(4, w[0].as_ptr(), i => w[i].as_ptr());
         for unit in 0..units {
             // The rows are read side by side: after their end come those four rows on.
             let ahead = unit * T::BYTES + AHEAD;
@@ -66,7 +66,7 @@ unsafe fn four<T: Wide, const R: usize>(x: &[Group], w: [&[u8]; 4], s: &Stripe<'
                 }
             }
             x = one::<T, R>(at, x, T::GROUPS, &mut sums);
-            at = at.map(|at| at.add(T::BYTES));
+            at = array!(4, at[0], i => at[i].add(T::BYTES));
         }
         let left = bytes - units * T::BYTES;
         if left > 0 {
@@ -75,7 +75,7 @@ unsafe fn four<T: Wide, const R: usize>(x: &[Group], w: [&[u8]; 4], s: &Stripe<'
             for (rest, at) in rest.iter_mut().zip(at) {
                 std::ptr::copy_nonoverlapping(at, rest.as_mut_ptr(), left);
             }
-            one::<T, R>(rest.each_ref().map(|rest| rest.as_ptr()), x, 1, &mut sums);
+            one::<T, R>(array!(4, at[0], i => rest[i].as_ptr()), x, 1, &mut sums);
         }
         for (r, sums) in sums.into_iter().enumerate() {
             let [a, b] = [_mm512_castps512_ps128(sums), _mm512_extractf32x4_ps::<1>(sums)];
@@ -97,7 +97,7 @@ unsafe fn one<T: Wide, const R: usize>(at: [*const u8; 4], mut x: *const Group, 
     unsafe {
         let factors = T::factors(at);
         for (group, factors) in factors.iter().enumerate().take(groups) {
-            let codes = at.map(|at| T::codes(at, group));
+            let codes = array!(4, [_mm512_setzero_si512(); 2], i => T::codes(at[i], group));
             for sum in sums.iter_mut() {
                 *sum = step::<T>(codes, factors, &*x, *sum);
                 x = x.add(1);
@@ -131,14 +131,14 @@ unsafe fn step<T: Wide>(codes: [[__m512i; 2]; 4], w: &Factors, x: &Group, sum: _
         let whole = match T::KIND {
             Kind::Halves(_) => {
                 let (a, b) = (_mm512_maskz_mov_epi32(0x1111, extra), _mm512_maskz_mov_epi32(0x2222, extra));
-                let a = sums(codes.map(|codes| _mm512_dpbusd_epi32(a, codes[0], first)));
-                let b = sums(codes.map(|codes| _mm512_dpbusd_epi32(b, codes[1], second)));
+                let a = sums(array!(4, a, i => _mm512_dpbusd_epi32(a, codes[i][0], first)));
+                let b = sums(array!(4, b, i => _mm512_dpbusd_epi32(b, codes[i][1], second)));
                 _mm512_add_epi32(_mm512_mullo_epi32(a, w.extra[0]), _mm512_mullo_epi32(b, w.extra[1]))
             }
             kind => {
                 let zero = if matches!(kind, Kind::Offset(_)) { extra } else { _mm512_setzero_si512() };
-                let both = |codes: [__m512i; 2]| _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, codes[0], first), codes[1], second);
-                sums(codes.map(both))
+                let firsts = array!(4, zero, i => _mm512_dpbusd_epi32(zero, codes[i][0], first));
+                sums(array!(4, zero, i => _mm512_dpbusd_epi32(firsts[i], codes[i][1], second)))
             }
         };
         let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, sum);

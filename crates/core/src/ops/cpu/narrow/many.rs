@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 use super::rounded::{CHUNK, GROUP, MANY, Many, Tile, place, starts};
-use super::wide::{Factors, Wide, with_wide};
+use super::wide::{Factors, Wide, array, with_wide};
 use super::{Kind, Stripe};
 
 /// Rows of a weight that are packed together.
@@ -100,7 +100,7 @@ unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: us
             let at = (first + from) / (GROUP * T::GROUPS) * T::BYTES;
             let mut rest = [[0u8; 136]; 16];
             // The last columns again where there are fewer.
-            let mut units: [*const u8; 16] = std::array::from_fn(|c| s.row((16 * sixteen + c).min(s.columns - 1))[at..].as_ptr());
+            let mut units = array!(16, s.w.as_ptr(), c => s.row((16 * sixteen + c).min(s.columns - 1))[at..].as_ptr());
             if at + T::BYTES > bytes {
                 // Some blocks of small ones: the others of the unit are zeros.
                 for (rest, unit) in rest.iter_mut().zip(&mut units) {
@@ -111,12 +111,14 @@ unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: us
             }
             // SAFETY: the caller's promise; whole units.
             unsafe {
-                let factors: [[Factors; 2]; 4] =
-                    std::array::from_fn(|i| T::factors(std::array::from_fn(|c| units[4 * i + c])));
+                let nothing = Factors { scale: _mm512_setzero_ps(), extra: [_mm512_setzero_si512(); 2] };
+                let factors = array!(4, [nothing; 2], i => {
+                    T::factors([units[4 * i], units[4 * i + 1], units[4 * i + 2], units[4 * i + 3]])
+                });
                 for group in 0..T::GROUPS {
                     let blocks = GROUP.min(n - from);
                     for half in 0..2 {
-                        let turned = turn(units.map(|unit| T::codes(unit, group)[half]));
+                        let turned = turn(array!(16, nothing.extra[0], c => T::codes(units[c], group)[half]));
                         for b in 0..blocks {
                             let to = packed.codes[place(from + b, n)].as_mut_ptr();
                             for step in 0..4 {
@@ -125,9 +127,9 @@ unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: us
                             }
                         }
                     }
-                    let of = |part: fn(&Factors) -> __m512i| quarters(factors.map(|four| part(&four[group])));
-                    let scale = of(|factors| _mm512_castps_si512(factors.scale));
-                    let extra = [of(|factors| factors.extra[0]), of(|factors| factors.extra[1])];
+                    let zero = nothing.extra[0];
+                    let scale = quarters(array!(4, zero, i => _mm512_castps_si512(factors[i][group].scale)));
+                    let extra = array!(2, [zero; 4], j => quarters(array!(4, zero, i => factors[i][group].extra[j])));
                     for b in 0..blocks {
                         let to = place(from + b, n);
                         _mm512_store_si512(packed.scale[to][16 * sixteen..].as_mut_ptr().cast(), scale[b]);
@@ -165,8 +167,8 @@ unsafe fn turn(rows: [__m512i; 16]) -> [__m512i; 16] {
     // SAFETY: the caller has AVX-512.
     unsafe {
         // In each quarter of the vectors of four rows: the transpose of 4 x 4.
-        let fours: [[__m512i; 4]; 4] = std::array::from_fn(|i| {
-            let [a, b, c, d] = std::array::from_fn(|j| rows[4 * i + j]);
+        let fours = array!(4, [rows[0]; 4], i => {
+            let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
             let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
             let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
             [
@@ -177,8 +179,8 @@ unsafe fn turn(rows: [__m512i; 16]) -> [__m512i; 16] {
             ]
         });
         // The `j`-th of each four: quarters `q` hold column `4 q + j`.
-        let columns: [[__m512i; 4]; 4] = std::array::from_fn(|j| quarters(fours.map(|four| four[j])));
-        std::array::from_fn(|i| columns[i % 4][i / 4])
+        let columns = array!(4, fours[0], j => quarters([fours[0][j], fours[1][j], fours[2][j], fours[3][j]]));
+        array!(16, rows[0], i => columns[i % 4][i / 4])
     }
 }
 
@@ -214,7 +216,8 @@ unsafe fn half<const R: usize>(x: &Tile, w: *const u8, half: usize, sums: &mut [
     for step in 4 * half..4 * half + 4 {
         // SAFETY: the caller's promise.
         unsafe {
-            let w: [__m512i; 2] = std::array::from_fn(|i| _mm512_load_si512(w.add(step * 4 * COLUMNS + 64 * i).cast()));
+            let w = w.add(step * 4 * COLUMNS);
+            let w = [_mm512_load_si512(w.cast()), _mm512_load_si512(w.add(64).cast())];
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = _mm512_set1_epi32(x.codes.add(r).cast::<i32>().add(step).read_unaligned());
                 *sums = [_mm512_dpbusd_epi32(sums[0], w[0], x), _mm512_dpbusd_epi32(sums[1], w[1], x)];
@@ -229,37 +232,30 @@ unsafe fn step<T: Wide, const R: usize>(x: &Tile, w: &Packed, block: usize, sums
     // SAFETY: the caller's promise.
     unsafe {
         let codes = w.codes[block].as_ptr();
-        let extra = |i: usize, j: usize| _mm512_load_si512(w.extra[block][i][16 * j..].as_ptr().cast());
-        let offsets = |half: usize| -> [[__m512i; 2]; R] {
-            std::array::from_fn(|r| [_mm512_set1_epi32((*x.extra.add(r))[half]); 2])
-        };
-        let whole = match T::KIND {
-            Kind::Offset(_) => {
-                let mut whole = offsets(0);
-                half(x, codes, 0, &mut whole);
-                half(x, codes, 1, &mut whole);
-                whole
+        let zero = _mm512_setzero_si512();
+        let extra = w.extra[block].as_ptr();
+        let extra = array!(2, [zero; 2], i => {
+            [_mm512_load_si512(extra.add(i).cast()), _mm512_load_si512(extra.add(i).cast::<i32>().add(16).cast())]
+        });
+        let mut whole = [[zero; 2]; R];
+        if !matches!(T::KIND, Kind::Mins) {
+            whole = array!(R, [zero; 2], r => [_mm512_set1_epi32((*x.extra.add(r))[0]); 2]);
+        }
+        half(x, codes, 0, &mut whole);
+        if matches!(T::KIND, Kind::Halves(_)) {
+            let mut second = array!(R, [zero; 2], r => [_mm512_set1_epi32((*x.extra.add(r))[1]); 2]);
+            for whole in &mut whole {
+                *whole = [_mm512_mullo_epi32(whole[0], extra[0][0]), _mm512_mullo_epi32(whole[1], extra[0][1])];
             }
-            Kind::Mins => {
-                let mut whole = [[_mm512_setzero_si512(); 2]; R];
-                half(x, codes, 0, &mut whole);
-                half(x, codes, 1, &mut whole);
-                whole
+            half(x, codes, 1, &mut second);
+            for (whole, second) in whole.iter_mut().zip(second) {
+                *whole = array!(2, zero, j => _mm512_add_epi32(whole[j], _mm512_mullo_epi32(second[j], extra[1][j])));
             }
-            Kind::Halves(_) => {
-                let (mut whole, mut second) = (offsets(0), offsets(1));
-                half(x, codes, 0, &mut whole);
-                let by = [extra(0, 0), extra(0, 1)];
-                whole.iter_mut().for_each(|whole| *whole = [0, 1].map(|j| _mm512_mullo_epi32(whole[j], by[j])));
-                half(x, codes, 1, &mut second);
-                let by = [extra(1, 0), extra(1, 1)];
-                for (whole, second) in whole.iter_mut().zip(second) {
-                    *whole = [0, 1].map(|j| _mm512_add_epi32(whole[j], _mm512_mullo_epi32(second[j], by[j])));
-                }
-                whole
-            }
-        };
-        let scale: [__m512; 2] = std::array::from_fn(|j| _mm512_load_ps(w.scale[block][16 * j..].as_ptr()));
+        } else {
+            half(x, codes, 1, &mut whole);
+        }
+        let scale = w.scale[block].as_ptr();
+        let scale = [_mm512_load_ps(scale), _mm512_load_ps(scale.add(16))];
         for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
             let factor = _mm512_set1_ps(*x.factors.add(r));
             for j in 0..2 {
@@ -268,7 +264,7 @@ unsafe fn step<T: Wide, const R: usize>(x: &Tile, w: &Packed, block: usize, sums
             if matches!(T::KIND, Kind::Mins) {
                 let sum = _mm512_set1_ps(f32::from_bits((*x.extra.add(r))[0] as u32));
                 for j in 0..2 {
-                    sums[j] = _mm512_fnmadd_ps(_mm512_castsi512_ps(extra(0, j)), sum, sums[j]);
+                    sums[j] = _mm512_fnmadd_ps(_mm512_castsi512_ps(extra[0][j]), sum, sums[j]);
                 }
             }
         }

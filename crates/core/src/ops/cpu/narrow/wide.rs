@@ -4,6 +4,20 @@ use std::arch::x86_64::*;
 
 use super::Kind;
 
+/// An array of what an expression gives for each index. A closure would be compiled without the features of the function that it is in.
+macro_rules! array {
+    ($n:expr, $zero:expr, $i:ident => $value:expr) => {{
+        let mut all = [$zero; $n];
+        let mut $i = 0;
+        while $i < $n {
+            all[$i] = $value;
+            $i += 1;
+        }
+        all
+    }};
+}
+pub(super) use array;
+
 /// A type of blocks, four blocks of 32 at a time. All functions need AVX-512 with VNNI and VBMI, and whole units at their pointers.
 pub(super) trait Wide {
     /// Bytes of a unit of one or two times four blocks.
@@ -104,11 +118,10 @@ unsafe fn halves(at: [*const u8; 4], picks: &[u8; 64], second: usize) -> Factors
     // SAFETY: as in `load`.
     unsafe {
         let picks = load(picks.as_ptr());
-        let of = |row: usize| {
-            let mask = 0x0303_0303u64 << (2 * row);
-            _mm512_maskz_permutex2var_epi8(mask, load(at[row]), picks, load(at[row].add(second)))
-        };
-        let all = _mm512_or_si512(_mm512_or_si512(of(0), of(1)), _mm512_or_si512(of(2), of(3)));
+        let of = array!(4, picks, i => {
+            _mm512_maskz_permutex2var_epi8(0x0303_0303 << (2 * i), load(at[i]), picks, load(at[i].add(second)))
+        });
+        let all = _mm512_or_si512(_mm512_or_si512(of[0], of[1]), _mm512_or_si512(of[2], of[3]));
         Factors { scale: _mm512_cvtph_ps(_mm512_castsi512_si256(all)), extra: [_mm512_setzero_si512(); 2] }
     }
 }
@@ -182,10 +195,11 @@ impl Wide for Q5_0 {
         unsafe {
             let (a, b) = (load(at), load(at.add(24)));
             let [first, second] = nibbles(_mm512_permutex2var_epi8(a, load(PICKS.as_ptr()), b));
-            let high = |picks: &[u8; 64]| bits(_mm512_permutex2var_epi8(a, load(picks.as_ptr()), b));
+            let first_high = bits(_mm512_permutex2var_epi8(a, load(FIRST.as_ptr()), b));
+            let second_high = bits(_mm512_permutex2var_epi8(a, load(SECOND.as_ptr()), b));
             [
-                _mm512_mask_add_epi8(first, high(&FIRST), first, splat(16)),
-                _mm512_mask_add_epi8(second, high(&SECOND), second, splat(16)),
+                _mm512_mask_add_epi8(first, first_high, first, splat(16)),
+                _mm512_mask_add_epi8(second, second_high, second, splat(16)),
             ]
         }
     }
@@ -204,8 +218,26 @@ unsafe fn paired(at: *const u8) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
     unsafe {
         let [low, high] = nibbles(load(at));
-        let of = |picks: __m512i| _mm512_permutex2var_epi64(low, picks, high);
-        [of(_mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13)), of(_mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15))]
+        [
+            _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high),
+            _mm512_permutex2var_epi64(low, _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), high),
+        ]
+    }
+}
+
+#[inline(always)]
+unsafe fn and(x: __m128i, mask: i32) -> __m128i {
+    // SAFETY: as in `load`.
+    unsafe { _mm_and_si128(x, _mm_set1_epi32(mask)) }
+}
+
+/// Four numbers of four rows, `[row][block]`, times the rows' factors: `[block][row]`.
+#[inline(always)]
+unsafe fn times(x: __m128i, factors: __m512) -> __m512 {
+    // SAFETY: as in `load`.
+    unsafe {
+        let turned = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_mul_ps(factors, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(x, turned))))
     }
 }
 
@@ -214,26 +246,24 @@ unsafe fn paired(at: *const u8) -> [__m512i; 2] {
 unsafe fn scales_mins(at: [*const u8; 4]) -> [Factors; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        let [a, b, c, d] = at.map(|at| _mm_loadu_si128(at.cast()));
+        let [a, b, c, d] = array!(4, _mm_setzero_si128(), i => _mm_loadu_si128(at[i].cast()));
         let (ab, ab_high) = (_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
         let (cd, cd_high) = (_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
         // Of each row 4 bytes: both factors, the first 4 blocks' scales and mins, the lower bits of the others.
         let (factors, scales) = (_mm_unpacklo_epi64(ab, cd), _mm_unpackhi_epi64(ab, cd));
         let (mins, low) = (_mm_unpacklo_epi64(ab_high, cd_high), _mm_unpackhi_epi64(ab_high, cd_high));
-        let and = |x: __m128i, mask: i32| _mm_and_si128(x, _mm_set1_epi32(mask));
-        let high = |x: __m128i| and(_mm_srli_epi32::<2>(x), 0x3030_3030);
-        let other_scales = _mm_or_si128(and(low, 0x0f0f_0f0f), high(scales));
-        let other_mins = _mm_or_si128(and(_mm_srli_epi32::<4>(low), 0x0f0f_0f0f), high(mins));
+        let other_scales = _mm_or_si128(and(low, 0x0f0f_0f0f), and(_mm_srli_epi32::<2>(scales), 0x3030_3030));
+        let other_mins = _mm_or_si128(and(_mm_srli_epi32::<4>(low), 0x0f0f_0f0f), and(_mm_srli_epi32::<2>(mins), 0x3030_3030));
+        let (scales, mins) = (and(scales, 0x3f3f_3f3f), and(mins, 0x3f3f_3f3f));
         let apart = _mm_shuffle_epi8(factors, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
         let factors = _mm256_cvtph_ps(apart);
         let d = _mm512_broadcast_f32x4(_mm256_castps256_ps128(factors));
         let dmin = _mm512_broadcast_f32x4(_mm256_extractf128_ps::<1>(factors));
-        let turned = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        let float = |x: __m128i| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(x, turned)));
-        [(and(scales, 0x3f3f_3f3f), and(mins, 0x3f3f_3f3f)), (other_scales, other_mins)].map(|(scales, mins)| Factors {
-            scale: _mm512_mul_ps(d, float(scales)),
-            extra: [_mm512_castps_si512(_mm512_mul_ps(dmin, float(mins))), _mm512_setzero_si512()],
-        })
+        let zero = _mm512_setzero_si512();
+        [
+            Factors { scale: times(scales, d), extra: [_mm512_castps_si512(times(mins, dmin)), zero] },
+            Factors { scale: times(other_scales, d), extra: [_mm512_castps_si512(times(other_mins, dmin)), zero] },
+        ]
     }
 }
 
@@ -271,13 +301,11 @@ impl Wide for Q5K {
             // A block's fifth bits are at its number in the block of 256.
             let bit = _mm512_setr_epi64(ONES, ONES, ONES << 1, ONES << 1, ONES << 2, ONES << 2, ONES << 3, ONES << 3);
             let bit = if group == 0 { bit } else { _mm512_slli_epi32::<4>(bit) };
-            let high = |half: usize| {
-                let bytes = _mm512_broadcast_i32x4(_mm_loadu_si128(at.add(16 + 16 * half).cast()));
-                _mm512_test_epi8_mask(bytes, bit)
-            };
+            let first_high = _mm512_test_epi8_mask(_mm512_broadcast_i32x4(_mm_loadu_si128(at.add(16).cast())), bit);
+            let second_high = _mm512_test_epi8_mask(_mm512_broadcast_i32x4(_mm_loadu_si128(at.add(32).cast())), bit);
             [
-                _mm512_mask_add_epi8(first, high(0), first, splat(16)),
-                _mm512_mask_add_epi8(second, high(1), second, splat(16)),
+                _mm512_mask_add_epi8(first, first_high, first, splat(16)),
+                _mm512_mask_add_epi8(second, second_high, second, splat(16)),
             ]
         }
     }
@@ -301,15 +329,15 @@ impl Wide for Q6K {
         unsafe {
             // 64 bytes: the lower halves of blocks 0 and 2, then of 1 and 3.
             let [low, high] = nibbles(load(at.add(64 * group)));
-            let of = |picks: __m512i, half: usize| {
-                let low = _mm512_permutex2var_epi64(low, picks, high);
+            let picks = [_mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15)];
+            array!(2, low, half => {
+                let low = _mm512_permutex2var_epi64(low, picks[half], high);
                 let pairs = _mm512_broadcast_i32x4(_mm_loadu_si128(at.add(128 + 32 * group + 16 * half).cast()));
                 // A block's pair of bits is at twice its number, and belongs at 4.
                 let pairs = _mm512_rolv_epi64(pairs, _mm512_setr_epi64(4, 4, 2, 2, 0, 0, 62, 62));
                 // low | pairs & 0x30
                 _mm512_ternarylogic_epi64::<0xf8>(low, pairs, splat(0x30))
-            };
-            [of(_mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), 0), of(_mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), 1)]
+            })
         }
     }
 
@@ -327,18 +355,19 @@ impl Wide for Q6K {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            let d = at.map(|at| i64::from(at.add(208).cast::<u16>().read_unaligned()));
+            let d = array!(4, 0, i => i64::from(at[i].add(208).cast::<u16>().read_unaligned()));
             let d = _mm_cvtsi64_si128(d[0] | d[1] << 16 | d[2] << 32 | d[3] << 48);
             let scale = _mm512_broadcast_f32x4(_mm_cvtph_ps(d));
-            let [a, b, c, d] = at.map(|at| _mm_loadu_si128(at.add(192).cast()));
-            let (ab, cd) = (_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b), _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(c), d));
-            let all = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(ab), cd);
+            let mut all = _mm512_castsi128_si512(_mm_loadu_si128(at[0].add(192).cast()));
+            all = _mm512_inserti32x4::<1>(all, _mm_loadu_si128(at[1].add(192).cast()));
+            all = _mm512_inserti32x4::<2>(all, _mm_loadu_si128(at[2].add(192).cast()));
+            all = _mm512_inserti32x4::<3>(all, _mm_loadu_si128(at[3].add(192).cast()));
             let all = _mm512_permutexvar_epi8(load(PICKS.as_ptr()), all);
-            let of = |x: __m128i| _mm512_cvtepi8_epi32(x);
-            [
-                Factors { scale, extra: [of(_mm512_castsi512_si128(all)), of(_mm512_extracti32x4_epi32::<1>(all))] },
-                Factors { scale, extra: [of(_mm512_extracti32x4_epi32::<2>(all)), of(_mm512_extracti32x4_epi32::<3>(all))] },
-            ]
+            let a = _mm512_cvtepi8_epi32(_mm512_castsi512_si128(all));
+            let b = _mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32::<1>(all));
+            let c = _mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32::<2>(all));
+            let d = _mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32::<3>(all));
+            [Factors { scale, extra: [a, b] }, Factors { scale, extra: [c, d] }]
         }
     }
 }
