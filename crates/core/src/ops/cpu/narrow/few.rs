@@ -5,11 +5,11 @@ use std::arch::x86_64::*;
 
 use super::super::lanes::prefetch;
 use super::rounded::{BLOCK, FEW, Few, GROUP, Group};
-use super::wide::{Factors, Wide, array, with_wide};
-use super::{Kind, Stripe};
+use super::wide::{Factors, Wide, with_wide};
+use super::{Kind, Stripe, array};
 
 /// Bytes between what is read of a weight's row and what is asked for.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 2048;
 /// Most bytes of a unit that is not whole: four blocks of the largest type of small blocks.
 const UNIT: usize = 136;
 

@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 use super::rounded::{CHUNK, GROUP, MANY, Many, Tile, place, starts};
-use super::wide::{Factors, Wide, array, with_wide};
-use super::{Kind, Stripe};
+use super::wide::{Factors, Wide, with_wide};
+use super::{Kind, Stripe, array};
 
 /// Rows of a weight that are packed together.
 pub(super) const COLUMNS: usize = 32;
@@ -78,16 +78,32 @@ unsafe fn body<T: Wide>(x: &Many, s: &Stripe<'_>) {
             let rows = x.tile_rows(row);
             let sums = &room.sums[(row - from) * GROUP * COLUMNS..][..rows * GROUP * COLUMNS];
             for r in 0..rows {
-                let of = |p: usize, c: usize| sums[(p * rows + r) * COLUMNS + c];
-                for c in 0..s.columns {
-                    let sum = ((of(0, c) + of(1, c)) + of(2, c)) + of(3, c);
-                    // SAFETY: the stripe's own elements.
-                    unsafe { s.put(row + r, c, sum) };
-                }
+                // SAFETY: a row's sums; the stripe's own elements.
+                unsafe { finish(sums[r * COLUMNS..].as_ptr(), rows * COLUMNS, s, row + r) };
             }
         }
     }
     ROOM.set(Some(room));
+}
+
+/// Adds the four sums of a row, `apart` floats from each other, for all columns.
+#[inline(always)]
+unsafe fn finish(sums: *const f32, apart: usize, s: &Stripe<'_>, row: usize) {
+    // SAFETY: the caller's promise; lanes beyond the columns are neither read nor written.
+    unsafe {
+        let out = s.out.add(row * s.width);
+        for c in (0..s.columns).step_by(16) {
+            let here = (u32::MAX >> (32 - (s.columns - c).min(16))) as __mmask16;
+            let sums = sums.add(c);
+            let sum = _mm512_add_ps(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(apart)));
+            let sum = _mm512_add_ps(sum, _mm512_loadu_ps(sums.add(2 * apart)));
+            let mut sum = _mm512_add_ps(sum, _mm512_loadu_ps(sums.add(3 * apart)));
+            if s.add {
+                sum = _mm512_add_ps(_mm512_maskz_loadu_ps(here, out.add(c)), sum);
+            }
+            _mm512_mask_storeu_ps(out.add(c), here, sum);
+        }
+    }
 }
 
 /// Packs `n` blocks of a stripe from `first` on.

@@ -3,6 +3,22 @@
 //! `b % 4 == p` one after the other, and `((s0 + s1) + s2) + s3` is the result. So a row's result depends on the row and the weight
 //! alone, to the bit, and is the same at every level of the CPU and for any number of rows.
 
+/// An array of what an expression gives for each index. A closure would be compiled without the features of the function that it is in.
+#[cfg(target_arch = "x86_64")]
+macro_rules! array {
+    ($n:expr, $zero:expr, $i:ident => $value:expr) => {{
+        let mut all = [$zero; $n];
+        let mut $i = 0;
+        while $i < $n {
+            all[$i] = $value;
+            $i += 1;
+        }
+        all
+    }};
+}
+#[cfg(target_arch = "x86_64")]
+use array;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -127,7 +143,7 @@ impl Level {
 const PACKED_FROM: usize = 13;
 
 /// Rows of `x` in the forms in which stripes read them.
-pub(super) struct Activations {
+pub struct Activations {
     level: Level,
     packed: bool,
     rounded: Rounded,
@@ -138,12 +154,12 @@ pub(super) struct Activations {
 
 /// A weight of blocks and where its product goes.
 #[derive(Clone, Copy)]
-pub(super) struct Part<'a> {
-    pub(super) dtype: Dtype,
-    pub(super) w: &'a [u8],
-    pub(super) rows: usize,
+pub struct Part<'a> {
+    pub dtype: Dtype,
+    pub w: &'a [u8],
+    pub rows: usize,
     /// The first column of the output.
-    pub(super) first: usize,
+    pub first: usize,
 }
 
 impl Activations {
@@ -152,7 +168,7 @@ impl Activations {
     }
 
     /// At a level, and by a packed weight or not.
-    fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
+    pub fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
         let packed = packed.unwrap_or(rows >= PACKED_FROM) && level == Level::Avx512;
         Self { level, packed, rounded: Rounded::new(x, rows), few: Default::default(), many: Default::default() }
     }
@@ -161,7 +177,7 @@ impl Activations {
     ///
     /// # Panics
     /// If sizes do not fit.
-    pub(super) fn product(&self, parts: &[Part<'_>], out: &mut [MaybeUninit<f32>], width: usize, add: bool) {
+    pub fn product(&self, parts: &[Part<'_>], out: &mut [MaybeUninit<f32>], width: usize, add: bool) {
         let x = &self.rounded;
         if x.rows == 0 {
             return;
@@ -201,12 +217,12 @@ impl Activations {
                 // SAFETY: as above.
                 (Level::Avx512, Some(x), _) => return unsafe { few::stripe(x, &s) },
                 // SAFETY: as above.
-                (Level::AvxVnni, ..) => return unsafe { avx2::stripe_vnni(x, &s) },
+                (Level::AvxVnni, ..) => return unsafe { avx2::stripe_vnni(&self.rounded, &s) },
                 // SAFETY: as above.
-                (Level::Avx2, ..) => return unsafe { avx2::stripe(x, &s) },
+                (Level::Avx2, ..) => return unsafe { avx2::stripe(&self.rounded, &s) },
                 _ => {}
             }
-            plain::stripe(x, &s);
+            plain::stripe(&self.rounded, &s);
         });
     }
 }

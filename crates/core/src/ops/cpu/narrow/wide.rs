@@ -2,21 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Kind;
-
-/// An array of what an expression gives for each index. A closure would be compiled without the features of the function that it is in.
-macro_rules! array {
-    ($n:expr, $zero:expr, $i:ident => $value:expr) => {{
-        let mut all = [$zero; $n];
-        let mut $i = 0;
-        while $i < $n {
-            all[$i] = $value;
-            $i += 1;
-        }
-        all
-    }};
-}
-pub(super) use array;
+use super::{Kind, array};
 
 /// A type of blocks, four blocks of 32 at a time. All functions need AVX-512 with VNNI and VBMI, and whole units at their pointers.
 pub(super) trait Wide {
