@@ -143,7 +143,7 @@ impl Level {
 const PACKED_FROM: usize = 13;
 
 /// Rows of `x` in the forms in which stripes read them.
-pub struct Activations {
+pub(super) struct Activations {
     level: Level,
     packed: bool,
     rounded: Rounded,
@@ -154,12 +154,12 @@ pub struct Activations {
 
 /// A weight of blocks and where its product goes.
 #[derive(Clone, Copy)]
-pub struct Part<'a> {
-    pub dtype: Dtype,
-    pub w: &'a [u8],
-    pub rows: usize,
+pub(super) struct Part<'a> {
+    pub(super) dtype: Dtype,
+    pub(super) w: &'a [u8],
+    pub(super) rows: usize,
     /// The first column of the output.
-    pub first: usize,
+    pub(super) first: usize,
 }
 
 impl Activations {
@@ -168,7 +168,7 @@ impl Activations {
     }
 
     /// At a level, and by a packed weight or not.
-    pub fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
+    fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
         let packed = packed.unwrap_or(rows >= PACKED_FROM) && level == Level::Avx512;
         Self { level, packed, rounded: Rounded::new(x, rows), few: Default::default(), many: Default::default() }
     }
@@ -177,7 +177,7 @@ impl Activations {
     ///
     /// # Panics
     /// If sizes do not fit.
-    pub fn product(&self, parts: &[Part<'_>], out: &mut [MaybeUninit<f32>], width: usize, add: bool) {
+    pub(super) fn product(&self, parts: &[Part<'_>], out: &mut [MaybeUninit<f32>], width: usize, add: bool) {
         let x = &self.rounded;
         if x.rows == 0 {
             return;
