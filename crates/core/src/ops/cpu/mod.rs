@@ -8,7 +8,7 @@ mod elementwise;
 mod lanes;
 mod loss;
 mod math;
-pub(super) mod narrow;
+pub mod narrow;
 mod norm;
 mod parts;
 mod rows;

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::super::blocks::scale_min;
 use super::rounded::{BLOCK, GROUP, Rounded};
-use super::{Dtype, Kind, Stripe, array};
+use super::{Dtype, Kind, Stripe};
 
 /// Most rows that a block is multiplied with once it is unpacked.
 const ROWS: usize = 4;

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use super::super::lanes::prefetch;
 use super::rounded::{BLOCK, FEW, Few, GROUP, Group};
 use super::wide::{Factors, Wide, with_wide};
-use super::{Kind, Stripe, array};
+use super::{Kind, Stripe};
 
 /// Bytes between what is read of a weight's row and what is asked for.
 const AHEAD: usize = 2048;

@@ -4,9 +4,10 @@
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
+use super::super::lanes::prefetch;
 use super::rounded::{CHUNK, GROUP, MANY, Many, Tile, place, starts};
 use super::wide::{Factors, Wide, with_wide};
-use super::{Kind, Stripe, array};
+use super::{Kind, Stripe};
 
 /// Rows of a weight that are packed together.
 pub(super) const COLUMNS: usize = 32;
@@ -43,6 +44,7 @@ with_wide! {
 
 #[inline(always)]
 unsafe fn body<T: Wide>(x: &Many, s: &Stripe<'_>) {
+    let extra = x.extra(s.dtype);
     // Taken out, so that nothing is borrowed while others' code runs.
     let mut room = ROOM.take().unwrap_or_else(|| Room {
         // SAFETY: numbers may be zeros.
@@ -64,12 +66,12 @@ unsafe fn body<T: Wide>(x: &Many, s: &Stripe<'_>) {
                 // SAFETY: as above; the sums of a tile are `GROUP` times its rows times the columns.
                 unsafe {
                     match x.tile_rows(row) {
-                        1 => tile::<T, 1>(x.tile(row, first), &room.packed, n, first == 0, at),
-                        2 => tile::<T, 2>(x.tile(row, first), &room.packed, n, first == 0, at),
-                        3 => tile::<T, 3>(x.tile(row, first), &room.packed, n, first == 0, at),
-                        4 => tile::<T, 4>(x.tile(row, first), &room.packed, n, first == 0, at),
-                        5 => tile::<T, 5>(x.tile(row, first), &room.packed, n, first == 0, at),
-                        _ => tile::<T, MANY>(x.tile(row, first), &room.packed, n, first == 0, at),
+                        1 => tile::<T, 1>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
+                        2 => tile::<T, 2>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
+                        3 => tile::<T, 3>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
+                        4 => tile::<T, 4>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
+                        5 => tile::<T, 5>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
+                        _ => tile::<T, MANY>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
                     }
                 }
             }
@@ -109,7 +111,7 @@ unsafe fn finish(sums: *const f32, apart: usize, s: &Stripe<'_>, row: usize) {
 /// Packs `n` blocks of a stripe from `first` on.
 #[inline(always)]
 unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: usize) {
-    let bytes = s.row_bytes();
+    let bytes = s.row_bytes;
     for sixteen in 0..COLUMNS.min(s.columns.next_multiple_of(16)) / 16 {
         let mut from = 0;
         while from < n {
@@ -117,6 +119,13 @@ unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: us
             let mut rest = [[0u8; 136]; 16];
             // The last columns again where there are fewer.
             let mut units = array!(16, s.w.as_ptr(), c => s.row((16 * sixteen + c).min(s.columns - 1))[at..].as_ptr());
+            // What is packed after these blocks, in this row or, after its end, for the next stripe.
+            for unit in units {
+                let ahead = if at + (CHUNK / (GROUP * T::GROUPS) * T::BYTES) < bytes { (CHUNK / (GROUP * T::GROUPS) * T::BYTES) } else { (CHUNK / (GROUP * T::GROUPS) * T::BYTES) + (COLUMNS - 1) * bytes };
+                for line in 0..T::BYTES.div_ceil(64) {
+                    prefetch(unit.wrapping_add(ahead + 64 * line));
+                }
+            }
             if at + T::BYTES > bytes {
                 // Some blocks of small ones: the others of the unit are zeros.
                 for (rest, unit) in rest.iter_mut().zip(&mut units) {

@@ -17,9 +17,6 @@ macro_rules! array {
     }};
 }
 #[cfg(target_arch = "x86_64")]
-use array;
-
-#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod few;
@@ -69,6 +66,8 @@ struct Stripe<'a> {
     /// The weight's rows of these columns.
     w: &'a [u8],
     columns: usize,
+    /// Bytes of a row of the weight.
+    row_bytes: usize,
     /// The first element of the output.
     out: *mut f32,
     /// How far the output's rows lie apart.
@@ -78,14 +77,9 @@ struct Stripe<'a> {
 }
 
 impl Stripe<'_> {
-    /// Bytes of a row of the weight.
-    fn row_bytes(&self) -> usize {
-        self.w.len() / self.columns
-    }
-
     /// A row of the weight.
     fn row(&self, column: usize) -> &[u8] {
-        &self.w[column * self.row_bytes()..][..self.row_bytes()]
+        &self.w[column * self.row_bytes..][..self.row_bytes]
     }
 
     /// # Safety
@@ -140,16 +134,21 @@ impl Level {
 }
 
 /// Rows from which on a weight is packed first.
-const PACKED_FROM: usize = 13;
+const PACKED_FROM: usize = 33;
 
-/// Rows of `x` in the forms in which stripes read them.
+/// Rows of `x` in the form in which stripes read them.
 pub(super) struct Activations {
     level: Level,
-    packed: bool,
-    rounded: Rounded,
-    /// For the types by [`Dtype::ALL`].
-    few: [OnceLock<Few>; Dtype::ALL.len()],
-    many: [OnceLock<Many>; Dtype::ALL.len()],
+    rows: usize,
+    blocks: usize,
+    form: Form,
+}
+
+enum Form {
+    /// As they are rounded, and for few rows and AVX-512 as each type reads them, by [`Dtype::ALL`].
+    Rows(Rounded, [OnceLock<Few>; Dtype::ALL.len()]),
+    /// For packed weights.
+    Many(Many),
 }
 
 /// A weight of blocks and where its product goes.
@@ -168,9 +167,10 @@ impl Activations {
     }
 
     /// At a level, and by a packed weight or not.
-    fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
+    pub(super) fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
         let packed = packed.unwrap_or(rows >= PACKED_FROM) && level == Level::Avx512;
-        Self { level, packed, rounded: Rounded::new(x, rows), few: Default::default(), many: Default::default() }
+        let form = if packed { Form::Many(Many::new(x, rows)) } else { Form::Rows(Rounded::new(x, rows), Default::default()) };
+        Self { level, rows, blocks: x.len() / rows.max(1) / BLOCK, form }
     }
 
     /// `out [rows, width] (+)= x w^T` for the columns of all parts.
@@ -178,52 +178,63 @@ impl Activations {
     /// # Panics
     /// If sizes do not fit.
     pub(super) fn product(&self, parts: &[Part<'_>], out: &mut [MaybeUninit<f32>], width: usize, add: bool) {
-        let x = &self.rounded;
-        if x.rows == 0 {
+        if self.rows == 0 {
             return;
         }
         let mut stripes = Vec::new();
         let threads = rayon::current_num_threads();
-        assert_eq!(out.len(), x.rows * width, "an output of another size");
+        assert_eq!(out.len(), self.rows * width, "an output of another size");
         let out = Rows::new(out);
         for part in parts {
-            let row_bytes = part.dtype.bytes(x.blocks * BLOCK).expect("rows of whole blocks");
+            let row_bytes = part.dtype.bytes(self.blocks * BLOCK).expect("rows of whole blocks");
             assert!(part.w.len() == part.rows * row_bytes && part.first + part.rows <= width, "a part of another size");
-            if part.rows == 0 {
-                continue;
-            }
-            let index = part.dtype as usize;
-            match (self.level, self.packed) {
-                (Level::Avx512, true) => _ = self.many[index].get_or_init(|| Many::new(x, Kind::of(part.dtype))),
-                (Level::Avx512, false) => _ = self.few[index].get_or_init(|| Few::new(x, Kind::of(part.dtype))),
-                _ => {}
-            }
-            let wide = if self.packed { 32 } else { part.rows.div_ceil(threads * 4).next_multiple_of(4) };
-            for from in (0..part.rows).step_by(wide) {
-                let columns = wide.min(part.rows - from);
-                stripes.push((index, from, columns, part));
+            let wide = match &self.form {
+                Form::Many(x) => {
+                    x.extra(part.dtype);
+                    32
+                }
+                Form::Rows(x, few) => {
+                    if self.level == Level::Avx512 {
+                        few[part.dtype as usize].get_or_init(|| Few::new(x, Kind::of(part.dtype)));
+                    }
+                    part.rows.div_ceil(threads * 4).next_multiple_of(4)
+                }
+            };
+            for from in (0..part.rows).step_by(wide.max(1)) {
+                stripes.push((part, from, wide.min(part.rows - from), row_bytes));
             }
         }
-        stripes.into_par_iter().for_each(|(index, from, columns, part)| {
-            let row_bytes = part.w.len() / part.rows;
+        stripes.into_par_iter().for_each(|(part, from, columns, row_bytes)| {
             let w = &part.w[from * row_bytes..][..columns * row_bytes];
             // SAFETY: inside of the output, as was checked; a stripe writes its own columns only.
             let out = unsafe { out.pointer().add(part.first + from) }.cast::<f32>();
-            let s = Stripe { dtype: part.dtype, w, columns, out, width, add };
-            #[cfg(target_arch = "x86_64")]
-            match (self.level, self.few[index].get(), self.many[index].get()) {
-                // SAFETY: the level is one that this CPU has, here and below; what is added to has been written.
-                (Level::Avx512, _, Some(x)) => return unsafe { many::stripe(x, &s) },
-                // SAFETY: as above.
-                (Level::Avx512, Some(x), _) => return unsafe { few::stripe(x, &s) },
-                // SAFETY: as above.
-                (Level::AvxVnni, ..) => return unsafe { avx2::stripe_vnni(&self.rounded, &s) },
-                // SAFETY: as above.
-                (Level::Avx2, ..) => return unsafe { avx2::stripe(&self.rounded, &s) },
-                _ => {}
-            }
-            plain::stripe(&self.rounded, &s);
+            // SAFETY: so the stripes' columns are theirs alone; what is added to has been written.
+            unsafe { self.stripe(&Stripe { dtype: part.dtype, w, columns, row_bytes, out, width, add }) };
         });
+    }
+
+    /// # Safety
+    /// The stripe's columns are nobody else's, and have been written if they are added to.
+    unsafe fn stripe(&self, s: &Stripe<'_>) {
+        match &self.form {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the caller's promise; the level is one that this CPU has, here and below.
+            Form::Many(x) => unsafe { many::stripe(x, s) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Form::Many(_) => unreachable!("a level that this CPU has not"),
+            Form::Rows(x, few) => match (self.level, few[s.dtype as usize].get()) {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                (Level::Avx512, Some(x)) => unsafe { few::stripe(x, s) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                (Level::AvxVnni, _) => unsafe { avx2::stripe_vnni(x, s) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                (Level::Avx2, _) => unsafe { avx2::stripe(x, s) },
+                _ => plain::stripe(x, s),
+            },
+        }
     }
 }
 

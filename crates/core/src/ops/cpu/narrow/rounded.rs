@@ -1,10 +1,13 @@
 //! Rows of activations rounded to whole numbers of 8 bits, and the forms in which products read them.
 
+use std::sync::OnceLock;
+
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::super::math::vectorized;
-use super::Kind;
+use super::{Dtype, Kind};
 
 /// Elements with a factor of their own.
 pub(super) const BLOCK: usize = 32;
@@ -25,24 +28,24 @@ pub(super) struct Rounded {
     pub(super) sums: Vec<[i32; 2]>,
 }
 
+/// Blocks of a row.
+fn blocks(x: &[f32], rows: usize) -> usize {
+    let blocks = x.len() / rows.max(1) / BLOCK;
+    assert_eq!(x.len(), rows * blocks * BLOCK, "rows that are not whole blocks");
+    blocks
+}
+
 impl Rounded {
     pub(super) fn new(x: &[f32], rows: usize) -> Self {
-        let blocks = x.len() / rows.max(1) / BLOCK;
-        assert_eq!(x.len(), rows * blocks * BLOCK, "rows that are not whole blocks");
+        let blocks = blocks(x, rows);
         let mut codes = vec![0i8; x.len()];
         let mut factors = vec![0f32; rows * blocks];
         let mut sums = vec![[0i32; 2]; rows * blocks];
-        // Blocks that a thread takes at once.
-        const TASK: usize = 256;
         codes
             .par_chunks_mut(TASK * BLOCK)
             .zip(x.par_chunks(TASK * BLOCK))
             .zip(factors.par_chunks_mut(TASK).zip(sums.par_chunks_mut(TASK)))
-            .for_each(|((codes, x), (factors, sums))| {
-                let (codes, _) = codes.as_chunks_mut::<BLOCK>();
-                let (x, _) = x.as_chunks::<BLOCK>();
-                round(x, codes, factors, sums);
-            });
+            .for_each(|((codes, x), (factors, sums))| round(x, codes, factors, sums));
         Self { rows, blocks, codes, factors, sums }
     }
 
@@ -52,22 +55,60 @@ impl Rounded {
     }
 }
 
-vectorized! {
-    fn round(x: &[[f32; BLOCK]], codes: &mut [[i8; BLOCK]], factors: &mut [f32], sums: &mut [[i32; 2]]) {
-        for (((x, codes), factor), sums) in x.iter().zip(codes).zip(factors).zip(sums) {
-            // Magnitudes order as their bits do, infinity and NaN above all numbers.
-            let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
-            let most = f32::from_bits(most);
-            *factor = if most.is_finite() { f16::from_f32(most / 127.0).to_f32() } else { f32::NAN };
+/// Blocks that are rounded at once.
+const TASK: usize = 256;
+
+/// Rounds whole blocks.
+fn round(x: &[f32], codes: &mut [i8], factors: &mut [f32], sums: &mut [[i32; 2]]) {
+    let (x, codes) = (x.as_chunks::<BLOCK>().0.chunks(TASK), codes.as_chunks_mut::<BLOCK>().0.chunks_mut(TASK));
+    for ((x, codes), (factors, sums)) in x.zip(codes).zip(factors.chunks_mut(TASK).zip(sums.chunks_mut(TASK))) {
+        let mut inverses = [0f32; TASK];
+        let mut halves = [f16::ZERO; TASK];
+        let n = x.len();
+        magnitudes(x, factors, &mut inverses[..n]);
+        halves[..n].convert_from_f32_slice(factors);
+        halves[..n].convert_to_f32_slice(factors);
+        for (factor, inverse) in factors.iter_mut().zip(&mut inverses) {
             // Of numbers too small for a factor nothing is left.
-            let inverse = if *factor > 0.0 { 127.0 / most } else { 0.0 };
-            if inverse == 0.0 {
-                *codes = [0; BLOCK];
-                *sums = [0; 2];
-                continue;
+            if *factor == 0.0 {
+                *inverse = 0.0;
             }
+            // So marked by `magnitudes`.
+            if *inverse < 0.0 {
+                (*factor, *inverse) = (f32::NAN, 0.0);
+            }
+        }
+        round_by(x, &inverses[..n], codes, sums);
+    }
+}
+
+vectorized! {
+    /// Of each block the largest magnitude by 127, and 127 by it; -1 for that where not all are numbers.
+    fn magnitudes(x: &[[f32; BLOCK]], factors: &mut [f32], inverses: &mut [f32]) {
+        for ((x, factor), inverse) in x.iter().zip(&mut *factors).zip(&mut *inverses) {
+            // Magnitudes order as their bits do, infinity and NaN above all numbers.
+            let mut most = [0u32; 16];
+            for (most, (a, b)) in most.iter_mut().zip(x[..16].iter().zip(&x[16..])) {
+                *most = (a.to_bits() & 0x7fff_ffff).max(b.to_bits() & 0x7fff_ffff);
+            }
+            *factor = f32::from_bits(most.into_iter().fold(0, u32::max));
+            *inverse = *factor;
+        }
+        for (factor, inverse) in factors.iter_mut().zip(inverses) {
+            *factor /= 127.0;
+            *inverse = if inverse.is_finite() { 127.0 / *inverse } else { -1.0 };
+        }
+    }
+}
+
+vectorized! {
+    /// The codes of blocks by the inverses of their factors; all zeros where that is zero.
+    fn round_by(x: &[[f32; BLOCK]], inverses: &[f32], codes: &mut [[i8; BLOCK]], sums: &mut [[i32; 2]]) {
+        for (((x, &inverse), codes), sums) in x.iter().zip(inverses).zip(codes).zip(sums) {
             let mut rounded = [0i32; BLOCK];
             for (rounded, x) in rounded.iter_mut().zip(x) {
+                // Not even a NaN goes through.
+                let x = if inverse == 0.0 { 0.0 } else { *x };
                 // SAFETY: at most 127 and a rounding error.
                 *rounded = unsafe { (x * inverse).round_ties_even().to_int_unchecked() };
             }
@@ -158,14 +199,15 @@ pub(super) fn starts(n: usize) -> [usize; GROUP + 1] {
     starts
 }
 
-/// Tiles of at most [`MANY`] rows, blocks in the order of [`place`] in each chunk: `[tile][block][row of the tile]`.
+/// Rows rounded as [`Rounded`], in tiles of at most [`MANY`], blocks in the order of [`place`] in each chunk: `[tile][block][row of the tile]`.
 pub(super) struct Many {
     pub(super) rows: usize,
     pub(super) blocks: usize,
     codes: Vec<[i8; BLOCK]>,
     factors: Vec<f32>,
-    /// As [`Group`]'s, for both halves; what is of the whole block is in the first.
-    extra: Vec<[i32; 2]>,
+    sums: Vec<[i32; 2]>,
+    /// For the types by [`Dtype::ALL`]: as [`Group`]'s, for both halves; what is of the whole block is in the first.
+    extra: [OnceLock<Vec<[i32; 2]>>; Dtype::ALL.len()],
 }
 
 /// A part of one tile of [`Many`].
@@ -177,35 +219,48 @@ pub(super) struct Tile {
 }
 
 impl Many {
-    pub(super) fn new(x: &Rounded, kind: Kind) -> Self {
-        let (rows, blocks) = (x.rows, x.blocks);
+    pub(super) fn new(x: &[f32], rows: usize) -> Self {
+        let blocks = blocks(x, rows);
         let mut codes = vec![[0; BLOCK]; rows * blocks];
         let mut factors = vec![0f32; rows * blocks];
-        let mut extra = vec![[0; 2]; rows * blocks];
+        let mut sums = vec![[0; 2]; rows * blocks];
         let size = (blocks * MANY).max(1);
-        let tiles = codes.par_chunks_mut(size).zip(factors.par_chunks_mut(size).zip(extra.par_chunks_mut(size)));
-        tiles.enumerate().for_each(|(tile, (codes, (factors, extra)))| {
+        let tiles = codes.par_chunks_mut(size).zip(factors.par_chunks_mut(size).zip(sums.par_chunks_mut(size)));
+        tiles.zip(x.par_chunks(size * BLOCK)).for_each(|((codes, (factors, sums)), x)| {
             let rows = codes.len() / blocks;
+            let mut row_codes = vec![0; blocks * BLOCK];
+            let (mut row_factors, mut row_sums) = (vec![0f32; blocks], vec![[0; 2]; blocks]);
             for row in 0..rows {
-                let from = (tile * MANY + row) * blocks;
+                round(&x[row * blocks * BLOCK..][..blocks * BLOCK], &mut row_codes, &mut row_factors, &mut row_sums);
+                let row_codes = row_codes.as_chunks::<BLOCK>().0;
                 for first in (0..blocks).step_by(CHUNK) {
                     let n = CHUNK.min(blocks - first);
-                    for b in 0..n {
-                        let to = (first + place(b, n)) * rows + row;
-                        let block = first + b;
-                        let (factor, [a, z]) = (x.factors[from + block], x.sums[from + block]);
-                        codes[to] = *x.codes(tile * MANY + row, block);
-                        factors[to] = factor;
-                        extra[to] = match kind {
-                            Kind::Offset(offset) => [-offset * (a + z), 0],
-                            Kind::Mins => [(factor * (a + z) as f32).to_bits() as i32, 0],
-                            Kind::Halves(offset) => [-offset * a, -offset * z],
-                        };
+                    let starts = starts(n);
+                    for p in 0..GROUP {
+                        for (i, place) in (starts[p]..starts[p + 1]).enumerate() {
+                            let (from, to) = (first + GROUP * i + p, (first + place) * rows + row);
+                            codes[to] = row_codes[from];
+                            factors[to] = row_factors[from];
+                            sums[to] = row_sums[from];
+                        }
                     }
                 }
             }
         });
-        Self { rows, blocks, codes, factors, extra }
+        Self { rows, blocks, codes, factors, sums, extra: Default::default() }
+    }
+
+    /// What a type adds; to be asked for before any tile.
+    pub(super) fn extra(&self, dtype: Dtype) -> &[[i32; 2]] {
+        self.extra[dtype as usize].get_or_init(|| {
+            let kind = Kind::of(dtype);
+            let of = |(factor, [a, z]): (&f32, &[i32; 2])| match kind {
+                Kind::Offset(offset) => [-offset * (a + z), 0],
+                Kind::Mins => [(factor * (a + z) as f32).to_bits() as i32, 0],
+                Kind::Halves(offset) => [-offset * a, -offset * z],
+            };
+            self.factors.iter().zip(&self.sums).map(of).collect()
+        })
     }
 
     /// The rows of the tile that begins with `row`.
@@ -214,8 +269,8 @@ impl Many {
     }
 
     /// The tile that begins with `row`, from the `place`-th of its blocks on.
-    pub(super) fn tile(&self, row: usize, place: usize) -> Tile {
+    pub(super) fn tile(&self, extra: &[[i32; 2]], row: usize, place: usize) -> Tile {
         let at = row * self.blocks + place * self.tile_rows(row);
-        Tile { codes: self.codes[at..].as_ptr(), factors: self.factors[at..].as_ptr(), extra: self.extra[at..].as_ptr() }
+        Tile { codes: self.codes[at..].as_ptr(), factors: self.factors[at..].as_ptr(), extra: extra[at..].as_ptr() }
     }
 }

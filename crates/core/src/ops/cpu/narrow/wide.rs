@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kind, array};
+use super::Kind;
 
 /// A type of blocks, four blocks of 32 at a time. All functions need AVX-512 with VNNI and VBMI, and whole units at their pointers.
 pub(super) trait Wide {
