@@ -277,7 +277,8 @@ fn parts_of_all_types_side_by_side() {
             let job = Parts { parts: Arc::new(parts.clone()), x: x.clone(), y: y.clone(), rows, ids: ids.clone() };
             let [got, added, embedded] = backend.run(job).unwrap();
             let columns = product.len() / rows;
-            let exact: Vec<bool> = Dtype::ALL.iter().zip([5, 36, 1, 40, 7, 33, 16, 9, 64]).flat_map(|(d, n)| vec![d.float().is_none(); n]).collect();
+            let exact: Vec<bool> =
+                Dtype::ALL.iter().zip([5, 36, 1, 40, 7, 33, 16, 9, 64]).flat_map(|(d, n)| vec![d.float().is_none(); n]).collect();
             for (i, (got, want)) in got.iter().zip(&product).enumerate() {
                 if exact[i % columns] {
                     assert_eq!(got.to_bits(), want.to_bits(), "{backend}: {rows} rows, {i}: {got}, not {want}");

@@ -295,16 +295,7 @@ unsafe fn product_at<X: Element, W: Element>(
         let at = unsafe { out.pointer().add(first + from) };
         // SAFETY: inside of the weight.
         let w = unsafe { w.at(from * k) };
-        let s = Stripe {
-            x: x.as_ptr(),
-            w,
-            out: at.cast::<f32>(),
-            rows,
-            columns: wide.min(columns - from),
-            width,
-            k,
-            add,
-        };
+        let s = Stripe { x: x.as_ptr(), w, out: at.cast::<f32>(), rows, columns: wide.min(columns - from), width, k, add };
         // SAFETY: sizes were checked above; without `add` nothing is read before it is written.
         unsafe { stripe(s) };
     });

@@ -1,4 +1,4 @@
-//! Products of narrow weights with AVX2, and AVX-VNNI where there is: four rows of a weight, a block at a time, with up to four rows.
+//! Products of few rows with AVX2, and AVX-VNNI where there is: four rows of a weight, a block at a time, with up to four rows.
 
 use std::arch::x86_64::*;
 
@@ -10,7 +10,7 @@ use super::{Dtype, Kind, Stripe};
 const ROWS: usize = 4;
 
 /// A type of blocks. All functions need AVX2, FMA and F16C, and the `b`-th block of 32 of rows at their pointers.
-trait Narrow {
+pub(super) trait Narrow {
     const DTYPE: Dtype;
     /// The block's codes, without sign.
     ///
@@ -20,16 +20,16 @@ trait Narrow {
 }
 
 /// What belongs to a block of each of four rows.
-struct Factors {
-    scale: __m128,
-    min: __m128,
+pub(super) struct Factors {
+    pub(super) scale: __m128,
+    pub(super) min: __m128,
     /// Whole factors of the halves.
-    halves: [__m128i; 2],
+    pub(super) halves: [__m128i; 2],
 }
 
 /// The factors and offsets of `T`'s blocks.
 #[inline(always)]
-unsafe fn factors<T: Narrow>(rows: [*const u8; 4], b: usize) -> Factors {
+pub(super) unsafe fn factors<T: Narrow>(rows: [*const u8; 4], b: usize) -> Factors {
     // SAFETY: the caller's promise.
     unsafe {
         let (len, bytes) = const { T::DTYPE.block() };
@@ -83,7 +83,7 @@ unsafe fn shifted(at: *const u8, bits: usize, mask: i8) -> __m256i {
     }
 }
 
-struct Q8_0;
+pub(super) struct Q8_0;
 impl Narrow for Q8_0 {
     const DTYPE: Dtype = Dtype::Q8_0;
     #[inline(always)]
@@ -93,7 +93,7 @@ impl Narrow for Q8_0 {
     }
 }
 
-struct Q4_0;
+pub(super) struct Q4_0;
 impl Narrow for Q4_0 {
     const DTYPE: Dtype = Dtype::Q4_0;
     #[inline(always)]
@@ -103,7 +103,7 @@ impl Narrow for Q4_0 {
     }
 }
 
-struct Q5_0;
+pub(super) struct Q5_0;
 impl Narrow for Q5_0 {
     const DTYPE: Dtype = Dtype::Q5_0;
     #[inline(always)]
@@ -122,7 +122,7 @@ impl Narrow for Q5_0 {
     }
 }
 
-struct Q4K;
+pub(super) struct Q4K;
 impl Narrow for Q4K {
     const DTYPE: Dtype = Dtype::Q4_K;
     #[inline(always)]
@@ -132,7 +132,7 @@ impl Narrow for Q4K {
     }
 }
 
-struct Q5K;
+pub(super) struct Q5K;
 impl Narrow for Q5K {
     const DTYPE: Dtype = Dtype::Q5_K;
     #[inline(always)]
@@ -146,7 +146,7 @@ impl Narrow for Q5K {
     }
 }
 
-struct Q6K;
+pub(super) struct Q6K;
 impl Narrow for Q6K {
     const DTYPE: Dtype = Dtype::Q6_K;
     #[inline(always)]
@@ -261,28 +261,31 @@ unsafe fn four<T: Narrow, const VNNI: bool, const R: usize>(
 }
 
 /// A function of a stripe for its type, with features of the CPU.
-macro_rules! stripes {
-    ($name:ident, $features:literal, $vnni:literal) => {
+macro_rules! with_avx2 {
+    ($name:ident($x:ident: $ty:ty) = $body:ident, $features:literal, $vnni:literal) => {
         /// A stripe for all rows.
         ///
         /// # Safety
         /// The CPU's features; the stripe's part of the output is nobody else's, and has been written if it is added to.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(x: &Rounded, s: &Stripe<'_>) {
+        pub(super) unsafe fn $name($x: $ty, s: &super::Stripe<'_>) {
+            use super::{Dtype, avx2};
             // SAFETY: the caller's promise.
             unsafe {
                 match s.dtype {
-                    Dtype::Q8_0 => body::<Q8_0, $vnni>(x, s),
-                    Dtype::Q4_0 => body::<Q4_0, $vnni>(x, s),
-                    Dtype::Q5_0 => body::<Q5_0, $vnni>(x, s),
-                    Dtype::Q4_K => body::<Q4K, $vnni>(x, s),
-                    Dtype::Q5_K => body::<Q5K, $vnni>(x, s),
-                    Dtype::Q6_K => body::<Q6K, $vnni>(x, s),
+                    Dtype::Q8_0 => $body::<avx2::Q8_0, $vnni>($x, s),
+                    Dtype::Q4_0 => $body::<avx2::Q4_0, $vnni>($x, s),
+                    Dtype::Q5_0 => $body::<avx2::Q5_0, $vnni>($x, s),
+                    Dtype::Q4_K => $body::<avx2::Q4K, $vnni>($x, s),
+                    Dtype::Q5_K => $body::<avx2::Q5K, $vnni>($x, s),
+                    Dtype::Q6_K => $body::<avx2::Q6K, $vnni>($x, s),
                     Dtype::F32 | Dtype::F16 | Dtype::BF16 => unreachable!("a type without blocks"),
                 }
             }
         }
     };
 }
-stripes!(stripe, "avx2,fma,f16c", false);
-stripes!(stripe_vnni, "avx2,fma,f16c,avxvnni", true);
+pub(super) use with_avx2;
+
+with_avx2!(stripe(x: &Rounded) = body, "avx2,fma,f16c", false);
+with_avx2!(stripe_vnni(x: &Rounded) = body, "avx2,fma,f16c,avxvnni", true);

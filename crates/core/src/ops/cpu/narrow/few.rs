@@ -91,7 +91,12 @@ unsafe fn four<T: Wide, const R: usize>(x: &[Group], w: [&[u8]; 4], s: &Stripe<'
 
 /// A unit of each of four rows of a weight.
 #[inline(always)]
-unsafe fn one<T: Wide, const R: usize>(at: [*const u8; 4], mut x: *const Group, groups: usize, sums: &mut [__m512; R]) -> *const Group {
+unsafe fn one<T: Wide, const R: usize>(
+    at: [*const u8; 4],
+    mut x: *const Group,
+    groups: usize,
+    sums: &mut [__m512; R],
+) -> *const Group {
     const { assert!(BLOCK * GROUP == 128) };
     // SAFETY: the caller's promise.
     unsafe {

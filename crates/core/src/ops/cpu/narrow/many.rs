@@ -1,13 +1,10 @@
-//! Products of many rows with AVX-512: 32 rows of a weight are unpacked, some blocks at a time, into four bytes of each side by side, and
-//! multiplied with all rows, six at a time.
+//! Products of many rows: 32 rows of a weight are unpacked, some blocks at a time, into four bytes of each side by side, and multiplied with
+//! all rows, a tile at a time.
 
-use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use super::super::lanes::prefetch;
-use super::rounded::{CHUNK, GROUP, MANY, Many, Tile, place, starts};
-use super::wide::{Factors, Wide, with_wide};
-use super::{Kind, Stripe};
+use super::Stripe;
+use super::rounded::{CHUNK, GROUP, MANY, Many, Tile};
 
 /// Rows of a weight that are packed together.
 pub(super) const COLUMNS: usize = 32;
@@ -18,12 +15,12 @@ const ROWS: usize = 510;
 
 /// Blocks of a stripe, in the order of [`place`].
 #[repr(C, align(64))]
-struct Packed {
+pub(super) struct Packed {
     /// `[block][step of 4 elements][column][4]`.
-    codes: [[u8; PACKED]; CHUNK],
-    scale: [[f32; COLUMNS]; CHUNK],
-    /// As in [`Factors`]: the first, then the second.
-    extra: [[[i32; COLUMNS]; 2]; CHUNK],
+    pub(super) codes: [[u8; PACKED]; CHUNK],
+    pub(super) scale: [[f32; COLUMNS]; CHUNK],
+    /// Minima, float32, or whole factors of the first and the second halves.
+    pub(super) extra: [[[i32; COLUMNS]; 2]; CHUNK],
 }
 
 /// What a thread computes in.
@@ -37,13 +34,26 @@ thread_local! {
     static ROOM: RefCell<Option<Room>> = const { RefCell::new(None) };
 }
 
-with_wide! {
-    /// A stripe of at most [`COLUMNS`] for all rows.
-    fn stripe(x: &Many) = body
+/// Packing and multiplying with the vectors of a level; both need its features.
+pub(super) trait Kernel {
+    /// Packs `n` blocks of a stripe from `first` on.
+    ///
+    /// # Safety
+    /// The CPU's features.
+    unsafe fn pack(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: usize);
+    /// `n` packed blocks with the rows of a tile, added to their sums; `first` are there none yet.
+    ///
+    /// # Safety
+    /// The CPU's features; so many rows in `x`, and room for their sums.
+    unsafe fn tile(x: Tile, rows: usize, w: &Packed, n: usize, first: bool, sums: *mut f32);
 }
 
+/// A stripe of at most [`COLUMNS`] for all rows.
+///
+/// # Safety
+/// The kernel's features; the stripe's part of the output is nobody else's, and has been written if it is added to.
 #[inline(always)]
-unsafe fn body<T: Wide>(x: &Many, s: &Stripe<'_>) {
+pub(super) unsafe fn body<K: Kernel>(x: &Many, s: &Stripe<'_>) {
     let extra = x.extra(s.dtype);
     // Taken out, so that nothing is borrowed while others' code runs.
     let mut room = ROOM.take().unwrap_or_else(|| Room {
@@ -60,238 +70,36 @@ unsafe fn body<T: Wide>(x: &Many, s: &Stripe<'_>) {
         for first in (0..x.blocks).step_by(CHUNK) {
             let n = CHUNK.min(x.blocks - first);
             // SAFETY: the caller's promise.
-            unsafe { pack::<T>(&mut room.packed, s, first, n) };
+            unsafe { K::pack(&mut room.packed, s, first, n) };
             for row in (from..to).step_by(MANY) {
                 let at = room.sums[(row - from) * GROUP * COLUMNS..].as_mut_ptr();
                 // SAFETY: as above; the sums of a tile are `GROUP` times its rows times the columns.
-                unsafe {
-                    match x.tile_rows(row) {
-                        1 => tile::<T, 1>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
-                        2 => tile::<T, 2>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
-                        3 => tile::<T, 3>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
-                        4 => tile::<T, 4>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
-                        5 => tile::<T, 5>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
-                        _ => tile::<T, MANY>(x.tile(extra, row, first), &room.packed, n, first == 0, at),
-                    }
-                }
+                unsafe { K::tile(x.tile(extra, row, first), x.tile_rows(row), &room.packed, n, first == 0, at) };
             }
         }
         for row in (from..to).step_by(MANY) {
             let rows = x.tile_rows(row);
             let sums = &room.sums[(row - from) * GROUP * COLUMNS..][..rows * GROUP * COLUMNS];
             for r in 0..rows {
-                // SAFETY: a row's sums; the stripe's own elements.
-                unsafe { finish(sums[r * COLUMNS..].as_ptr(), rows * COLUMNS, s, row + r) };
+                let of = |p: usize| sums[(p * rows + r) * COLUMNS..].first_chunk::<COLUMNS>().expect("sums of a row");
+                let (a, b, c, d) = (of(0), of(1), of(2), of(3));
+                let mut all = [0f32; COLUMNS];
+                for i in 0..COLUMNS {
+                    all[i] = ((a[i] + b[i]) + c[i]) + d[i];
+                }
+                // SAFETY: the stripe's own elements.
+                unsafe {
+                    let out = s.out.add((row + r) * s.width);
+                    if s.add {
+                        for (i, sum) in all.iter().enumerate().take(s.columns) {
+                            *out.add(i) += sum;
+                        }
+                    } else {
+                        std::ptr::copy_nonoverlapping(all.as_ptr(), out, s.columns.min(COLUMNS));
+                    }
+                }
             }
         }
     }
     ROOM.set(Some(room));
-}
-
-/// Adds the four sums of a row, `apart` floats from each other, for all columns.
-#[inline(always)]
-unsafe fn finish(sums: *const f32, apart: usize, s: &Stripe<'_>, row: usize) {
-    // SAFETY: the caller's promise; lanes beyond the columns are neither read nor written.
-    unsafe {
-        let out = s.out.add(row * s.width);
-        for c in (0..s.columns).step_by(16) {
-            let here = (u32::MAX >> (32 - (s.columns - c).min(16))) as __mmask16;
-            let sums = sums.add(c);
-            let sum = _mm512_add_ps(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(apart)));
-            let sum = _mm512_add_ps(sum, _mm512_loadu_ps(sums.add(2 * apart)));
-            let mut sum = _mm512_add_ps(sum, _mm512_loadu_ps(sums.add(3 * apart)));
-            if s.add {
-                sum = _mm512_add_ps(_mm512_maskz_loadu_ps(here, out.add(c)), sum);
-            }
-            _mm512_mask_storeu_ps(out.add(c), here, sum);
-        }
-    }
-}
-
-/// Packs `n` blocks of a stripe from `first` on.
-#[inline(always)]
-unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: usize) {
-    let bytes = s.row_bytes;
-    for sixteen in 0..COLUMNS.min(s.columns.next_multiple_of(16)) / 16 {
-        let mut from = 0;
-        while from < n {
-            let at = (first + from) / (GROUP * T::GROUPS) * T::BYTES;
-            let mut rest = [[0u8; 136]; 16];
-            // The last columns again where there are fewer.
-            let mut units = array!(16, s.w.as_ptr(), c => s.row((16 * sixteen + c).min(s.columns - 1))[at..].as_ptr());
-            // What is packed after these blocks, in this row or, after its end, for the next stripe.
-            for unit in units {
-                let ahead = if at + (CHUNK / (GROUP * T::GROUPS) * T::BYTES) < bytes { (CHUNK / (GROUP * T::GROUPS) * T::BYTES) } else { (CHUNK / (GROUP * T::GROUPS) * T::BYTES) + (COLUMNS - 1) * bytes };
-                for line in 0..T::BYTES.div_ceil(64) {
-                    prefetch(unit.wrapping_add(ahead + 64 * line));
-                }
-            }
-            if at + T::BYTES > bytes {
-                // Some blocks of small ones: the others of the unit are zeros.
-                for (rest, unit) in rest.iter_mut().zip(&mut units) {
-                    // SAFETY: what is left of a row.
-                    unsafe { std::ptr::copy_nonoverlapping(*unit, rest.as_mut_ptr(), bytes - at) };
-                    *unit = rest.as_ptr();
-                }
-            }
-            // SAFETY: the caller's promise; whole units.
-            unsafe {
-                let nothing = Factors { scale: _mm512_setzero_ps(), extra: [_mm512_setzero_si512(); 2] };
-                let factors = array!(4, [nothing; 2], i => {
-                    T::factors([units[4 * i], units[4 * i + 1], units[4 * i + 2], units[4 * i + 3]])
-                });
-                for group in 0..T::GROUPS {
-                    let blocks = GROUP.min(n - from);
-                    for half in 0..2 {
-                        let turned = turn(array!(16, nothing.extra[0], c => T::codes(units[c], group)[half]));
-                        for b in 0..blocks {
-                            let to = packed.codes[place(from + b, n)].as_mut_ptr();
-                            for step in 0..4 {
-                                let to = to.add((4 * half + step) * 4 * COLUMNS + 64 * sixteen);
-                                _mm512_store_si512(to.cast(), turned[4 * b + step]);
-                            }
-                        }
-                    }
-                    let zero = nothing.extra[0];
-                    let scale = quarters(array!(4, zero, i => _mm512_castps_si512(factors[i][group].scale)));
-                    let extra = array!(2, [zero; 4], j => quarters(array!(4, zero, i => factors[i][group].extra[j])));
-                    for b in 0..blocks {
-                        let to = place(from + b, n);
-                        _mm512_store_si512(packed.scale[to][16 * sixteen..].as_mut_ptr().cast(), scale[b]);
-                        if !matches!(T::KIND, Kind::Offset(_)) {
-                            _mm512_store_si512(packed.extra[to][0][16 * sixteen..].as_mut_ptr().cast(), extra[0][b]);
-                            _mm512_store_si512(packed.extra[to][1][16 * sixteen..].as_mut_ptr().cast(), extra[1][b]);
-                        }
-                    }
-                    from += blocks;
-                }
-            }
-        }
-    }
-}
-
-/// The transpose of a matrix of quarters of vectors.
-#[inline(always)]
-unsafe fn quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
-    // SAFETY: the caller has AVX-512.
-    unsafe {
-        let (ab, ab_high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
-        let (cd, cd_high) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
-        [
-            _mm512_shuffle_i32x4::<0x88>(ab, cd),
-            _mm512_shuffle_i32x4::<0xdd>(ab, cd),
-            _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high),
-            _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high),
-        ]
-    }
-}
-
-/// The transpose of a matrix of 16 x 16 numbers of 32 bits.
-#[inline(always)]
-unsafe fn turn(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // SAFETY: the caller has AVX-512.
-    unsafe {
-        // In each quarter of the vectors of four rows: the transpose of 4 x 4.
-        let fours = array!(4, [rows[0]; 4], i => {
-            let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
-            let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-            [
-                _mm512_unpacklo_epi64(ab, cd),
-                _mm512_unpackhi_epi64(ab, cd),
-                _mm512_unpacklo_epi64(ab_high, cd_high),
-                _mm512_unpackhi_epi64(ab_high, cd_high),
-            ]
-        });
-        // The `j`-th of each four: quarters `q` hold column `4 q + j`.
-        let columns = array!(4, fours[0], j => quarters([fours[0][j], fours[1][j], fours[2][j], fours[3][j]]));
-        array!(16, rows[0], i => columns[i % 4][i / 4])
-    }
-}
-
-/// `n` packed blocks with the rows of a tile, added to their sums.
-#[inline(always)]
-unsafe fn tile<T: Wide, const R: usize>(mut x: Tile, w: &Packed, n: usize, first: bool, sums: *mut f32) {
-    let starts = starts(n);
-    for p in 0..GROUP {
-        // SAFETY: the caller's promise: `R` rows of `n` blocks, and so many sums.
-        unsafe {
-            let at = sums.add(p * R * COLUMNS);
-            let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            if !first {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = [_mm512_loadu_ps(at.add(r * COLUMNS)), _mm512_loadu_ps(at.add(r * COLUMNS + 16))];
-                }
-            }
-            for block in starts[p]..starts[p + 1] {
-                step::<T, R>(&x, w, block, &mut sums);
-                x = Tile { codes: x.codes.add(R), factors: x.factors.add(R), extra: x.extra.add(R) };
-            }
-            for (r, sums) in sums.iter().enumerate() {
-                _mm512_storeu_ps(at.add(r * COLUMNS), sums[0]);
-                _mm512_storeu_ps(at.add(r * COLUMNS + 16), sums[1]);
-            }
-        }
-    }
-}
-
-/// Four steps of 4 elements of one block.
-#[inline(always)]
-unsafe fn half<const R: usize>(x: &Tile, w: *const u8, half: usize, sums: &mut [[__m512i; 2]; R]) {
-    for step in 4 * half..4 * half + 4 {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let w = w.add(step * 4 * COLUMNS);
-            let w = [_mm512_load_si512(w.cast()), _mm512_load_si512(w.add(64).cast())];
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_epi32(x.codes.add(r).cast::<i32>().add(step).read_unaligned());
-                *sums = [_mm512_dpbusd_epi32(sums[0], w[0], x), _mm512_dpbusd_epi32(sums[1], w[1], x)];
-            }
-        }
-    }
-}
-
-/// One block of a tile.
-#[inline(always)]
-unsafe fn step<T: Wide, const R: usize>(x: &Tile, w: &Packed, block: usize, sums: &mut [[__m512; 2]; R]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let codes = w.codes[block].as_ptr();
-        let zero = _mm512_setzero_si512();
-        let extra = w.extra[block].as_ptr();
-        let extra = array!(2, [zero; 2], i => {
-            [_mm512_load_si512(extra.add(i).cast()), _mm512_load_si512(extra.add(i).cast::<i32>().add(16).cast())]
-        });
-        let mut whole = [[zero; 2]; R];
-        if !matches!(T::KIND, Kind::Mins) {
-            whole = array!(R, [zero; 2], r => [_mm512_set1_epi32((*x.extra.add(r))[0]); 2]);
-        }
-        half(x, codes, 0, &mut whole);
-        if matches!(T::KIND, Kind::Halves(_)) {
-            let mut second = array!(R, [zero; 2], r => [_mm512_set1_epi32((*x.extra.add(r))[1]); 2]);
-            for whole in &mut whole {
-                *whole = [_mm512_mullo_epi32(whole[0], extra[0][0]), _mm512_mullo_epi32(whole[1], extra[0][1])];
-            }
-            half(x, codes, 1, &mut second);
-            for (whole, second) in whole.iter_mut().zip(second) {
-                *whole = array!(2, zero, j => _mm512_add_epi32(whole[j], _mm512_mullo_epi32(second[j], extra[1][j])));
-            }
-        } else {
-            half(x, codes, 1, &mut whole);
-        }
-        let scale = w.scale[block].as_ptr();
-        let scale = [_mm512_load_ps(scale), _mm512_load_ps(scale.add(16))];
-        for (r, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
-            let factor = _mm512_set1_ps(*x.factors.add(r));
-            for j in 0..2 {
-                sums[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[j]), _mm512_mul_ps(scale[j], factor), sums[j]);
-            }
-            if matches!(T::KIND, Kind::Mins) {
-                let sum = _mm512_set1_ps(f32::from_bits((*x.extra.add(r))[0] as u32));
-                for j in 0..2 {
-                    sums[j] = _mm512_fnmadd_ps(_mm512_castsi512_ps(extra[0][j]), sum, sums[j]);
-                }
-            }
-        }
-    }
 }

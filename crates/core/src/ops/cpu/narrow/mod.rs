@@ -22,6 +22,10 @@ mod avx2;
 mod few;
 #[cfg(target_arch = "x86_64")]
 mod many;
+#[cfg(target_arch = "x86_64")]
+mod many_avx2;
+#[cfg(target_arch = "x86_64")]
+mod many_wide;
 mod plain;
 mod rounded;
 #[cfg(target_arch = "x86_64")]
@@ -48,7 +52,7 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(dtype: Dtype) -> Self {
+    const fn of(dtype: Dtype) -> Self {
         match dtype {
             Dtype::Q8_0 => Self::Offset(128),
             Dtype::Q4_0 => Self::Offset(8),
@@ -127,14 +131,19 @@ impl Level {
         all
     }
 
+    /// Rows from which on a weight is packed first.
+    fn packed_from(self) -> usize {
+        match self {
+            Self::Avx512 => 33,
+            _ => 8,
+        }
+    }
+
     fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| *Self::all().last().unwrap_or(&Self::Plain))
     }
 }
-
-/// Rows from which on a weight is packed first.
-const PACKED_FROM: usize = 33;
 
 /// Rows of `x` in the form in which stripes read them.
 pub(super) struct Activations {
@@ -168,7 +177,7 @@ impl Activations {
 
     /// At a level, and by a packed weight or not.
     pub(super) fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
-        let packed = packed.unwrap_or(rows >= PACKED_FROM) && level == Level::Avx512;
+        let packed = packed.unwrap_or(rows >= level.packed_from()) && level != Level::Plain;
         let form = if packed { Form::Many(Many::new(x, rows)) } else { Form::Rows(Rounded::new(x, rows), Default::default()) };
         Self { level, rows, blocks: x.len() / rows.max(1) / BLOCK, form }
     }
@@ -217,11 +226,18 @@ impl Activations {
     /// The stripe's columns are nobody else's, and have been written if they are added to.
     unsafe fn stripe(&self, s: &Stripe<'_>) {
         match &self.form {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the caller's promise; the level is one that this CPU has, here and below.
-            Form::Many(x) => unsafe { many::stripe(x, s) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Form::Many(_) => unreachable!("a level that this CPU has not"),
+            Form::Many(x) => match self.level {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the caller's promise; the level is one that this CPU has, here and below.
+                Level::Avx512 => unsafe { many_wide::stripe(x, s) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Level::AvxVnni => unsafe { many_avx2::stripe_vnni(x, s) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Level::Avx2 => unsafe { many_avx2::stripe(x, s) },
+                _ => unreachable!("a level that packs nothing"),
+            },
             Form::Rows(x, few) => match (self.level, few[s.dtype as usize].get()) {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
