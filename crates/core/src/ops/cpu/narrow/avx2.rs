@@ -248,6 +248,7 @@ unsafe fn four<T: Narrow, const VNNI: bool, const R: usize>(
                 }
             }
         }
+        #[allow(clippy::needless_range_loop)] // an index of the inner arrays
         for r in 0..R {
             let sum = _mm_add_ps(_mm_add_ps(_mm_add_ps(sums[0][r], sums[1][r]), sums[2][r]), sums[3][r]);
             let mut four = [0f32; 4];

@@ -56,13 +56,10 @@ unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: us
             let mut rest = [[0u8; 136]; 16];
             // The last columns again where there are fewer.
             let mut units = array!(16, s.w.as_ptr(), c => s.row((16 * sixteen + c).min(s.columns - 1))[at..].as_ptr());
+            let chunk = CHUNK / (GROUP * T::GROUPS) * T::BYTES;
             // What is packed after these blocks, in this row or, after its end, for the next stripe.
             for unit in units {
-                let ahead = if at + (CHUNK / (GROUP * T::GROUPS) * T::BYTES) < bytes {
-                    (CHUNK / (GROUP * T::GROUPS) * T::BYTES)
-                } else {
-                    (CHUNK / (GROUP * T::GROUPS) * T::BYTES) + (COLUMNS - 1) * bytes
-                };
+                let ahead = chunk + if at + chunk < bytes { 0 } else { (COLUMNS - 1) * bytes };
                 for line in 0..T::BYTES.div_ceil(64) {
                     prefetch(unit.wrapping_add(ahead + 64 * line));
                 }
@@ -81,6 +78,7 @@ unsafe fn pack<T: Wide>(packed: &mut Packed, s: &Stripe<'_>, first: usize, n: us
                 let factors = array!(4, [nothing; 2], i => {
                     T::factors([units[4 * i], units[4 * i + 1], units[4 * i + 2], units[4 * i + 3]])
                 });
+                #[allow(clippy::needless_range_loop)] // constant, so that the loop is unrolled
                 for group in 0..T::GROUPS {
                     let blocks = GROUP.min(n - from);
                     for half in 0..2 {

@@ -45,6 +45,8 @@ impl Rounded {
             .par_chunks_mut(TASK * BLOCK)
             .zip(x.par_chunks(TASK * BLOCK))
             .zip(factors.par_chunks_mut(TASK).zip(sums.par_chunks_mut(TASK)))
+            // Less is done before another thread is awake.
+            .with_min_len(4)
             .for_each(|((codes, x), (factors, sums))| round(x, codes, factors, sums));
         Self { rows, blocks, codes, factors, sums }
     }
