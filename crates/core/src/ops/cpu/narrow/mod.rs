@@ -27,6 +27,7 @@ mod many_avx2;
 #[cfg(target_arch = "x86_64")]
 mod many_wide;
 mod plain;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod rounded;
 #[cfg(target_arch = "x86_64")]
 mod wide;
@@ -177,9 +178,10 @@ impl Activations {
 
     /// At a level, and by a packed weight or not.
     pub(super) fn at(x: &[f32], rows: usize, level: Level, packed: Option<bool>) -> Self {
-        let packed = packed.unwrap_or(rows >= level.packed_from()) && level != Level::Plain;
+        let blocks = x.len() / rows.max(1) / BLOCK;
+        let packed = packed.unwrap_or(rows >= level.packed_from()) && level != Level::Plain && blocks > 0;
         let form = if packed { Form::Many(Many::new(x, rows)) } else { Form::Rows(Rounded::new(x, rows), Default::default()) };
-        Self { level, rows, blocks: x.len() / rows.max(1) / BLOCK, form }
+        Self { level, rows, blocks, form }
     }
 
     /// `out [rows, width] (+)= x w^T` for the columns of all parts.
