@@ -40,6 +40,8 @@ mod metrics;
 mod model;
 mod ops;
 mod ops_inference;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod ops_narrow;
 #[cfg(feature = "quickstart")]
 mod quickstart;
 mod tokenizer;

@@ -43,6 +43,11 @@ pub use run::{BackendInfo, Job, list};
 pub use sample::SampleRows;
 pub use weight::{Weight, WeightPart, WeightPlace};
 
+/// Products of narrow weights at each level of the CPU: for tests.
+#[cfg(feature = "cpu")]
+#[doc(hidden)]
+pub use cpu::narrow;
+
 /// LLaMA's operations over a Burn backend. Every method has a default body.
 ///
 /// Shapes: `n` rows (batch * seq), `d` width, `h` query heads, `kv` key/value heads, `s` positions, `v` vocabulary, `f`
