@@ -54,7 +54,7 @@ impl Memory {
                 "tok_embeddings" => embeddings,
                 _ => 2,
             };
-            let (mut info, bytes, size) = (info.clone(), &self.1[&info.name], info.dtype.size());
+            let (mut info, bytes, size) = (info.clone(), &self.1[&info.name], info.dtype.block().1);
             let mut out = bytes.clone();
             if dim < 2 {
                 let (rows, columns) = (info.shape[0], info.shape[1]);
@@ -444,7 +444,7 @@ fn meta_shards_are_merged() {
         for rank in 0..ranks {
             let mut part = memory.part(rank, ranks, embeddings);
             part.0.push(TensorInfo { name: "rope.freqs".into(), shape: vec![4], dtype });
-            part.1.insert("rope.freqs".into(), vec![1; 4 * dtype.size()]);
+            part.1.insert("rope.freqs".into(), vec![1; 4 * dtype.block().1]);
             meta::write_pth(&dir.path().join(format!("consolidated.{rank:02}.pth")), &part).unwrap();
         }
         let params = json!({

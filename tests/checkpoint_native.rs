@@ -277,7 +277,7 @@ fn safetensors_of_the_writer_are_those_of_the_crate() {
         assert_eq!((view.data(), view.shape()), (data(i).as_slice(), info.shape.as_slice()));
         assert_eq!((tensor.bytes.as_ref(), tensor.shape.as_slice(), tensor.dtype), (view.data(), view.shape(), info.dtype));
         // Aligned to its elements, as torch's zero-copy readers want.
-        assert_eq!((view.data().as_ptr() as usize - bytes.as_ptr() as usize) % info.dtype.size(), 0);
+        assert_eq!((view.data().as_ptr() as usize - bytes.as_ptr() as usize) % info.dtype.block().1, 0);
     }
     assert!(ours.read("c").unwrap_err().to_string().contains("`c`"));
     let twice = [infos[0].clone(), infos[0].clone()];

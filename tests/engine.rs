@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use recua::backend::{BackendName, Flex};
-use recua::checkpoint::Checkpoint;
+use recua::checkpoint::weights::load_as;
+use recua::checkpoint::{self, Checkpoint, Dtype, TensorInfo, TensorSource};
 use recua::generate::{
     Engine, EngineConfig, Event, Request, RequestId, RequestStats, SampleConfig, Stop, TokenLogprob, TokenMask, TokenSet,
 };
 use recua::model::{InitConfig, Llama, ModelConfig};
-use recua::ops::{KV_BLOCK, KvDtype, KvShape, LlamaOps};
+use recua::ops::{KV_BLOCK, KvDtype, KvShape, LlamaOps, blocks};
 use recua::{Error, Result};
 
 /// splitmix64's finaliser.
@@ -191,6 +192,57 @@ fn tiny_model() -> Llama<Flex> {
     on()
 }
 
+/// Random weights in a type of files.
+struct Narrow {
+    infos: Vec<TensorInfo>,
+}
+
+impl TensorSource for Narrow {
+    fn list(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn read(&self, name: &str) -> Result<checkpoint::Tensor<'_>> {
+        let info = self.infos.iter().find(|info| info.name == name).unwrap();
+        let mut rng = Rng(hash(name));
+        let dtype = info.dtype;
+        let value = |rng: &mut Rng| (rng.below(2001) as f32 / 1000.0 - 1.0) * 0.2;
+        let n: usize = info.shape.iter().product();
+        let bytes = if let Ok(bytes) = blocks::narrowed(dtype, &(0..n).map(|_| value(&mut rng)).collect::<Vec<_>>(), n) {
+            bytes
+        } else {
+            // Blocks that are only read: any codes, with small factors.
+            let (len, size) = dtype.block();
+            let factors: &[usize] = match dtype {
+                Dtype::Q5_0 => &[0],
+                Dtype::Q6_K => &[208],
+                _ => &[0, 2],
+            };
+            let by = if dtype == Dtype::Q5_0 { 0.01 } else { 0.0003 };
+            let mut bytes: Vec<u8> = (0..n / len * size).map(|_| rng.below(256) as u8).collect();
+            for block in bytes.chunks_exact_mut(size) {
+                for &at in factors {
+                    let factor = half::f16::from_f32(by * (1.0 + rng.below(100) as f32 / 100.0));
+                    block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+                }
+            }
+            bytes
+        };
+        Ok(checkpoint::Tensor { shape: info.shape.clone(), dtype, bytes: bytes.into() })
+    }
+}
+
+/// A model whose matrices are in a type of files; a mix of all of them without one.
+fn narrow_model(dtype: Option<Dtype>) -> Llama<Flex> {
+    let config = ModelConfig { dim: 256, n_heads: 8, multiple_of: 256, ..tiny() };
+    let all = |i: usize| dtype.unwrap_or(Dtype::ALL[i % Dtype::ALL.len()]);
+    let infos = config.parameters().into_iter().enumerate().map(|(i, (name, shape))| {
+        let dtype = if shape.len() == 2 { all(i) } else { Dtype::F32 };
+        TensorInfo { name, shape, dtype }
+    });
+    load_as::<Flex>(&Narrow { infos: infos.collect() }, &config, &Default::default(), None).unwrap()
+}
+
 /// A mask that allows every token of one remainder by `by`, the next one in turn, `tokens` times; then fails or ends.
 #[derive(Clone, Debug)]
 struct Turns {
@@ -307,8 +359,8 @@ fn lone(model: &Llama<Flex>, spec: &Spec, kv_cache_dtype: KvDtype) -> Answer {
 
 /// Random requests that come and are given up at random times, under random budgets: each has the result of its lone run to the bit.
 /// What was given up had told the beginning of it.
-fn schedules(seeds: std::ops::Range<u64>) {
-    let model = tiny_model();
+fn schedules(model: &Llama<Flex>, seeds: std::ops::Range<u64>) -> [usize; 5] {
+    let shape = model.config().clone();
     let mut rng = Rng(seeds.start);
     let specs: Vec<Spec> = (0..300).map(|_| Spec::random(&mut rng)).collect();
     let mut alone: HashMap<(usize, &str), Rc<Answer>> = HashMap::new();
@@ -316,7 +368,7 @@ fn schedules(seeds: std::ops::Range<u64>) {
     for seed in seeds.clone() {
         let mut rng = Rng(mix(seed));
         let kv_cache_dtype = rng.of(&[KvDtype::F32, KvDtype::F32, KvDtype::Bf16, KvDtype::F16, KvDtype::Int8]);
-        let bytes = rng.of(&[4, 4, 5, 6, 8, 12, 20]) * block_bytes(&tiny(), kv_cache_dtype) + rng.below(64) as u64;
+        let bytes = rng.of(&[4, 4, 5, 6, 8, 12, 20]) * block_bytes(&shape, kv_cache_dtype) + rng.below(64) as u64;
         let config = EngineConfig {
             kv_cache_bytes: Some(bytes),
             kv_cache_dtype,
@@ -326,9 +378,9 @@ fn schedules(seeds: std::ops::Range<u64>) {
             ..Default::default()
         };
         let what = format!("schedule {seed}, {config:?}");
-        let mut requests = engine(&model, config);
+        let mut requests = engine(model, config);
         assert!(
-            requests.engine.stats().blocks as u64 * block_bytes(&tiny(), kv_cache_dtype) <= bytes,
+            requests.engine.stats().blocks as u64 * block_bytes(&shape, kv_cache_dtype) <= bytes,
             "{what}: more than the budget"
         );
         let mut left = 1 + rng.below(8);
@@ -359,7 +411,7 @@ fn schedules(seeds: std::ops::Range<u64>) {
         for (id, spec) in submitted {
             let want = alone
                 .entry((spec, kv_cache_dtype.name()))
-                .or_insert_with(|| Rc::new(lone(&model, &specs[spec], kv_cache_dtype)))
+                .or_insert_with(|| Rc::new(lone(model, &specs[spec], kv_cache_dtype)))
                 .clone();
             let got = &requests.answers[&id];
             if requests.cancelled.contains(&id) {
@@ -381,18 +433,34 @@ fn schedules(seeds: std::ops::Range<u64>) {
          {given_up} requests given up, {failed} failed by their masks",
         seeds.end - seeds.start
     );
-    let n = (seeds.end - seeds.start) as usize;
-    assert!(preemptions as usize > n / 10 && cached as usize > 10 * n && accepted > n / 10 && given_up > n / 10 && failed > 0);
+    [preemptions as usize, cached as usize, accepted, given_up, failed]
+}
+
+/// That what schedules are for has happened in `n` of them.
+fn has_happened(n: usize, [preemptions, cached, accepted, given_up, failed]: [usize; 5]) {
+    assert!(preemptions > n / 10 && cached > 5 * n && accepted > n / 10 && given_up > n / 10 && failed > 0);
 }
 
 #[test]
 fn engine_schedules_1() {
-    schedules(0..1100);
+    has_happened(1100, schedules(&tiny_model(), 0..1100));
+}
+
+/// The same with weights in types of files.
+#[test]
+fn engine_schedules_in_every_type() {
+    let mut happened = [0; 5];
+    for (i, dtype) in Dtype::ALL.into_iter().map(Some).chain([None]).enumerate() {
+        let first = 20_000 + 100 * i as u64;
+        let counts = schedules(&narrow_model(dtype), first..first + 40);
+        happened.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
+    }
+    has_happened(400, happened);
 }
 
 #[test]
 fn engine_schedules_2() {
-    schedules(10_000..11_100);
+    has_happened(1100, schedules(&tiny_model(), 10_000..11_100));
 }
 
 #[test]

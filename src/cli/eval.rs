@@ -31,9 +31,8 @@ pub(crate) struct Score {
     /// `{"logprobs": [...]}` a line (natural logarithm); without it, their sum a line
     #[arg(long)]
     json: bool,
-    /// Type of the weights, as the backend has it: f32, bf16, f16
-    #[arg(long, value_name = "TYPE")]
-    dtype: Option<String>,
+    #[command(flatten)]
+    weights: super::flags::WeightFlags,
     #[command(flatten)]
     device: super::Device,
 }
@@ -41,7 +40,7 @@ pub(crate) struct Score {
 impl Score {
     fn run(self) -> Result<()> {
         self.device.apply()?;
-        let mut scorer = Scorer::load_as(&Checkpoint::open(&self.model)?, &self.device.backend.open()?, self.dtype)?;
+        let mut scorer = Scorer::load_as(&Checkpoint::open(&self.model)?, &self.device.backend.open()?, self.weights.dtype())?;
         super::tokenizer::for_lines(|number, line| {
             let tokens: Vec<u32> = super::tokenizer::parse(number, &line, "a JSON array of token ids")?;
             let scores = scorer.logprobs(&tokens)?;

@@ -160,13 +160,30 @@ impl CompiledForm {
     }
 }
 
+/// In which type the weights are.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct WeightFlags {
+    /// Type of the weights: f32, bf16, f16 [default: f32; of a GGUF file, its own]
+    #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "f16"], conflicts_with = "quantize")]
+    dtype: Option<String>,
+    /// Make the weights narrower as they are loaded: q8_0 (8.5 bits each) or q4_0 (4.5 bits)
+    #[arg(long, value_name = "TYPE", value_parser = ["q8_0", "q4_0"])]
+    quantize: Option<String>,
+}
+
+impl WeightFlags {
+    /// What is asked for, as [`EngineConfig::dtype`].
+    pub(crate) fn dtype(&self) -> Option<String> {
+        self.dtype.clone().or(self.quantize.clone())
+    }
+}
+
 /// How the engine computes.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineFlags {
-    /// Type of the weights: f32, bf16, f16 [default: f32]
-    #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "f16"])]
-    dtype: Option<String>,
+    #[command(flatten)]
+    weights: WeightFlags,
     /// Longest sequence, prompt and text, in tokens [default: the model's, as far as the cache reaches]
     #[arg(long, value_name = "N")]
     pub(crate) max_len: Option<usize>,
@@ -196,7 +213,7 @@ impl EngineFlags {
     /// For a number of texts, which are no more at once.
     pub(crate) fn config(&self, texts: usize) -> EngineConfig {
         EngineConfig {
-            dtype: self.dtype.clone(),
+            dtype: self.weights.dtype(),
             max_len: self.max_len,
             kv_cache_bytes: self.kv_cache_bytes,
             kv_cache_dtype: self.kv_cache_dtype,

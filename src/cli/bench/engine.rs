@@ -20,9 +20,8 @@ struct Common {
     model: Option<PathBuf>,
     #[command(flatten)]
     shape: ModelShape,
-    /// Type of the weights
-    #[arg(long, value_name = "f32|bf16|f16", default_value = "f32", value_parser = ["f32", "bf16", "f16"])]
-    dtype: String,
+    #[command(flatten)]
+    weights: crate::cli::flags::WeightFlags,
     /// Type of keys and values: f32, bf16, f16, int8
     #[arg(long, value_name = "TYPE", default_value_t = KvDtype::F32)]
     kv_cache_dtype: KvDtype,
@@ -130,7 +129,7 @@ impl ServeSim {
 impl Common {
     fn base(&self) -> EngineBench {
         let engine = EngineConfig {
-            dtype: Some(self.dtype.clone()),
+            dtype: self.weights.dtype(),
             kv_cache_bytes: self.kv_cache_bytes,
             kv_cache_dtype: self.kv_cache_dtype,
             ..EngineConfig::default()

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Distribution, Tensor};
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::bandwidth::{bandwidth, product_ceiling};
 use crate::backend::DeviceContext;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::weights::{infos, load_as};
+use crate::checkpoint::{self, Checkpoint, Dtype, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
 use crate::generate::{Engine, EngineConfig, EngineStats, Event, Request, RequestId, SampleConfig};
 use crate::model::{Llama, ModelConfig};
@@ -126,21 +127,23 @@ pub fn run_engine(context: &DeviceContext, weights: &Weights<'_>, bench: &Engine
         Weights::Checkpoint(checkpoint) => checkpoint.config().clone(),
     };
     bench.check(&model)?;
-    let dtype = dtype(bench.engine.dtype.as_deref())?;
+    let dtype = bench.engine.weights()?;
+    let float = dtype.and_then(Dtype::float).unwrap_or(DType::F32);
     let cpu = context.name().kind().is_cpu();
-    let (bandwidth, product_ceiling) = context.run(Ceilings { cpu, dtype })?;
+    let (bandwidth, product_ceiling) = context.run(Ceilings { cpu, dtype: float })?;
     let mut config = bench.engine.clone();
     // Tokens are random: nothing is alike but by chance.
     config.prefix_cache = false;
     config.max_batch = bench.batches.iter().copied().max().unwrap_or(1);
     config.max_len = Some(bench.longest());
     let mut engine = match weights {
-        Weights::Random(model) => context.run(Random { model, dtype, config })?,
+        Weights::Random(model) => context.run(Random { model, dtype: dtype.unwrap_or(Dtype::F32), config })?,
         Weights::Checkpoint(checkpoint) => Engine::load(checkpoint, context, config)?,
     };
+    let types = engine.weight_bytes().clone();
+    let weight_bytes = types.values().sum();
     let mut m =
         Measure { context, engine: &mut engine, bench, vocab: model.vocab_size, random: ChaCha8Rng::seed_from_u64(bench.seed) };
-    let weight_bytes = (model.num_params() - (model.vocab_size * model.dim) as u64) * dtype.size() as u64;
     let kv_bytes = 2 * model.n_layers * model.kv_heads() * bench.engine.kv_cache_dtype.bytes(model.head_dim());
     let mut rows = Vec::new();
     for &batch in &bench.batches {
@@ -159,7 +162,7 @@ pub fn run_engine(context: &DeviceContext, weights: &Weights<'_>, bench: &Engine
     Ok(EngineMeasured {
         params: model.num_params(),
         weight_bytes,
-        dtype: bench.engine.dtype.clone().unwrap_or_else(|| "f32".into()),
+        dtype: types.keys().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>().join(" + "),
         cache: engine.describe(),
         bandwidth,
         product_ceiling,
@@ -178,15 +181,6 @@ fn prefill_flop(model: &ModelConfig, batch: usize, seq: usize) -> f64 {
     let layers = model.num_params() as f64 - 2.0 * output;
     let attention = 2.0 * (model.n_layers * model.dim * seq) as f64;
     batch as f64 * (seq as f64 * (2.0 * layers + attention) + 2.0 * output)
-}
-
-fn dtype(name: Option<&str>) -> Result<DType> {
-    match name {
-        None | Some("f32") => Ok(DType::F32),
-        Some("bf16") => Ok(DType::BF16),
-        Some("f16") => Ok(DType::F16),
-        Some(other) => Err(Error::bad_value("dtype", format!("`{other}` is unknown"), "take one of f32, bf16, f16")),
-    }
 }
 
 impl EngineBench {
@@ -252,7 +246,7 @@ impl Job for Ceilings {
 
 struct Random<'a> {
     model: &'a ModelConfig,
-    dtype: DType,
+    dtype: Dtype,
     config: EngineConfig,
 }
 
@@ -266,8 +260,9 @@ impl Job for Random<'_> {
 }
 
 /// A model with random weights of a type, made on the device: uniform, of the deviation that training begins with.
-fn random_model<B: LlamaOps>(model: &ModelConfig, dtype: DType, device: &B::Device) -> Result<Llama<B>> {
+fn random_model<B: LlamaOps>(model: &ModelConfig, dtype: Dtype, device: &B::Device) -> Result<Llama<B>> {
     let bound = 0.02 * 3f64.sqrt();
+    let Some(dtype) = dtype.float() else { return load_as(&RandomTensors::new(model, bound as f32), model, device, Some(dtype)) };
     Llama::build(model, device, &mut |name, shape| {
         let elements = shape.iter().product::<usize>();
         if name.ends_with("norm.weight") {
@@ -276,6 +271,36 @@ fn random_model<B: LlamaOps>(model: &ModelConfig, dtype: DType, device: &B::Devi
         let x = Tensor::<B, 2>::random([shape[0], elements / shape[0]], Distribution::Uniform(-bound, bound), device);
         Ok(primitive(if dtype == DType::F32 { x } else { x.cast(dtype) }))
     })
+}
+
+/// Random weights as a source, for types that are made of bytes.
+struct RandomTensors {
+    infos: Vec<TensorInfo>,
+    bound: f32,
+}
+
+impl RandomTensors {
+    fn new(model: &ModelConfig, bound: f32) -> Self {
+        Self { infos: infos(&model.parameters()), bound }
+    }
+}
+
+impl TensorSource for RandomTensors {
+    fn list(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn read(&self, name: &str) -> Result<checkpoint::Tensor<'_>> {
+        let info = self.infos.iter().find(|info| info.name == name);
+        let info = info.ok_or_else(|| Error::internal("random weights", format!("no tensor {name}")))?;
+        let n: usize = info.shape.iter().product();
+        let mut random = ChaCha8Rng::seed_from_u64(n as u64);
+        // A million numbers again and again: what a weight holds is nothing to its speed.
+        let some: Vec<f32> = (0..n.min(1 << 20)).map(|_| random.random_range(-self.bound..self.bound)).collect();
+        let one = name.ends_with("norm.weight");
+        let values = some.iter().cycle().take(n).flat_map(|&x| if one { 1f32 } else { x }.to_le_bytes());
+        Ok(checkpoint::Tensor { shape: info.shape.clone(), dtype: info.dtype, bytes: values.collect() })
+    }
 }
 
 /// What one measurement gives.

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::Dtype;
 use super::check::{check_layers, check_tensors};
 use super::disk;
 use super::ends::TextEnds;
 pub use super::hf_config::HfConfig;
-use super::Dtype;
 use super::tensors::{SafetensorsFile, Tensor, TensorInfo, TensorSource, no_such_tensor, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::disk;
 use super::Dtype;
+use super::disk;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, RopeScaling};
 

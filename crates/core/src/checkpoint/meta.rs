@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::Dtype;
 use super::check::{check_layers, check_tensors};
 use super::disk;
 use super::ends::TextEnds;
 use super::meta_pickle::PthFile;
 pub use super::meta_pickle::write_pth;
-use super::Dtype;
 use super::tensors::{Tensor, TensorInfo, TensorSource, no_such_tensor};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, RopeScaling};

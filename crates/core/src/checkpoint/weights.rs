@@ -28,42 +28,55 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::BadValue`] where the backend does not have the type, or it cannot be made; those of the files.
     pub fn load_as<B: LlamaOps>(&self, device: &B::Device, dtype: Option<Dtype>) -> Result<Llama<B>> {
-        let (config, source) = (self.config(), self.source());
-        let parameters = config.parameters();
-        let as_stored = dtype.is_none() && self.format() == Format::Gguf;
-        let dtype = dtype.unwrap_or(Dtype::F32);
-        if let Some(float) = dtype.float()
-            && !B::supports_dtype(device, float)
-        {
-            let problem = format!("the backend does not have {dtype}");
-            return Err(Error::bad_value("dtype", problem, "`recua info` lists what each backend has"));
-        }
-        let largest = B::largest_page(device).unwrap_or(u64::MAX);
-        Llama::from_weights(config, device, |slot| {
-            let named: Vec<_> = slot.parts(config.n_layers).into_iter().map(|i| &parameters[i]).collect();
-            let elements: usize = named.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-            // A float tensor is float32 on its way, whatever it becomes.
-            let in_parts = slot.is_matrix() && (as_stored || dtype.float().is_none() || (elements * 4) as u64 > largest);
-            if !in_parts {
-                let stored = if slot.is_matrix() { dtype.float().unwrap_or(DType::F32) } else { DType::F32 };
-                let one = |(name, shape): &(String, Vec<usize>)| Ok(cast::<B>(read::<B>(source, name, shape, device)?, stored));
-                let parts = named.into_iter().map(one).collect::<Result<Vec<_>>>()?;
-                return Ok(Weight::Float(joined::<B>(parts)));
-            }
-            let part = |(name, shape): &(String, Vec<usize>)| {
-                let (found, stored, bytes) = source.share(name)?;
-                check_shape(name, &found, shape)?;
-                let [rows, width] = [shape[0], shape[1]];
-                let dtype = if as_stored { stored } else { narrow_dtype(name, width, dtype) };
-                let bytes = if dtype == stored { bytes } else { narrowed(dtype, &widened(stored, &bytes), width)?.into() };
-                Ok(WeightPart::host(dtype, [rows, width], bytes))
-            };
-            let parts = named.into_iter().map(part).collect::<Result<Vec<_>>>()?;
-            let parts = B::take_weight(parts, device);
-            B::flush_uploads(device);
-            Ok(Weight::Parts(parts.into()))
-        })
+        let dtype = dtype.or((self.format() != Format::Gguf).then_some(Dtype::F32));
+        load_as(self.source(), self.config(), device, dtype)
     }
+}
+
+/// [`Checkpoint::load_as`] of any source; `None`: each matrix in its own type.
+///
+/// # Errors
+/// As there.
+pub fn load_as<B: LlamaOps>(
+    source: &dyn TensorSource,
+    config: &ModelConfig,
+    device: &B::Device,
+    dtype: Option<Dtype>,
+) -> Result<Llama<B>> {
+    let parameters = config.parameters();
+    let as_stored = dtype.is_none();
+    let dtype = dtype.unwrap_or(Dtype::F32);
+    if let Some(float) = dtype.float()
+        && !B::supports_dtype(device, float)
+    {
+        let problem = format!("the backend does not have {dtype}");
+        return Err(Error::bad_value("dtype", problem, "`recua info` lists what each backend has"));
+    }
+    let largest = B::largest_page(device).unwrap_or(u64::MAX);
+    Llama::from_weights(config, device, |slot| {
+        let named: Vec<_> = slot.parts(config.n_layers).into_iter().map(|i| &parameters[i]).collect();
+        let elements: usize = named.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        // A float tensor is float32 on its way, whatever it becomes.
+        let in_parts = slot.is_matrix() && (as_stored || dtype.float().is_none() || (elements * 4) as u64 > largest);
+        if !in_parts {
+            let stored = if slot.is_matrix() { dtype.float().unwrap_or(DType::F32) } else { DType::F32 };
+            let one = |(name, shape): &(String, Vec<usize>)| Ok(cast::<B>(read::<B>(source, name, shape, device)?, stored));
+            let parts = named.into_iter().map(one).collect::<Result<Vec<_>>>()?;
+            return Ok(Weight::Float(joined::<B>(parts)));
+        }
+        let part = |(name, shape): &(String, Vec<usize>)| {
+            let (found, stored, bytes) = source.share(name)?;
+            check_shape(name, &found, shape)?;
+            let [rows, width] = [shape[0], shape[1]];
+            let dtype = if as_stored { stored } else { narrow_dtype(name, width, dtype) };
+            let bytes = if dtype == stored { bytes } else { narrowed(dtype, &widened(stored, &bytes), width)?.into() };
+            Ok(WeightPart::host(dtype, [rows, width], bytes))
+        };
+        let parts = named.into_iter().map(part).collect::<Result<Vec<_>>>()?;
+        let parts = B::take_weight(parts, device);
+        B::flush_uploads(device);
+        Ok(Weight::Parts(parts.into()))
+    })
 }
 
 /// The type that a matrix with rows of `width` gets where blocks are asked for: the output's are not made narrower than `Q8_0`, which

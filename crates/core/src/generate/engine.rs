@@ -4,7 +4,7 @@
 //! A request's result depends on the request and its seed alone, on CPU to the bit: not on its neighbours, on how its prompt was cut,
 //! on what the cache held, on whether it was computed twice. It is synchronous and knows token ids only.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ impl EngineConfig {
     }
 
     /// The type of the weights.
-    fn weights(&self) -> Result<Option<Dtype>> {
+    pub(crate) fn weights(&self) -> Result<Option<Dtype>> {
         match self.dtype.as_deref() {
             None => Ok(None),
             Some("f32") => Ok(Some(Dtype::F32)),
@@ -180,6 +180,11 @@ impl Engine {
     /// The model's shape.
     pub fn model(&self) -> &ModelConfig {
         self.runner.model()
+    }
+
+    /// Bytes of the matrices that a step reads, all but the embedding, of which it looks up some rows: of each type, by ggml's name.
+    pub fn weight_bytes(&self) -> &BTreeMap<&'static str, u64> {
+        self.runner.weight_bytes()
     }
 
     /// Longest sequence, prompt and text.

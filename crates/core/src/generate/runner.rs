@@ -1,5 +1,7 @@
 //! A model on a device behind a border that knows no backend: the engine is compiled once.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
@@ -29,6 +31,8 @@ pub(super) struct StepInput {
 pub(super) trait Runner: Send {
     /// The model's shape.
     fn model(&self) -> &ModelConfig;
+    /// Bytes of the matrices that a step reads, all but the embedding, of which it looks up some rows: of each type, by ggml's name.
+    fn weight_bytes(&self) -> &BTreeMap<&'static str, u64>;
     /// Computes a step and shows the logits `[vocab_size]` of each row asked for: its place among them, and them.
     fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()>;
     /// Whether [`Runner::sample`] is the way to a token where nothing is asked for that needs the logits.
@@ -93,6 +97,7 @@ pub(super) struct ModelRunner<B: LlamaOps> {
     model: Llama<B>,
     pools: Vec<Option<KvPool<B>>>,
     device: B::Device,
+    weight_bytes: BTreeMap<&'static str, u64>,
 }
 
 impl<B: LlamaOps> ModelRunner<B> {
@@ -112,13 +117,21 @@ impl<B: LlamaOps> ModelRunner<B> {
                 B::read_often(&w);
             }
         }
-        Ok((Self { model, pools, device }, size))
+        let mut weight_bytes = BTreeMap::new();
+        for (dtype, bytes) in model.weights().skip(1).flat_map(|w| w.bytes()) {
+            *weight_bytes.entry(dtype).or_default() += bytes;
+        }
+        Ok((Self { model, pools, device, weight_bytes }, size))
     }
 }
 
 impl<B: LlamaOps> Runner for ModelRunner<B> {
     fn model(&self) -> &ModelConfig {
         self.model.config()
+    }
+
+    fn weight_bytes(&self) -> &BTreeMap<&'static str, u64> {
+        &self.weight_bytes
     }
 
     fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()> {

@@ -71,8 +71,9 @@ impl<B: LlamaOps> Llama<B> {
         let mut all = PerSlot::from_fn(config.n_layers, |_| all.next());
         let take = |slot: Slot| all[slot].take().expect("each slot is taken once");
         let norm = |weight: Weight<B>, eps| {
-            let gain: Tensor<B, 1> = tensor(B::float_reshape(weight.float(device), [weight.dims().iter().product::<usize>()].into()));
-            RmsNorm::new(Parameter::new(primitive(gain)), eps)
+            let gain = weight.float(device);
+            let elements = gain.shape().num_elements();
+            RmsNorm::new(Parameter::new(B::float_reshape(gain, [elements].into())), eps)
         };
         Ok(Self::assemble(config, Rope::new(config, device), take, Linear::of, norm))
     }

@@ -74,11 +74,7 @@ fn q5_0(b: &[u8], out: &mut [f32]) {
 
 /// The 6-bit factor and offset of the `i`-th 32 elements of a `Q4_K` or `Q5_K` block, from its 12 bytes of them.
 pub(crate) fn scale_min(s: &[u8], i: usize) -> (u8, u8) {
-    if i < 4 {
-        (s[i] & 63, s[i + 4] & 63)
-    } else {
-        (s[i + 4] & 15 | s[i - 4] >> 6 << 4, s[i + 4] >> 4 | s[i] >> 6 << 4)
-    }
+    if i < 4 { (s[i] & 63, s[i + 4] & 63) } else { (s[i + 4] & 15 | s[i - 4] >> 6 << 4, s[i + 4] >> 4 | s[i] >> 6 << 4) }
 }
 
 fn q4_k(b: &[u8], out: &mut [f32]) {

@@ -42,13 +42,28 @@ impl<B: LlamaOps> Weight<B> {
         }
     }
 
+    /// Bytes of each type in it, by ggml's name.
+    pub fn bytes(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::Float(w) => {
+                let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16].into_iter().find(|dtype| dtype.float() == Some(w.dtype()));
+                vec![(dtype.map_or("float", Dtype::name), (w.shape().num_elements() * w.dtype().size()) as u64)]
+            }
+            Self::Parts(parts) => parts.iter().map(|p| (p.dtype.name(), (p.rows * p.row_bytes()) as u64)).collect(),
+        }
+    }
+
     /// As a tensor: the tensor itself, or the parts widened to float32.
     pub fn float(&self, device: &B::Device) -> FloatTensor<B> {
         match self {
             Self::Float(w) => w.clone(),
             Self::Parts(parts) => {
                 let widened = |part: &WeightPart| {
-                    tensor::<B, 2>(host_tensor::<B>(blocks::widened(part.dtype, &part.bytes::<B>()), [part.rows, part.width], device))
+                    tensor::<B, 2>(host_tensor::<B>(
+                        blocks::widened(part.dtype, &part.bytes::<B>()),
+                        [part.rows, part.width],
+                        device,
+                    ))
                 };
                 primitive(Tensor::cat(parts.iter().map(widened).collect(), 0))
             }
