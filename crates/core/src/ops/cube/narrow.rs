@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use super::narrow_kernels::{columns_kernel, project_kernel, put_kernel, rows_kernel};
 use super::narrow_pack::{Layout, Packed, TILE, factors, narrowed_bits, pack, unpack, widened_bits};
 use super::thin::{self, GROUPS, UNITS, few};
-use super::{EACH, address, count, elementwise, embedding, empty, grid, grid_each, lanes, matmul, own};
+use super::{EACH, address, count, embedding, empty, grid, grid_each, lanes, matmul, own};
 use crate::backend::context::fail;
 use crate::ops::{Dtype, LlamaOps, WeightPart, WeightPlace, cast, primitive, tensor};
 

@@ -164,15 +164,13 @@ fn byte(word: u32, #[comptime] j: usize) -> f32 {
 #[cube]
 fn factor(held: &Held, #[comptime] o: usize, #[comptime] j: usize, #[comptime] half: usize, #[comptime] layout: Layout) -> f32 {
     let of = held.factors[o];
-    let mut out = f32::new(0.0);
     if comptime!(layout.scaled == Scaled::Each) {
-        out = of[j];
+        of[j]
     } else if comptime!(layout.scaled == Scaled::Pairs) {
-        out = of[0] * (byte(held.scales[comptime!(2 * o)], j) - comptime!(WHOLE));
+        of[0] * (byte(held.scales[comptime!(2 * o)], j) - comptime!(WHOLE))
     } else {
-        out = of[0] * (byte(held.scales[comptime!(2 * o + half)], j) - comptime!(WHOLE + 128.0));
+        of[0] * (byte(held.scales[comptime!(2 * o + half)], j) - comptime!(WHOLE + 128.0))
     }
-    out
 }
 
 /// What is taken off each element of step `j` of row `o`, of pairs.
