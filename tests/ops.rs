@@ -91,8 +91,8 @@ fn shapes() -> Vec<Case> {
 /// Runs these on every backend.
 pub(crate) fn check(cases: &[Case]) {
     for backend in backends() {
-        let rows =
-            selftest::run_cases(&backend.open().unwrap(), cases, Tolerance::of(&backend), &Filter::default(), &mut |_| {}).unwrap();
+        let rows = selftest::run_cases(&backend.open().unwrap(), cases, Tolerance::of(&backend), &Filter::default(), &mut |_| {})
+            .unwrap();
         assert_passed(&backend, &rows);
     }
 }

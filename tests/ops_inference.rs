@@ -2,10 +2,10 @@
 
 #[cfg(feature = "wgpu")]
 use recua::backend::BackendName;
+use recua::checkpoint::weights::{ModelTensors, load_as};
 use recua::model::{InitConfig, Llama, ModelConfig};
 #[cfg(feature = "wgpu")]
 use recua::ops::launches;
-use recua::checkpoint::weights::{ModelTensors, load_as};
 use recua::ops::{
     BatchRows, CacheRows, Dtype, Job, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, Weight, WeightPart, blocks, limit_pages,
 };
@@ -260,7 +260,10 @@ fn products_by_parts_are_of_each_row_alone() {
         for dtype in Dtype::ALL {
             let all = backend.run(Rows(dtype)).unwrap();
             for rows in &all {
-                assert!(rows.iter().zip(&all[15][all[15].len() - rows.len()..]).all(|(a, b)| a.to_bits() == b.to_bits()), "{backend}, {dtype}");
+                assert!(
+                    rows.iter().zip(&all[15][all[15].len() - rows.len()..]).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{backend}, {dtype}"
+                );
             }
         }
     }
@@ -274,7 +277,8 @@ fn weights_may_be_stored_in_parts() {
         type Output = ();
         fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<()> {
             use burn::tensor::{DType, Int, Tensor, TensorData};
-            let [q, k, v] = [(Dtype::Q4_K, 40), (Dtype::Q4_K, 24), (Dtype::Q6_K, 24)].map(|(dtype, rows)| part(dtype, rows as u64, [rows, 256]));
+            let [q, k, v] = [(Dtype::Q4_K, 40), (Dtype::Q4_K, 24), (Dtype::Q6_K, 24)]
+                .map(|(dtype, rows)| part(dtype, rows as u64, [rows, 256]));
             let host = vec![q, k, v];
             let floats = vec![part(Dtype::F32, 5, [11, 8]), part(Dtype::BF16, 6, [5, 8]), part(Dtype::F16, 7, [3, 8])];
             let x = upload::<B>(1, [20, 256], &device);
@@ -298,7 +302,8 @@ fn weights_may_be_stored_in_parts() {
             if on_device {
                 assert!(few[1].iter().all(|part| part.rows <= 8) && few[1].len() >= 5, "{few:?}");
             }
-            let ids = || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![87, 0, 40, 39, 63, 64, 0], [7]), &device).into_primitive();
+            let ids =
+                || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![87, 0, 40, 39, 63, 64, 0], [7]), &device).into_primitive();
             for n in [1, 3, 16, 20] {
                 let of = |parts: &[WeightPart]| {
                     let y = upload::<B>(2, [n, 88], &device);
@@ -309,8 +314,12 @@ fn weights_may_be_stored_in_parts() {
             }
             let embedded = |parts: &[WeightPart]| read::<B>(B::embed_parts(ids(), parts, DType::F32));
             assert_eq!(embedded(&whole[0]), embedded(&split[0]));
-            let ids = || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![18, 0, 11, 10, 15, 16], [6]), &device).into_primitive();
-            assert_eq!(read::<B>(B::embed_parts(ids(), &whole[1], DType::F32)), read::<B>(B::embed_parts(ids(), &few[1], DType::F32)));
+            let ids =
+                || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![18, 0, 11, 10, 15, 16], [6]), &device).into_primitive();
+            assert_eq!(
+                read::<B>(B::embed_parts(ids(), &whole[1], DType::F32)),
+                read::<B>(B::embed_parts(ids(), &few[1], DType::F32))
+            );
             let bytes = |parts: &[WeightPart]| parts.iter().flat_map(|part| part.bytes::<B>().into_owned()).collect::<Vec<u8>>();
             for (host, parts) in [(&host, &whole[0]), (&host, &split[0]), (&floats, &whole[1]), (&floats, &few[1])] {
                 assert_eq!(bytes(host), bytes(parts));
@@ -364,4 +373,36 @@ fn step<B: LlamaOps>(model: &Llama<B>, batch: usize, device: &B::Device) -> Vec<
     let tokens = Tensor::<B, 1, Int>::from_data(TensorData::new((1..=batch as i32).collect::<Vec<_>>(), [batch]), device);
     let x = model.forward_rows(tokens.into_primitive(), &CacheRows::new(rows), &mut pools);
     read::<B>(model.logits_of_rows(x))
+}
+
+/// Milliseconds of a product by each type, for 1, 4 and 16 rows: `cargo test --release ... -- --ignored --nocapture times_of_products`.
+#[test]
+#[ignore = "a measurement"]
+fn times_of_products_by_parts() {
+    struct Times(Dtype, [usize; 2]);
+    impl Job for Times {
+        type Output = Vec<f64>;
+        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<Self::Output> {
+            use burn::tensor::DType;
+            let parts = B::take_weight(vec![part(self.0, 3, self.1)], &device);
+            let times = [1, 4, 16, 64].map(|n| {
+                let x = plain(upload::<B>(1, [n, self.1[1]], &device));
+                let once = || {
+                    let began = std::time::Instant::now();
+                    let _ = read::<B>(B::project_parts(x.clone(), &parts, DType::F32));
+                    began.elapsed().as_secs_f64() * 1e3
+                };
+                (0..12).map(|_| once()).fold(f64::INFINITY, f64::min)
+            });
+            Ok(times.into())
+        }
+    }
+    for backend in backends() {
+        for shape in [[4096, 1024], [1024, 4096]] {
+            for dtype in Dtype::ALL {
+                let times = backend.run(Times(dtype, shape)).unwrap();
+                println!("{backend} {shape:?} {dtype}: {times:.2?} ms");
+            }
+        }
+    }
 }

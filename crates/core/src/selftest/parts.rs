@@ -81,8 +81,7 @@ pub(super) fn check<B: LlamaOps>([n, width, rows]: [usize; 3], device: &B::Devic
                 WeightPart::host(dtype, [rows, width], bytes_of(dtype, 10 * i as u64, [rows, width]).into())
             })
             .collect();
-        let values: Vec<f64> =
-            host.iter().flat_map(|part| widened(part.dtype, &part.bytes::<B>())).map(f64::from).collect();
+        let values: Vec<f64> = host.iter().flat_map(|part| widened(part.dtype, &part.bytes::<B>())).map(f64::from).collect();
         let columns = values.len() / width;
         // Each result and the sum of its terms' magnitudes, to which its error is relative.
         let y = Input::new(3, &[n, columns], 1.0);

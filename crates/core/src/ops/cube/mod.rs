@@ -23,6 +23,7 @@ mod matmul;
 mod narrow;
 mod narrow_kernels;
 mod narrow_pack;
+mod narrow_store;
 mod norm;
 mod paged;
 mod reduce;
@@ -146,13 +147,13 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
         narrow::embed(ids, parts, out)
     }
     fn take_weight(parts: Vec<WeightPart>, device: &Self::Device) -> Vec<WeightPart> {
-        narrow::take::<R, F, I, BT>(parts, device)
+        narrow_store::take::<R, F, I, BT>(parts, device)
     }
     fn weight_bytes(part: &WeightPart) -> Vec<u8> {
-        narrow::bytes::<R>(part)
+        narrow_store::bytes::<R>(part)
     }
     fn float_of(part: &WeightPart) -> Option<DType> {
-        narrow::float_of::<R>(part)
+        narrow_store::float_of::<R>(part)
     }
     fn kv_pool(shape: KvShape, device: &Self::Device) -> KvPool<Self> {
         cached::pool::<R, F, I, BT>(shape, device)

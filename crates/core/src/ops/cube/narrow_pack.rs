@@ -63,7 +63,12 @@ impl Layout {
     /// Words of low bits, of high bits and of scales, and factors, of a row of so many elements.
     pub(super) fn sizes(self, width: usize) -> [usize; 4] {
         let tiles = width.div_ceil(TILE);
-        [tiles * 4 * self.vectors() * 4, tiles * 4 * self.high(), tiles * self.scales(), tiles * TILE / self.block() * self.factors()]
+        [
+            tiles * 4 * self.vectors() * 4,
+            tiles * 4 * self.high(),
+            tiles * self.scales(),
+            tiles * TILE / self.block() * self.factors(),
+        ]
     }
 
     /// Vectors of low bits that a unit reads of a tile.
