@@ -41,6 +41,8 @@ mod ops;
 mod ops_inference;
 #[cfg(feature = "quickstart")]
 mod quickstart;
+#[cfg(all(feature = "serve", feature = "cli", feature = "flex"))]
+mod serve;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;

@@ -49,7 +49,7 @@ use beside::Beside;
 use bpe::FastMap;
 pub use bytes::TokenBytes;
 #[cfg(feature = "chat")]
-pub use chat_template::{ChatTemplate, Message};
+pub use chat_template::{ChatTemplate, Message, TemplateValue};
 use decode::{Piece, Pieces, State};
 pub use files::{TokenizerFiles, find_tokenizer};
 use kind::Kind;
