@@ -89,7 +89,8 @@ impl Client {
     pub(super) fn send(&self, method: &str, path: &str, body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut head =
+            format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         self.headers.iter().for_each(|header| head += &format!("{header}\r\n"));
         let _ = stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()); // refused before all was sent
         stream

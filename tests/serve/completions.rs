@@ -63,7 +63,10 @@ fn texts_go_on_from_prompts() {
         (streamed["stream"], streamed["stream_options"]) = (json!(true), json!({ "include_usage": true }));
         let (whole, chunks) = (ask(more).ok(), ask(streamed).chunks());
         let (text, reasons, _) = joined(&chunks, 0);
-        assert_eq!((json!(text), json!(reasons)), (whole["choices"][0]["text"].clone(), json!([whole["choices"][0]["finish_reason"]])));
+        assert_eq!(
+            (json!(text), json!(reasons)),
+            (whole["choices"][0]["text"].clone(), json!([whole["choices"][0]["finish_reason"]]))
+        );
         let last = chunks.last().unwrap();
         assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &whole["usage"]["completion_tokens"]));
         assert!(chunks.iter().all(|chunk| chunk["id"] == chunks[0]["id"]));
@@ -108,7 +111,8 @@ fn given_tokens_are_scored_as_by_the_scorer() {
         let up = Up::new(vec![source("m", &path)], config());
         let expected: Vec<Value> = scores(&path, &ids).iter().map(|x| serde_json::from_str(&x.to_string()).unwrap()).collect();
         let ask = |more: Value| {
-            let mut body = json!({ "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
+            let mut body =
+                json!({ "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
             body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             up.client.post(ROUTE, &body)
         };
@@ -133,8 +137,22 @@ fn given_tokens_are_scored_as_by_the_scorer() {
                 assert_eq!(own.as_f64().unwrap(), most);
             }
             let offsets: Vec<u64> = list("text_offset").iter().map(|x| x.as_u64().unwrap()).collect();
-            assert!(offsets[0] == 0 && offsets.is_sorted() && *offsets.last().unwrap() <= choice["text"].as_str().unwrap().chars().count() as u64);
-            let (text, _, streamed) = joined(&ask(json!({ "stream": true }).as_object().unwrap().iter().chain(more.as_object().unwrap()).map(|(k, v)| (k.clone(), v.clone())).collect()).chunks(), 0);
+            assert!(
+                offsets[0] == 0
+                    && offsets.is_sorted()
+                    && *offsets.last().unwrap() <= choice["text"].as_str().unwrap().chars().count() as u64
+            );
+            let (text, _, streamed) = joined(
+                &ask(json!({ "stream": true })
+                    .as_object()
+                    .unwrap()
+                    .iter()
+                    .chain(more.as_object().unwrap())
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect())
+                .chunks(),
+                0,
+            );
             assert_eq!((json!(text), streamed), (choice["text"].clone(), own));
         }
         let limit = ask(json!({ "logprobs": 101 })).refused(400);
@@ -157,7 +175,10 @@ fn texts_that_end_are_told_whole() {
     // The token that ends the text is the one that was written.
     assert_eq!(of["tokens"].as_array().unwrap().last().unwrap(), "</s>");
     assert_eq!(of["tokens"].as_array().unwrap().len() as u64, answer["usage"]["total_tokens"].as_u64().unwrap());
-    assert_eq!((&answer["choices"][0]["text"], &answer["choices"][0]["finish_reason"]), (&json!("The old llama walks home"), &json!("stop")));
+    assert_eq!(
+        (&answer["choices"][0]["text"], &answer["choices"][0]["finish_reason"]),
+        (&json!("The old llama walks home"), &json!("stop"))
+    );
     let on = json!({ "prompt": "The old llama walks home", "max_tokens": 1, "temperature": 0, "ignore_eos": true });
     assert_eq!(up.client.post(ROUTE, &on).ok()["choices"][0]["finish_reason"], "length");
     let none = json!({ "prompt": "The old", "max_tokens": 9, "temperature": 0, "stop_token_ids": up.client.post("/tokenize", &json!({ "content": "The old llama" })).ok()["tokens"].as_array().unwrap().iter().rev().take(1).collect::<Vec<_>>() });
@@ -226,23 +247,55 @@ fn what_is_not_supported_is_refused_by_name() {
         up.client.post(ROUTE, &body)
     };
     for (key, value) in [
-        ("best_of", json!(2)), ("suffix", json!("a")), ("nonsense", json!(1)), ("use_beam_search", json!(true)), ("store", json!(true)),
-        ("temperature", json!(-1)), ("temperature", json!("hot")), ("top_p", json!(0)), ("top_k", json!(-2)), ("n", json!(0)),
-        ("n", json!(100_000)), ("logprobs", json!(-1)), ("stop", json!([""])), ("logit_bias", json!({ "1": 200 })),
-        ("logit_bias", json!({ "99999": 1 })), ("stream_options", json!({})), ("max_tokens", json!(-1)), ("seed", json!(0.5)),
-        ("stop_token_ids", json!(["a"])), ("min_tokens", json!(5)), ("min_p", json!(2)), ("repetition_penalty", json!(0)),
-        ("response_format", json!({ "type": "xml" })), ("prompt", json!([])), ("prompt", json!([[]])), ("prompt", json!([99_999])),
-        ("prompt", json!({})), ("prompt", json!(["a", 1])),
+        ("best_of", json!(2)),
+        ("suffix", json!("a")),
+        ("nonsense", json!(1)),
+        ("use_beam_search", json!(true)),
+        ("store", json!(true)),
+        ("temperature", json!(-1)),
+        ("temperature", json!("hot")),
+        ("top_p", json!(0)),
+        ("top_k", json!(-2)),
+        ("n", json!(0)),
+        ("n", json!(100_000)),
+        ("logprobs", json!(-1)),
+        ("stop", json!([""])),
+        ("logit_bias", json!({ "1": 200 })),
+        ("logit_bias", json!({ "99999": 1 })),
+        ("stream_options", json!({})),
+        ("max_tokens", json!(-1)),
+        ("seed", json!(0.5)),
+        ("stop_token_ids", json!(["a"])),
+        ("min_tokens", json!(5)),
+        ("min_p", json!(2)),
+        ("repetition_penalty", json!(0)),
+        ("response_format", json!({ "type": "xml" })),
+        ("prompt", json!([])),
+        ("prompt", json!([[]])),
+        ("prompt", json!([99_999])),
+        ("prompt", json!({})),
+        ("prompt", json!(["a", 1])),
     ] {
         let error = ask(key, value.clone()).refused(400);
         assert!(error["param"] == key || error["message"].as_str().unwrap().contains(key), "{key} {value}: {error}");
     }
-    for (key, value) in [("user", json!("me")), ("metadata", json!({})), ("best_of", json!(1)), ("store", json!(false)), ("suffix", Value::Null), ("top_k", json!(-1)), ("logit_bias", Value::Null)] {
+    for (key, value) in [
+        ("user", json!("me")),
+        ("metadata", json!({})),
+        ("best_of", json!(1)),
+        ("store", json!(false)),
+        ("suffix", Value::Null),
+        ("top_k", json!(-1)),
+        ("logit_bias", Value::Null),
+    ] {
         ask(key, value).ok();
     }
     // With the numbers.
     let error = ask("prompt", json!(vec![5; 100])).refused(400);
-    assert_eq!((&error["code"], &error["n_prompt_tokens"], &error["n_ctx"]), (&json!("context_length_exceeded"), &json!(100), &json!(64)));
+    assert_eq!(
+        (&error["code"], &error["n_prompt_tokens"], &error["n_ctx"]),
+        (&json!("context_length_exceeded"), &json!(100), &json!(64))
+    );
     let error = up.client.post(ROUTE, &json!({ "prompt": vec![5; 100], "stream": true })).refused(400);
     assert_eq!(error["param"], "prompt");
     #[cfg(not(feature = "constrain"))]
