@@ -85,7 +85,7 @@ fn the_queue_has_an_end() {
 #[test]
 fn a_server_that_stops_lets_requests_end() {
     let mut up = endless(config(), Duration::from_secs(30));
-    let body = json!({ "prompt": "a", "max_tokens": 3_000, "temperature": 0, "ignore_eos": true });
+    let body = json!({ "prompt": "a", "max_tokens": 12_000, "temperature": 0, "ignore_eos": true });
     let client = up.client.clone();
     let asked = std::thread::spawn(move || client.post("/v1/completions", &body));
     up.until(|| up.server.active() == 1);
@@ -99,7 +99,7 @@ fn a_server_that_stops_lets_requests_end() {
         assert_eq!(client.post("/v1/completions", &json!({ "prompt": "a" })).status, 503);
     }
     let answer = asked.join().unwrap().ok();
-    assert_eq!(answer["usage"]["completion_tokens"], 3_000);
+    assert_eq!(answer["usage"]["completion_tokens"], 12_000);
     up.stopped().unwrap();
     // After its time what is left ends with an error, in streams too.
     let mut up = endless(config(), Duration::from_millis(200));
