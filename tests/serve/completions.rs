@@ -111,8 +111,7 @@ fn given_tokens_are_scored_as_by_the_scorer() {
         let up = Up::new(vec![source("m", &path)], config());
         let expected: Vec<Value> = scores(&path, &ids).iter().map(|x| serde_json::from_str(&x.to_string()).unwrap()).collect();
         let ask = |more: Value| {
-            let mut body =
-                json!({ "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
+            let mut body = json!({ "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true, "ignore_eos": true });
             body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             up.client.post(ROUTE, &body)
         };
@@ -218,7 +217,8 @@ fn tokens_have_names_of_their_own() {
 #[test]
 fn a_model_without_a_tokenizer_speaks_ids() {
     let up = Up::new(vec![source("ids", golden("tiny_llama"))], config());
-    let body = json!({ "prompt": [1, 17, 230], "max_tokens": 3, "temperature": 0, "echo": true, "logprobs": 0 });
+    let body =
+        json!({ "prompt": [1, 17, 230], "max_tokens": 3, "temperature": 0, "echo": true, "logprobs": 0, "ignore_eos": true });
     let answer = up.client.post(ROUTE, &body).ok();
     let tokens = answer["choices"][0]["logprobs"]["tokens"].as_array().unwrap().clone();
     let text: String = tokens.iter().map(|token| token.as_str().unwrap()).collect();

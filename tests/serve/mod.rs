@@ -109,11 +109,11 @@ fn walks() -> Up {
     up
 }
 
-/// A model that writes for as long as it may: `a` after `a`.
+/// A model that writes for as long as it may: an `a` after each `a`.
 fn endless(config: ServeConfig, drain: Duration) -> Up {
     let dir = tempfile::tempdir().unwrap();
     let tokenizer = open("llama2.json");
-    let a = tokenizer.id_of("a").unwrap();
+    let a = *tokenizer.encode("a").unwrap().last().unwrap();
     let mut script = Script::new(tokenizer.vocab_size(), &[(a, a)]);
     script.config.max_seq_len = 100_000;
     let path = dir.path().join("model");

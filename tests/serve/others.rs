@@ -34,7 +34,7 @@ fn keys_open_the_door() {
     let config =
         ServeConfig { api_keys: vec!["first".into(), "second".into()], cors_origins: vec!["http://page".into()], ..config() };
     let up = Up::new(vec![source("run", run())], config);
-    let body = json!({ "prompt": "The old llama walks home", "max_tokens": 1 });
+    let body = json!({ "prompt": (1..25).collect::<Vec<u32>>(), "max_tokens": 1 });
     for client in [up.client.clone(), up.client.with("Authorization: Bearer third"), up.client.with("X-Api-Key: firs")] {
         let error = client.post("/v1/completions", &body).refused(401);
         assert_eq!((&error["type"], &error["code"]), (&json!("authentication_error"), &json!("invalid_api_key")));
