@@ -89,7 +89,7 @@ impl Serve {
         self.device.apply()?;
         self.engine.check()?;
         let config = self.config()?;
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
         let runtime = runtime.map_err(Error::io("create", "threads"))?;
         // Before anything is read: whoever has the port has it.
         let address = SocketAddr::new(self.host, self.port);

@@ -59,6 +59,7 @@ pub(crate) fn prompt(model: &Arc<Model>, turns: &[Turn], tools: Option<&Template
         e => ApiError::bad("messages", format!("the model's template cannot write them: {e}")),
     };
     let text = template.render_json(&turns, tools, true).map_err(refused)?;
+    model.check_size(&text)?;
     match template.origin() {
         // Templates write special tokens, BOS among them; in the plain form nobody's text is one.
         Some(_) => Ok(model.tokenizer("messages")?.encode_with_special(&text)?),

@@ -86,9 +86,12 @@ fn caller(server: &Server, request: &Request) -> Result<Caller, ApiError> {
         return Ok(Caller::default());
     }
     let headers = request.headers();
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| match value.as_bytes().split_at_checked(7) {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"bearer ") => Some(key),
+        _ => None,
+    });
     let given = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes)).unwrap_or_default().trim_ascii();
-    // All keys are looked at, each to its end: how long it takes says nothing of them.
+    // All keys are looked at, each of the same length to its end: how long it takes says nothing of what is in them.
     let mut found = subtle::Choice::from(0);
     for key in keys {
         found |= key.as_bytes().ct_eq(given);

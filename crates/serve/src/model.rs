@@ -91,6 +91,8 @@ pub(crate) struct Model {
     pub(crate) bos: Option<u32>,
     pub(crate) vocab_size: usize,
     bytes: Vec<Option<Vec<u8>>>,
+    /// Bytes of the longest token; 0: not known.
+    longest: usize,
     pub(crate) handle: Handle,
     #[cfg(feature = "constrain")]
     constraints: std::sync::OnceLock<Result<recua_core::generate::ConstraintFactory, String>>,
@@ -101,6 +103,7 @@ impl Model {
         let ModelSource { name, path, text, make, kernels } = source;
         let template = text.tokenizer.as_ref().map(ChatTemplate::of).transpose()?;
         let bytes = text.tokenizer.as_ref().and_then(|tokenizer| tokenizer.all_token_bytes().ok()).unwrap_or_default();
+        let longest = bytes.iter().flatten().map(Vec::len).max().unwrap_or(0);
         let capacity = config.max_seqs.saturating_add(config.max_queue).max(1);
         let handle = Handle::start(&name, make, config.max_seqs, kernels, capacity, config.max_restarts);
         Ok(Self {
@@ -113,6 +116,7 @@ impl Model {
             bos: text.bos,
             vocab_size: text.vocab_size,
             bytes,
+            longest,
             handle,
             #[cfg(feature = "constrain")]
             constraints: std::sync::OnceLock::new(),
@@ -143,7 +147,18 @@ impl Model {
 
     /// A text as a prompt, with what the tokenizer's file puts before it; the text of special tokens is those tokens.
     pub(crate) fn encode(&self, text: &str, bos: Bos) -> Result<Vec<u32>, ApiError> {
+        self.check_size(text)?;
         Ok(encode_prompt(self.tokenizer("prompt")?, text, bos, true)?)
+    }
+
+    /// Refuses a text that is far too long whatever its tokens are, before they are looked for.
+    pub(crate) fn check_size(&self, text: &str) -> Result<(), ApiError> {
+        let max_len = self.max_len()?;
+        // Spaces may be left out; four times as many bytes are not.
+        if self.longest > 0 && text.len() / 4 / self.longest > max_len {
+            return Err(ApiError::too_long(text.len() / self.longest, max_len));
+        }
+        Ok(())
     }
 
     /// Fits into the model.

@@ -129,6 +129,9 @@ impl Params {
     }
 }
 
+/// Most bytes of a request's stop texts, all together: each text that is written looks for all of them.
+const MOST_STOP_BYTES: usize = 16 << 10;
+
 /// A text or a list of texts.
 pub(crate) fn stops(key: &str, value: Option<Value>) -> Result<Vec<String>> {
     let list = match value {
@@ -140,7 +143,12 @@ pub(crate) fn stops(key: &str, value: Option<Value>) -> Result<Vec<String>> {
         Value::String(text) if !text.is_empty() => Ok(text),
         other => Err(expected(key, "a text that is not empty, or a list of such", &other)),
     };
-    list.into_iter().map(text).collect()
+    let texts: Vec<String> = list.into_iter().map(text).collect::<Result<_>>()?;
+    let bytes: usize = texts.iter().map(String::len).sum();
+    if bytes > MOST_STOP_BYTES {
+        return Err(ApiError::bad(key, format!("{bytes} bytes are more than {MOST_STOP_BYTES}")));
+    }
+    Ok(texts)
 }
 
 /// `{"15043": -5}` or `[[15043, -5]]`.

@@ -1,5 +1,6 @@
 //! The texts of one request: prompts to the engine, what it gives back as text, up to where each text ends.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -59,9 +60,10 @@ pub(crate) struct Delta {
 /// What comes next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// The log-probabilities of a prompt's tokens after the first.
+    /// The log-probabilities of a prompt's tokens after the first, for these of its texts.
     Prompt {
         prompt: usize,
+        texts: Range<usize>,
         logprobs: Vec<TokenLogprob>,
     },
     Text(Delta),
@@ -120,6 +122,8 @@ pub(crate) struct Work {
     updates: UnboundedReceiver<(usize, Update)>,
     choices: Vec<Choice>,
     n: usize,
+    /// Each text is a request of its own.
+    apart: bool,
     stops: Arc<[String]>,
     ends: Vec<u32>,
     tells: bool,
@@ -227,6 +231,7 @@ impl Work {
             updates,
             choices,
             n,
+            apart,
             stops,
             ends: params.ends.clone(),
             tells: params.logprobs.is_some(),
@@ -264,7 +269,10 @@ impl Work {
     fn take(&mut self, tag: usize, update: Update) -> Result<()> {
         match update {
             Update::Failed(e) => return Err(e),
-            Update::Prompt(logprobs) => self.ready.push_back(Step::Prompt { prompt: tag / self.n, logprobs }),
+            Update::Prompt(logprobs) => {
+                let texts = tag..tag + if self.apart { 1 } else { self.n };
+                self.ready.push_back(Step::Prompt { prompt: tag / self.n, texts, logprobs });
+            }
             Update::Token { choice, token, logprob } => self.token(tag + choice, token, logprob),
             Update::Done { choice, stop, stats } => self.done(tag + choice, stop, stats, tag / self.n),
         }

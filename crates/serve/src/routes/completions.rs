@@ -20,6 +20,9 @@ use crate::server::{Caller, Server, aside, body};
 use crate::sse::{Events, Next, stream};
 use crate::work::{Finish, Offsets, Prompts, Step, Told, Work};
 
+/// Most log-probabilities of prompts in one answer.
+const MOST_SCORES: usize = 4_000_000;
+
 /// What was asked for, ready to be computed.
 struct Plan {
     model: Arc<Model>,
@@ -107,6 +110,13 @@ impl Plan {
         }
         if all.is_empty() {
             return Err(ApiError::bad("prompt", "expected at least one prompt, got none"));
+        }
+        if let Some(top) = params.logprobs.filter(|_| echo) {
+            let numbers = all.iter().map(Vec::len).sum::<usize>().saturating_mul(params.n).saturating_mul(top + 1);
+            if numbers > MOST_SCORES {
+                let problem = format!("{numbers} log-probabilities at once are more than {MOST_SCORES}; split the request");
+                return Err(ApiError::bad("logprobs", problem));
+            }
         }
         let logprobs = params.logprobs.is_some();
         let prompts = Prompts { ids: all, scored: echo && logprobs, tell_end: logprobs, counts_prompt: echo };
@@ -244,8 +254,8 @@ impl Shown {
         }
         while let Some(step) = work.next().await {
             match step? {
-                Step::Prompt { prompt, logprobs } => {
-                    for text in &mut texts[prompt * n..(prompt + 1) * n] {
+                Step::Prompt { prompt, texts: of, logprobs } => {
+                    for text in &mut texts[of] {
                         let (echoed, of_prompt) = plan.echo(prompt, Some(&logprobs));
                         text.0 = echoed;
                         text.1 = of_prompt.unwrap_or_default();
@@ -284,8 +294,8 @@ impl Shown {
                     events.data(&e.openai()).await;
                     return;
                 }
-                Next::Step(Step::Prompt { prompt, logprobs }) => {
-                    for begun in &mut begun[prompt * n..(prompt + 1) * n] {
+                Next::Step(Step::Prompt { prompt, texts, logprobs }) => {
+                    for begun in &mut begun[texts] {
                         *begun = Some(plan.echo(prompt, Some(&logprobs)));
                     }
                 }
