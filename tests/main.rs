@@ -44,6 +44,8 @@ mod ops_inference;
 mod ops_narrow;
 #[cfg(feature = "quickstart")]
 mod quickstart;
+#[cfg(all(feature = "serve", feature = "cli", feature = "flex"))]
+mod serve;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;

@@ -10,8 +10,8 @@ use recua::ops::KvDtype;
 use recua::tokenizer::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 
-use super::model::TextModel;
 use super::{human, print, print_json};
+use recua::generate::TextModel;
 
 /// List backends, devices and what they can do; or say what a model is
 ///

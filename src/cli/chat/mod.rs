@@ -12,10 +12,10 @@ use recua::Result;
 use recua::generate::Engine;
 
 use super::flags::{EngineFlags, Sampling};
-use super::model::TextModel;
 use super::say;
 use commands::{Command, HELP};
 use input::{Input, Line};
+use recua::generate::TextModel;
 use talk::Talk;
 
 /// A conversation with a model in the terminal

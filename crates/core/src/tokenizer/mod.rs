@@ -51,7 +51,7 @@ use beside::Beside;
 use bpe::FastMap;
 pub use bytes::TokenBytes;
 #[cfg(feature = "chat")]
-pub use chat_template::{ChatTemplate, Message};
+pub use chat_template::{ChatTemplate, Message, TemplateValue};
 use decode::{Piece, Pieces, State};
 pub use files::{TokenizerFiles, find_tokenizer};
 pub(crate) use gguf::in_gguf;
