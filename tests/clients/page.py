@@ -13,7 +13,8 @@ A scripted server (`Mock`) answers as a test's message asks it to: slowly, with 
 With --mock it serves the page as well, from crates/serve/src/page. With --url the page, its headers and
 the models come from the server that runs; the scripted tests then send the page's API calls to the mock
 instead, and tests named `real_…` talk to the server itself. --key is a key that the server takes (the
-tests of it then also see that none and a wrong one are refused).
+tests of it then also see that none and a wrong one are refused). --files lays this tree's page over the
+server's, for a server that was built before the page was changed.
 
 --shots DIR writes pictures there. --axe FILE checks the page with axe-core (npm's `axe-core`, axe.min.js).
 Exits with 1 if a test failed.
@@ -37,6 +38,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Page, expect, sync_playwright
 
 FILES = Path(__file__).resolve().parents[2] / "crates/serve/src/page"
+PATHS = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -157,10 +159,9 @@ class Handler(BaseHTTPRequestHandler):
             if not self.refused():
                 self.whole(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]})
             return
-        name = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}.get(path)
-        if name is None:
+        if path not in PATHS:
             return self.error(404, "nothing is here", code="not_found")
-        kind = {"html": "text/html", "css": "text/css", "js": "text/javascript"}[name.split(".")[-1]]
+        name, kind = PATHS[path]
         self.whole(200, (FILES / name).read_bytes(), f"{kind}; charset=utf-8", content_security_policy=POLICY, cache_control="no-cache")
 
     def do_POST(self):
@@ -273,6 +274,10 @@ class Test:
         if run.url and not real:
             to_mock = lambda route: route.continue_(url=self.mock.url + urlsplit(route.request.url).path)  # noqa: E731
             self.context.route(re.compile(r"/v1/"), to_mock)
+        if run.files:
+            for path, (name, kind) in PATHS.items():
+                reply = {"path": FILES / name, "headers": {"content-type": f"{kind}; charset=utf-8", "content-security-policy": POLICY}}
+                self.context.route(self.base + path, lambda route, _request, reply=reply: route.fulfill(**reply))
         self.context.grant_permissions(["clipboard-read", "clipboard-write"])
 
     def open(self) -> Page:
@@ -1330,6 +1335,7 @@ def main():
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", help="of a recua server that runs")
     where.add_argument("--mock", action="store_true", help="the page's files and a scripted server")
+    parser.add_argument("--files", action="store_true", help="with --url: this tree's page in place of the server's")
     parser.add_argument("--key", help="an API key that the server takes")
     parser.add_argument("--browser", default=os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser"))
     parser.add_argument("--axe", help="axe.min.js")
