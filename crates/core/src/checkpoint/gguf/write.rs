@@ -48,7 +48,7 @@ pub(in crate::checkpoint) fn write(
         names.push(&info.name);
     }
     let scaled = matches!(model.rope_scaling, RopeScaling::Llama3 { .. } | RopeScaling::Factors { .. });
-    let freqs = scaled.then(|| config::rope_factors(model)).unwrap_or_default();
+    let freqs = if scaled { config::rope_factors(model) } else { Vec::new() };
     if scaled {
         planned.push((FREQS.into(), vec![freqs.len()], Dtype::F32));
     }
