@@ -1343,7 +1343,6 @@ def main():
     parser.add_argument("--serve", type=int, metavar="PORT", help="serve the page with the mock and test nothing")
     parser.add_argument("names", nargs="*", help="parts of the tests' names")
     run = parser.parse_args()
-    run.mock_server = None
     if run.serve:
         print(Mock(run.serve).url)
         threading.Event().wait()
@@ -1353,7 +1352,9 @@ def main():
     expect.set_options(timeout=15_000)
     with sync_playwright() as playwright:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]
-        run.browser = playwright.chromium.launch(executable_path=run.browser, args=sandbox)
+        # A page that was laid over has no address, and may then not ask this machine's.
+        local = ["--disable-features=LocalNetworkAccessChecks"] if run.files else []
+        run.browser = playwright.chromium.launch(executable_path=run.browser, args=sandbox + local)
         if run.shots:
             return shots(run)
         for function, options in TESTS:
