@@ -16,6 +16,7 @@
 //! | [`checkpoint`] | native checkpoints, Hugging Face's and Meta's, and the way between them |
 //! | [`generate`] | KV-cached decoding and sampling |
 //! | [`eval`] | log-probabilities; what a model has to beat: xz, an n-gram model |
+//! | `serve` | the HTTP server: OpenAI's and Anthropic's APIs, a chat page (feature `serve`) |
 //! | [`optim`] | AdamW, the global-norm clip, the schedule |
 //! | `train` | settings, one step, the loop, what it writes down (feature `train`) |
 //! | `bench`, `selftest` | how fast a backend is, and whether it is right (feature `train`) |
@@ -33,7 +34,7 @@
 //! use recua::tokenizer::Tokenizer;
 //!
 //! # fn main() -> recua::Result<()> {
-//! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder
+//! let checkpoint = Checkpoint::open("runs/first")?; // or a Hugging Face or Meta folder, or a .gguf file
 //! let tokenizer = Tokenizer::open("runs/first/tokenizer.json")?;
 //! let device = "flex".parse::<BackendName>()?.open()?;
 //! let mut engine = Engine::load(&checkpoint, &device, EngineConfig::default())?;
@@ -54,11 +55,12 @@
 //! - `train`: training. `quickstart`: the quickstart as a function. `cli` (default): the binary, with both.
 //! - `data`: the pipeline from dumps. `ballista`: its shuffles on a cluster.
 //! - `chat` (in `cli`): chat templates. `constrain`: text by a JSON schema, a regular expression or a grammar.
+//! - `serve` (default): the HTTP server and `recua serve`.
 //! - `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default features make of its aliases `Wgpu` and `Cuda`.
 //! - `tui`: the dashboard.
 //!
 //! # Crates
-//! The rooms stand in four crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
+//! The rooms stand in five crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
 //! re-exports them all.
 
 #![warn(missing_docs)]
@@ -79,6 +81,10 @@ pub use recua_corpus as corpus;
 #[cfg(feature = "train")]
 pub use recua_core::{bench, selftest, train};
 pub use recua_core::{checkpoint, data, eval, generate, model, ops, optim, tokenizer};
+
+/// The HTTP server.
+#[cfg(feature = "serve")]
+pub use recua_serve as serve;
 
 #[cfg(feature = "data")]
 pub mod build;

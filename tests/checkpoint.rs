@@ -147,7 +147,8 @@ fn every_bit_survives_native_hf_meta_native() {
             assert_eq!(checkpoint.tokenizer_path(), Some(at(name).join("tokenizer.json").as_path()));
             let got = checkpoint.config();
             assert_eq!(got.parameters(), config.parameters());
-            let numbers = |c: &ModelConfig| (c.n_heads, c.kv_heads(), c.norm_eps, c.max_seq_len, c.rope_theta, c.rope_scaling);
+            let numbers =
+                |c: &ModelConfig| (c.n_heads, c.kv_heads(), c.norm_eps, c.max_seq_len, c.rope_theta, c.rope_scaling.clone());
             assert_eq!(numbers(got), numbers(&config));
             assert_eq!(checkpoint.bos_eos(), (Some(1), [2, 7].as_slice()), "{name}");
         }
@@ -262,7 +263,7 @@ fn without(mut value: Value, keys: &[&str]) -> Value {
 #[test]
 fn both_spellings_of_hf_configs_are_read() {
     let config = parse(&four()).unwrap();
-    assert_eq!((config.model.rope_theta, config.model.rope_scaling), (500_000.0, RopeScaling::None));
+    assert_eq!((config.model.rope_theta, &config.model.rope_scaling), (500_000.0, &RopeScaling::None));
     assert_eq!((config.model.max_seq_len, config.model.hidden_dim(), config.model.kv_heads()), (8192, 172, 2));
     assert!(config.tie_word_embeddings);
     assert_eq!((config.bos_id, config.eos_ids.as_slice()), (Some(128_000), [128_001, 128_009].as_slice()));

@@ -33,14 +33,19 @@ mod generate_constrained;
 mod generate_sampling;
 #[cfg(feature = "chat")]
 mod generate_text;
+mod gguf;
 mod golden;
 mod memory;
 mod metrics;
 mod model;
 mod ops;
 mod ops_inference;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod ops_narrow;
 #[cfg(feature = "quickstart")]
 mod quickstart;
+#[cfg(all(feature = "serve", feature = "cli", feature = "flex"))]
+mod serve;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;

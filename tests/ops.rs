@@ -88,14 +88,18 @@ fn shapes() -> Vec<Case> {
     cases
 }
 
-#[test]
-fn operations_at_awkward_sizes() {
+/// Runs these on every backend.
+pub(crate) fn check(cases: &[Case]) {
     for backend in backends() {
-        let rows =
-            selftest::run_cases(&backend.open().unwrap(), &shapes(), Tolerance::of(&backend), &Filter::default(), &mut |_| {})
-                .unwrap();
+        let rows = selftest::run_cases(&backend.open().unwrap(), cases, Tolerance::of(&backend), &Filter::default(), &mut |_| {})
+            .unwrap();
         assert_passed(&backend, &rows);
     }
+}
+
+#[test]
+fn operations_at_awkward_sizes() {
+    check(&shapes());
 }
 
 fn any_case() -> impl Strategy<Value = Case> {

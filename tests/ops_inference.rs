@@ -2,14 +2,16 @@
 
 #[cfg(feature = "wgpu")]
 use recua::backend::BackendName;
+use recua::checkpoint::weights::{ModelTensors, load_as};
 use recua::model::{InitConfig, Llama, ModelConfig};
 #[cfg(feature = "wgpu")]
 use recua::ops::launches;
 use recua::ops::{
-    BatchRows, CacheRows, Job, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, embed_parts, project_parts, rows_of_part,
+    BatchRows, CacheRows, Dtype, Job, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, Weight, WeightPart, blocks, limit_pages,
 };
+use recua::selftest::Case;
 
-use crate::ops::{backends, random};
+use crate::ops::{backends, check, random};
 
 /// Tokens are drawn as often as their probabilities say: Pearson's statistic over 16,384 draws on every backend.
 #[test]
@@ -89,6 +91,7 @@ fn distribution(logits: &[f32], temperature: f64, top_k: usize, top_p: f64, min_
 fn a_step_of_decoding_is_a_fixed_number_of_launches() {
     struct Step {
         layers: usize,
+        weights: Dtype,
         dtype: KvDtype,
         batch: usize,
         len: usize,
@@ -100,6 +103,7 @@ fn a_step_of_decoding_is_a_fixed_number_of_launches() {
             let mut config = ModelConfig::preset("debug")?;
             (config.n_layers, config.max_seq_len) = (self.layers, 1024);
             let model = Llama::<B>::init(&config, &InitConfig::default(), &device)?;
+            let model = load_as::<B>(&ModelTensors::new(&model), &config, &device, Some(self.weights))?;
             let each = self.len.div_ceil(16);
             let shape = KvShape {
                 blocks: self.batch * each,
@@ -127,19 +131,23 @@ fn a_step_of_decoding_is_a_fixed_number_of_launches() {
         }
     }
     let context = "wgpu:cpu".parse::<BackendName>().unwrap().open().unwrap();
-    for (dtype, batch, len, want) in [
-        (KvDtype::F32, 1, 5, 9),
-        (KvDtype::F32, 1, 200, 9),
-        (KvDtype::F32, 8, 200, 9),
-        (KvDtype::F32, 16, 40, 9),
+    for (weights, dtype, batch, len, want) in [
+        (Dtype::F32, KvDtype::F32, 1, 5, 9),
+        (Dtype::F32, KvDtype::F32, 1, 200, 9),
+        (Dtype::F32, KvDtype::F32, 8, 200, 9),
+        (Dtype::F32, KvDtype::F32, 16, 40, 9),
         // Products by tiles, whose sums are added by one more kernel.
-        (KvDtype::F32, 17, 40, 11),
-        (KvDtype::F32, 4, 600, 10),
-        (KvDtype::Int8, 4, 40, 10),
+        (Dtype::F32, KvDtype::F32, 17, 40, 11),
+        (Dtype::F32, KvDtype::F32, 4, 600, 10),
+        (Dtype::F32, KvDtype::Int8, 4, 40, 10),
+        (Dtype::Q8_0, KvDtype::F32, 1, 5, 9),
+        (Dtype::Q4_0, KvDtype::F32, 16, 40, 9),
+        // Each weight becomes floats before its product.
+        (Dtype::Q4_0, KvDtype::F32, 17, 40, 15),
     ] {
-        let of = |layers| context.run(Step { layers, dtype, batch, len }).unwrap();
+        let of = |layers| context.run(Step { layers, weights, dtype, batch, len }).unwrap();
         let (two, four) = (of(2), of(4));
-        assert_eq!(four - two, 2 * want, "launches of two layers, {batch} sequences of {len}, {dtype}");
+        assert_eq!(four - two, 2 * want, "launches of two layers, {batch} sequences of {len}, {dtype}, {weights}");
         assert_eq!(two - 2 * want, 1, "launches beside the layers: the embedding");
     }
 }
@@ -192,37 +200,209 @@ fn steps_follow_each_other_on_the_device() {
     }
 }
 
-/// A weight stored in parts gives what it gives whole.
+/// Every type of files, and mixed ones, at the sizes at which kernels go wrong.
+#[test]
+fn weights_in_parts_at_awkward_sizes() {
+    let mut cases = Vec::new();
+    for (n, rows) in [(1, 1), (1, 300), (2, 7), (3, 16), (7, 33), (16, 65), (17, 5), (100, 70)] {
+        for width in [32, 160, 256, 768] {
+            cases.push(Case::Parts { n, width, rows });
+        }
+    }
+    check(&cases);
+}
+
+/// Values on `backend`.
+fn upload<B: LlamaOps>(seed: u64, shape: [usize; 2], device: &B::Device) -> burn::tensor::Tensor<B, 2> {
+    let values: Vec<f32> = random(seed, shape[0] * shape[1]).into_iter().map(|x| x as f32).collect();
+    burn::tensor::Tensor::from_data(burn::tensor::TensorData::new(values, shape), device)
+}
+
+fn plain<B: LlamaOps>(x: burn::tensor::Tensor<B, 2>) -> burn::tensor::ops::FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+fn read<B: LlamaOps>(x: burn::tensor::ops::FloatTensor<B>) -> Vec<f32> {
+    burn::tensor::Tensor::<B, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(x)).into_data().iter::<f32>().collect()
+}
+
+/// A weight of a type: of random values where the type is written, else of random bytes with small factors.
+fn part(dtype: Dtype, seed: u64, [rows, width]: [usize; 2]) -> WeightPart {
+    let values: Vec<f32> = random(seed, rows * width).into_iter().map(|x| x as f32).collect();
+    let bytes = blocks::narrowed(dtype, &values, width).unwrap_or_else(|_| {
+        let (len, size) = dtype.block();
+        let mut bytes: Vec<u8> = random(seed, rows * width / len * size).iter().map(|u| (u * 128.0) as i8 as u8).collect();
+        for block in bytes.chunks_exact_mut(size) {
+            for at in if dtype == Dtype::Q6_K { vec![209] } else { vec![1, 3] } {
+                block[at] &= 0x03; // below 2^-14
+            }
+        }
+        bytes
+    });
+    WeightPart::host(dtype, [rows, width], bytes.into())
+}
+
+/// A row's product is the same to the bit whatever other rows there are, up to 16 of them.
+#[test]
+fn products_by_parts_are_of_each_row_alone() {
+    struct Rows(Dtype);
+    impl Job for Rows {
+        type Output = Vec<Vec<f32>>;
+        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<Self::Output> {
+            use burn::tensor::DType;
+            let parts = B::take_weight(vec![part(self.0, 3, [37, 512])], &device);
+            let x = upload::<B>(1, [16, 512], &device);
+            let of = |n: usize| read::<B>(B::project_parts(plain(x.clone().narrow(0, 16 - n, n)), &parts, DType::F32));
+            Ok((1..=16).map(of).collect())
+        }
+    }
+    for backend in backends().iter().filter(|backend| backend.to_string() != "ndarray") {
+        for dtype in Dtype::ALL {
+            let all = backend.run(Rows(dtype)).unwrap();
+            for rows in &all {
+                assert!(
+                    rows.iter().zip(&all[15][all[15].len() - rows.len()..]).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{backend}, {dtype}"
+                );
+            }
+        }
+    }
+}
+
+/// Parts of one type that lie side by side are one on a device; what is too large for its pages is split.
 #[test]
 fn weights_may_be_stored_in_parts() {
     struct Parts;
     impl Job for Parts {
-        type Output = [Vec<f32>; 4];
-        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<Self::Output> {
-            use burn::tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
-            let of = |seed: u64, shape: [usize; 2]| {
-                let values: Vec<f32> = random(seed, shape[0] * shape[1]).into_iter().map(|x| x as f32).collect();
-                Tensor::<B, 2>::from_data(TensorData::new(values, shape), &device)
+        type Output = ();
+        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<()> {
+            use burn::tensor::{DType, Int, Tensor, TensorData};
+            let [q, k, v] = [(Dtype::Q4_K, 40), (Dtype::Q4_K, 24), (Dtype::Q6_K, 24)]
+                .map(|(dtype, rows)| part(dtype, rows as u64, [rows, 256]));
+            let host = vec![q, k, v];
+            let floats = vec![part(Dtype::F32, 5, [11, 8]), part(Dtype::BF16, 6, [5, 8]), part(Dtype::F16, 7, [3, 8])];
+            let x = upload::<B>(1, [20, 256], &device);
+            let on_device = B::largest_page(&device).is_some();
+            let pages = |limit| {
+                limit_pages(limit);
+                let all = [host.clone(), floats.clone()].map(|parts| B::take_weight(parts, &device));
+                limit_pages(None);
+                all
             };
-            let plain = |x: Tensor<B, 2>| x.into_primitive().tensor();
-            let read =
-                |x| Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x)).into_data().iter::<f32>().collect::<Vec<f32>>();
-            let (x, w) = (of(1, [3, 8]), of(2, [11, 8]));
-            let rows = rows_of_part(8, 4, 4 * 32);
-            assert_eq!(rows, 4);
-            let parts = || (0..11).step_by(rows).map(|first| plain(w.clone().narrow(0, first, rows.min(11 - first)))).collect();
-            let ids = || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![10, 0, 4, 3, 7], [5]), &device).into_primitive();
-            Ok([
-                read(B::project_rows(plain(x.clone()), plain(w.clone()), DType::F32)),
-                read(project_parts::<B>(plain(x), parts(), DType::F32)),
-                read(B::embed(ids(), plain(w.clone()), DType::F32)),
-                read(embed_parts::<B>(ids(), parts(), DType::F32)),
-            ])
+            let whole = pages(None);
+            if on_device {
+                assert_eq!([whole[0].len(), whole[1].len()], [2, 3], "{whole:?}");
+            }
+            // Of the narrow ones, 8 rows a part at most, of the others 4 or 8.
+            let split = pages(Some(8 * 128));
+            if on_device {
+                assert!(split[0].iter().all(|part| part.rows <= 8) && split[0].len() >= 11, "{split:?}");
+            }
+            let few = pages(Some(4 * 32));
+            if on_device {
+                assert!(few[1].iter().all(|part| part.rows <= 8) && few[1].len() >= 5, "{few:?}");
+            }
+            let ids =
+                || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![87, 0, 40, 39, 63, 64, 0], [7]), &device).into_primitive();
+            for n in [1, 3, 16, 20] {
+                let of = |parts: &[WeightPart]| {
+                    let y = upload::<B>(2, [n, 88], &device);
+                    let x = || plain(x.clone().narrow(0, 0, n));
+                    [read::<B>(B::project_parts(x(), parts, DType::F32)), read::<B>(B::project_parts_add(plain(y), x(), parts))]
+                };
+                assert_eq!(of(&whole[0]), of(&split[0]), "{n} rows");
+            }
+            let embedded = |parts: &[WeightPart]| read::<B>(B::embed_parts(ids(), parts, DType::F32));
+            assert_eq!(embedded(&whole[0]), embedded(&split[0]));
+            let ids =
+                || Tensor::<B, 1, Int>::from_data(TensorData::new(vec![18, 0, 11, 10, 15, 16], [6]), &device).into_primitive();
+            assert_eq!(
+                read::<B>(B::embed_parts(ids(), &whole[1], DType::F32)),
+                read::<B>(B::embed_parts(ids(), &few[1], DType::F32))
+            );
+            let bytes = |parts: &[WeightPart]| parts.iter().flat_map(|part| part.bytes::<B>().into_owned()).collect::<Vec<u8>>();
+            for (host, parts) in [(&host, &whole[0]), (&host, &split[0]), (&floats, &whole[1]), (&floats, &few[1])] {
+                assert_eq!(bytes(host), bytes(parts));
+            }
+            Ok(())
         }
     }
     for backend in backends() {
-        let [whole, parts, rows, of_parts] = backend.run(Parts).unwrap();
-        assert_eq!(whole, parts, "{backend}");
-        assert_eq!(rows, of_parts, "{backend}");
+        backend.run(Parts).unwrap();
+    }
+}
+
+/// A model whose tensors are larger than a device's pages computes what it computes otherwise.
+#[test]
+fn models_are_split_where_pages_are_small() {
+    struct Logits(Option<u64>);
+    impl Job for Logits {
+        type Output = (Vec<f32>, usize);
+        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<Self::Output> {
+            let config = ModelConfig { dim: 256, ..ModelConfig::preset("debug")? };
+            let source = ModelTensors::new(&Llama::<B>::init(&config, &InitConfig::default(), &device)?);
+            limit_pages(self.0);
+            let model = load_as::<B>(&source, &config, &device, Some(Dtype::F32));
+            limit_pages(None);
+            let model = model?;
+            let parts = model.weights().map(|w| if let Weight::Parts(parts) = w { parts.len() } else { 1 }).max();
+            let logits = step(&model, 3, &device);
+            Ok((logits, parts.unwrap_or_default()))
+        }
+    }
+    for backend in backends() {
+        let (whole, one) = backend.run(Logits(None)).unwrap();
+        let (split, many) = backend.run(Logits(Some(100 << 10))).unwrap();
+        let on_device = backend.to_string().starts_with("wgpu");
+        assert_eq!((one, many > 4), (1, on_device), "{backend}: {many} parts");
+        assert_eq!(whole, split, "{backend}");
+    }
+}
+
+/// Logits of the first step of some sequences.
+fn step<B: LlamaOps>(model: &Llama<B>, batch: usize, device: &B::Device) -> Vec<f32> {
+    use burn::tensor::{Int, Tensor, TensorData};
+    let config = model.config();
+    let shape = KvShape { blocks: batch, kv_heads: config.kv_heads(), head_dim: config.head_dim(), dtype: KvDtype::F32 };
+    let mut pools: Vec<Option<KvPool<B>>> = (0..config.n_layers).map(|_| Some(B::kv_pool(shape, device))).collect();
+    let rows = BatchRows {
+        positions: vec![0; batch],
+        sequences: (0..batch as u32).collect(),
+        tables: (0..batch as u32).map(|block| vec![block]).collect(),
+    };
+    let tokens = Tensor::<B, 1, Int>::from_data(TensorData::new((1..=batch as i32).collect::<Vec<_>>(), [batch]), device);
+    let x = model.forward_rows(tokens.into_primitive(), &CacheRows::new(rows), &mut pools);
+    read::<B>(model.logits_of_rows(x))
+}
+
+/// Milliseconds of a product by each type, for 1, 4 and 16 rows: `cargo test --release ... -- --ignored --nocapture times_of_products`.
+#[test]
+#[ignore = "a measurement"]
+fn times_of_products_by_parts() {
+    struct Times(Dtype, [usize; 2]);
+    impl Job for Times {
+        type Output = Vec<f64>;
+        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<Self::Output> {
+            use burn::tensor::DType;
+            let parts = B::take_weight(vec![part(self.0, 3, self.1)], &device);
+            let times = [1, 4, 16, 64].map(|n| {
+                let x = plain(upload::<B>(1, [n, self.1[1]], &device));
+                let once = || {
+                    let began = std::time::Instant::now();
+                    let _ = read::<B>(B::project_parts(x.clone(), &parts, DType::F32));
+                    began.elapsed().as_secs_f64() * 1e3
+                };
+                (0..12).map(|_| once()).fold(f64::INFINITY, f64::min)
+            });
+            Ok(times.into())
+        }
+    }
+    for backend in backends() {
+        for shape in [[4096, 1024], [1024, 4096]] {
+            for dtype in Dtype::ALL {
+                let times = backend.run(Times(dtype, shape)).unwrap();
+                println!("{backend} {shape:?} {dtype}: {times:.2?} ms");
+            }
+        }
     }
 }

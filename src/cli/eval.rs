@@ -25,7 +25,7 @@ impl Eval {
 
 #[derive(Args)]
 pub(crate) struct Score {
-    /// A run, a checkpoint, a Hugging Face folder or a Meta folder
+    /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// `{"logprobs": [...]}` a line (natural logarithm); without it, their sum a line

@@ -11,7 +11,7 @@ use recua::{Error, Result};
 #[cfg(feature = "constrain")]
 use serde_json::Value;
 
-use super::model::TextModel;
+use recua::generate::TextModel;
 
 /// How the next token is chosen.
 #[derive(Args, Clone, Debug)]

@@ -10,8 +10,8 @@ use recua::ops::KvDtype;
 use recua::tokenizer::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 
-use super::model::TextModel;
 use super::{human, print, print_json};
+use recua::generate::TextModel;
 
 /// List backends, devices and what they can do; or say what a model is
 ///
@@ -20,7 +20,7 @@ use super::{human, print, print_json};
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Info {
-    /// A run, a checkpoint, a Hugging Face folder or a Meta folder
+    /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
     model: Option<PathBuf>,
     /// Say which body each operation runs on each backend
     #[arg(long, conflicts_with = "model")]

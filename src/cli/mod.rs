@@ -8,11 +8,12 @@ mod eval;
 mod flags;
 mod generate;
 mod info;
-mod model;
 mod plan;
 mod progress;
 mod quickstart;
 mod selftest;
+#[cfg(feature = "serve")]
+mod serve;
 mod tokenizer;
 mod train;
 #[cfg(feature = "tui")]
@@ -38,6 +39,7 @@ use recua::{Error, Result};
 ///     recua train --data data/ --run runs/first --preset 15m --steps 1000
 ///     recua generate --model runs/first "Once upon a time"
 ///     recua chat --model runs/first
+///     recua serve --model runs/first
 #[derive(Parser)]
 #[command(name = "recua", version, verbatim_doc_comment, max_term_width = 110)]
 struct Cli {
@@ -61,6 +63,8 @@ enum Verb {
     Train(Box<train::Train>),
     Generate(Box<generate::Generate>),
     Chat(Box<chat::Chat>),
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Serve>),
     /// Score given tokens
     #[command(subcommand)]
     Eval(eval::Eval),
@@ -85,6 +89,8 @@ impl Verb {
             Self::Train(verb) => verb.run(),
             Self::Generate(verb) => verb.run(),
             Self::Chat(verb) => verb.run(),
+            #[cfg(feature = "serve")]
+            Self::Serve(verb) => verb.run(),
             Self::Eval(verb) => verb.run(),
             Self::Convert(verb) => verb.run(),
             Self::Bench(verb) => verb.run(),

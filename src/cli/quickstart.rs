@@ -147,11 +147,16 @@ none of which was trained on; figures compare where its fingerprint is the same:
     print(&format!("curves  {}", o.report.display()));
     let (program, run) = (program(), q.run.display());
     let prompt = if q.input.is_some() { "" } else { " \"pub fn \"" };
+    let serve = if cfg!(feature = "serve") {
+        format!("  {program} serve --run {run}      # over HTTP: a page to write with, and the APIs of OpenAI and Anthropic\n")
+    } else {
+        String::new()
+    };
     print(&format!(
         "
 Next:
   {program} generate --model {run} --tokens 200{prompt}      # more text
-  {program} quickstart --input DIR --minutes 10      # the same on a folder of your own text
+{serve}  {program} quickstart --input DIR --minutes 10      # the same on a folder of your own text
   {program} train --config {run}/config.toml --run {run}-longer --steps {}      # the same text, four times as long",
         4 * o.steps
     ));

@@ -69,7 +69,7 @@ impl Train {
 
 #[derive(Args)]
 pub(crate) struct Encode {
-    /// tokenizer.json, SentencePiece .model, or a folder with one
+    /// tokenizer.json, SentencePiece .model, GGUF file, or a folder with one of the first two
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
     /// A JSON string a line in, a JSON array of ids a line out
@@ -110,7 +110,7 @@ impl Encode {
 
 #[derive(Args)]
 pub(crate) struct Decode {
-    /// tokenizer.json, SentencePiece .model, or a folder with one
+    /// tokenizer.json, SentencePiece .model, GGUF file, or a folder with one of the first two
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
     /// A JSON array of ids a line in, a JSON string a line out

@@ -21,7 +21,7 @@ use super::progress::Lines;
 #[command(after_help = "Examples:
   recua train --data data/ --run runs/a --preset 15m --steps 2000 --set optim.lr=1e-3 --set optim.warmup_steps=200
   recua train --run runs/a --resume
-  recua train --data data/ --run runs/b --init runs/a        (weights only; also Hugging Face or Meta folders)")]
+  recua train --data data/ --run runs/b --init runs/a        (weights only; also Hugging Face or Meta folders, GGUF files)")]
 pub(crate) struct Train {
     /// Training datasets (made by `recua data tokenize`)
     #[arg(long, num_args = 1.., value_name = "DIR")]
@@ -44,7 +44,7 @@ pub(crate) struct Train {
     /// Tokenizer, if it is not beside the data; used for samples and copied into the run
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Start from these weights: a run, a checkpoint, a Hugging Face or a Meta folder
+    /// Start from these weights: a run, a checkpoint, a Hugging Face or a Meta folder, a GGUF file
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on from the run's newest whole checkpoint, bit for bit

@@ -226,7 +226,7 @@ fn scaled_rope_has_the_factor_of_its_model() {
             .map(|((name, shape), strides)| (name.as_str(), 0, 0, shape.as_slice(), strides.as_slice()))
             .collect();
         write_pth(&dir.path().join("consolidated.00.pth"), &[vec![0.0; dim * dim]], &tensors, true);
-        let got = MetaFolder::open(dir.path()).unwrap().config().rope_scaling;
+        let got = MetaFolder::open(dir.path()).unwrap().config().rope_scaling.clone();
         let want = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq_len: 8192 };
         assert_eq!(got, want, "dim {dim}, {n_layers} layers, {said:?}");
     }

@@ -8,6 +8,7 @@ pub use recua_ground::{Error, Result, error, files};
 
 pub mod backend;
 mod fault;
+pub(crate) mod gguf;
 mod protobuf;
 
 pub mod data;

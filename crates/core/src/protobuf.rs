@@ -2,11 +2,9 @@
 //! TensorBoard's events. The fields' numbers stand where they are used.
 
 /// A message being written.
-#[cfg(any(feature = "train", feature = "unigram"))]
 #[derive(Default)]
 pub(crate) struct Message(Vec<u8>);
 
-#[cfg(any(feature = "train", feature = "unigram"))]
 impl Message {
     fn raw_varint(&mut self, mut value: u64) {
         while value >= 0x80 {

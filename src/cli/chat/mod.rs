@@ -12,10 +12,10 @@ use recua::Result;
 use recua::generate::Engine;
 
 use super::flags::{EngineFlags, Sampling};
-use super::model::TextModel;
 use super::say;
 use commands::{Command, HELP};
 use input::{Input, Line};
+use recua::generate::TextModel;
 use talk::Talk;
 
 /// A conversation with a model in the terminal
@@ -29,7 +29,7 @@ use talk::Talk;
 /// Where stdin is no terminal, each of its lines is a question (or a command), and stdout has the answers alone.
 #[derive(Args)]
 pub(crate) struct Chat {
-    /// A run, a checkpoint, a Hugging Face folder or a Meta folder
+    /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Tokenizer, if it is not beside the model

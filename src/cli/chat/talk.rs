@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::commands::Command;
 use super::{ANSWERING, STOP};
-use crate::cli::model::TextModel;
 use crate::cli::{human, print, print_now, say};
+use recua::generate::TextModel;
 
 /// A file of /save.
 #[derive(Serialize, Deserialize)]

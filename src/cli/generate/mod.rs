@@ -11,8 +11,8 @@ use recua::generate::{Bos, Engine, Request};
 use recua::{Error, Result};
 
 use super::flags::{EngineFlags, Form, Sampling};
-use super::model::TextModel;
 use prompts::{Encoding, Prompt};
+use recua::generate::TextModel;
 use run::Run;
 
 /// Write text with a model
@@ -35,7 +35,7 @@ use run::Run;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Generate {
-    /// A run, a checkpoint, a Hugging Face folder or a Meta folder
+    /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// What the text begins with (without a tokenizer: token ids, as `[1, 5, 9]`)
@@ -131,6 +131,7 @@ impl Generate {
                 prompt_logprobs: self.echo.then(|| self.logprobs.unwrap_or(0)),
                 speculate: self.speculate,
                 mask: form.mask()?,
+                ..Request::default()
             })
         };
         let config = self.engine.config(prompts.len().saturating_mul(self.n));

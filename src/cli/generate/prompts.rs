@@ -7,7 +7,7 @@ use recua::generate::Bos;
 use recua::{Error, Result};
 use serde_json::Value;
 
-use crate::cli::model::TextModel;
+use recua::generate::TextModel;
 
 /// What a text goes on from.
 pub(crate) struct Prompt {

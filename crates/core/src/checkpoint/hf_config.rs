@@ -50,6 +50,7 @@ impl HfConfig {
                 "high_freq_factor": high_freq_factor,
                 "original_max_position_embeddings": original_max_seq_len,
             })),
+            RopeScaling::Factors { .. } => return Err(no_factors()),
             RopeScaling::Ntk { .. } => {
                 let problem = "Hugging Face has no fixed NTK scaling";
                 return Err(Error::bad_value("model.rope_scaling", problem, "raise rope_theta instead"));
@@ -92,6 +93,16 @@ impl HfConfig {
             "vocab_size": m.vocab_size,
         }))
     }
+}
+
+/// Refuses what [`HfConfig::write`] has no words for.
+pub(super) fn check_config(config: &ModelConfig) -> Result<()> {
+    if matches!(config.rope_scaling, RopeScaling::Factors { .. }) { Err(no_factors()) } else { Ok(()) }
+}
+
+fn no_factors() -> Error {
+    let problem = "Hugging Face's LLaMA has no factors for single rotary frequencies";
+    Error::bad_value("model.rope_scaling", problem, "convert to gguf or native instead")
 }
 
 fn object(value: Value) -> Map<String, Value> {

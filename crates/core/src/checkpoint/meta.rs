@@ -288,7 +288,7 @@ fn write_params(config: &ModelConfig) -> Result<Value> {
                 map["rope_high_freq_factor"] = high.into();
             }
         }
-        other => {
+        ref other => {
             let problem = format!("Meta's params.json cannot say {other:?}");
             return Err(Error::bad_value("model.rope_scaling", problem, "convert to hf or native instead"));
         }

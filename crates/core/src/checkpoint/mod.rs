@@ -1,4 +1,4 @@
-//! Checkpoints on disk: our own ([`native`]), Hugging Face's ([`hf`]) and Meta's ([`meta`]).
+//! Checkpoints on disk: our own ([`native`]), Hugging Face's ([`hf`]), Meta's ([`meta`]) and llama.cpp's ([`gguf`]).
 //!
 //! All are seen as a [`TensorSource`] with Meta's names and layout ([`ModelConfig::parameters`]), read one tensor at a time.
 //! [`Checkpoint::open`] takes any of them; [`convert`] turns one into another, exactly. Nothing here knows a backend: bytes
@@ -24,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 use check::{check_layers, check_tensors};
 use ends::TextEnds;
+pub use gguf::GgufModel;
 pub use hf::{HfConfig, HfFolder};
 pub use meta::MetaFolder;
 pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Need, Skipped};
@@ -33,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::files::{Folder, check_free};
 use crate::model::ModelConfig;
 pub use crate::ops::Dtype;
-use crate::tokenizer::{Tokenizer, TokenizerFiles, find_tokenizer};
+use crate::tokenizer::{Tokenizer, TokenizerFiles, find_tokenizer, gguf_metadata};
 
 /// Whose files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,15 +87,20 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a native checkpoint, a run (its newest whole checkpoint), a Hugging Face folder or a Meta folder.
+    /// Opens a native checkpoint, a run (its newest whole checkpoint), a Hugging Face folder, a Meta folder or a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Nothing`] if `path` is none of these; those of [`NativeCheckpoint::open`], [`HfFolder::open`] and
-    /// [`MetaFolder::open`].
+    /// [`Error::Nothing`] if `path` is none of these; those of [`NativeCheckpoint::open`], [`HfFolder::open`],
+    /// [`MetaFolder::open`] and [`GgufModel::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let has = |name: &str| path.join(name).exists();
-        if has(native::STATE) {
+        if gguf::is_gguf(path) {
+            let file = GgufModel::open(path)?;
+            let (config, ids, first) = (file.config().clone(), file.text_ends()?, file.path().to_path_buf());
+            let tokenizer = file.has_tokenizer().then(|| first.clone());
+            Ok(Self { ids, tokenizer, ..Self::new(&first, Format::Gguf, config, Box::new(file), &[]) })
+        } else if has(native::STATE) {
             Self::from_native(NativeCheckpoint::open(path, Need::Weights)?, Vec::new())
         } else if has("config.json") {
             let folder = HfFolder::open(path)?;
@@ -122,8 +128,7 @@ impl Checkpoint {
                         format!("whole checkpoint ({})", list.iter().map(|s| s.reason.as_str()).collect::<Vec<_>>().join("; "))
                     }
                 };
-                let hint =
-                    "give a run, a checkpoint (step-N), a Hugging Face folder (config.json) or a Meta folder (params.json)";
+                let hint = "give a run, a checkpoint (step-N), a Hugging Face folder (config.json), a Meta folder (params.json) or a .gguf file";
                 return Err(Error::Nothing { what, path: path.into(), hint: hint.into() });
             };
             Self::from_native(checkpoint, skipped)
@@ -153,7 +158,7 @@ impl Checkpoint {
         Self { path: path.into(), format, config, source, tokenizer, skipped, ids, generation }
     }
 
-    /// The folder with the files: of a run, the checkpoint that was chosen.
+    /// The folder with the files (of a run, the checkpoint that was chosen), or the GGUF file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -173,7 +178,7 @@ impl Checkpoint {
         self.source.as_ref()
     }
 
-    /// `tokenizer.json` or `tokenizer.model` beside it or in its run.
+    /// `tokenizer.json` or `tokenizer.model` beside it or in its run; of a GGUF file that has a tokenizer, the file itself.
     pub fn tokenizer_path(&self) -> Option<&Path> {
         self.tokenizer.as_deref()
     }
@@ -197,6 +202,9 @@ impl Checkpoint {
 pub fn read_config(path: impl AsRef<Path>) -> Result<ModelConfig> {
     let path = path.as_ref();
     let has = |name: &str| path.join(name).exists();
+    if gguf::is_gguf(path) {
+        return Ok(GgufModel::open(path)?.config().clone());
+    }
     if has(native::STATE) {
         return Ok(NativeCheckpoint::open(path, Need::State)?.model().clone());
     }
@@ -213,7 +221,8 @@ pub fn read_config(path: impl AsRef<Path>) -> Result<ModelConfig> {
 /// What [`convert`] and [`save`] may be told.
 #[derive(Clone, Debug)]
 pub struct SaveOptions {
-    /// Element type to convert to (rounded to nearest even); `None` keeps each tensor's.
+    /// Element type to convert to (rounded to nearest); `None` keeps each tensor's. In GGUF, gains of norms are float32 in any case, and
+    /// what cannot be blocks or should not be takes the type of [`weights::narrow_dtype`].
     pub dtype: Option<Dtype>,
     /// A tokenizer to copy along, with the files beside it that belong to it.
     pub tokenizer: Option<PathBuf>,
@@ -243,21 +252,24 @@ impl Default for SaveOptions {
     }
 }
 
-/// What there is to say of a folder that was written.
+/// What there is to say of what was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
     /// Finite values that the new element type cannot hold and that became infinite.
     pub overflowed: u64,
+    /// Elements that were blocks and were widened to float32, which is what the format has.
+    pub widened: u64,
 }
 
-/// Writes a model as a new folder `dir`, which appears whole or not at all. `source` has Meta's names and layout.
+/// Writes a model as a new folder `dir`, or for GGUF as a new file of that name, which appears whole or not at all. `source` has Meta's
+/// names and layout.
 ///
 /// A native folder written so has step 0 and no optimizer. Fixed NTK scaling is written as the `rope_theta` that it amounts
 /// to in the other formats; linear scaling cannot be said in Meta's. A Hugging Face folder whose tokenizer has no
 /// `tokenizer_config.json` gets one, which names the tokens that begin and end a text.
 ///
 /// # Errors
-/// [`Error::BadValue`] if `dir` exists and is not empty, or for a format that cannot say the model; [`Error::BadTensor`] if `source`
+/// [`Error::BadValue`] if `dir` exists and is not empty, or for a format that cannot say the model or has no such type; [`Error::BadTensor`] if `source`
 /// does not fit `config`; [`Error::Io`].
 pub fn save(
     dir: impl AsRef<Path>,
@@ -266,16 +278,19 @@ pub fn save(
     source: &dyn TensorSource,
     options: &SaveOptions,
 ) -> Result<Saved> {
-    check_save(dir.as_ref(), format, config, source)?;
+    check_save(dir.as_ref(), format, config, source, options)?;
     let stoppable = tensors::Stoppable::new(source, options.stop);
-    // Blocks are GGUF's; in other formats they are float32.
-    let cast = tensors::Cast::new(&stoppable, |info| match options.dtype {
-        Some(dtype) => dtype,
-        None if format != Format::Gguf && info.dtype.float().is_none() => Dtype::F32,
-        None => info.dtype,
-    });
+    let tied = format == Format::Gguf && gguf::tie(source)?;
+    let cast = tensors::Cast::new(&stoppable, |info| written_dtype(info, format, options.dtype, tied));
+    let is_widened = |info: &&TensorInfo| options.dtype.is_none() && format != Format::Gguf && info.dtype.float().is_none();
+    let widened = source.list().iter().filter(is_widened).map(|info| info.shape.iter().product::<usize>() as u64).sum();
     let source = &cast;
     let ids = TextEnds { bos_id: options.bos_id, eos_ids: options.eos_ids.clone() };
+    if format == Format::Gguf {
+        let tokenizer = options.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
+        gguf::write(dir.as_ref(), config, source, tied, tokenizer.as_ref(), &ids)?;
+        return Ok(Saved { overflowed: cast.overflowed(), widened });
+    }
     let mut tokenizer = options.tokenizer.as_deref().map(TokenizerFiles::read).transpose()?;
     if let (Format::Hf, Some(path), Some(files)) = (format, &options.tokenizer, &mut tokenizer)
         && !files.contains(hf::TOKENIZER_CONFIG)
@@ -297,7 +312,7 @@ pub fn save(
             hf::write_into(folder.path(), &config, &options.generation, source, options.hf_shard_bytes)?;
         }
         Format::Meta => meta::write_into(folder.path(), config, &ids, source)?,
-        Format::Gguf => return Err(Error::bad_value("format", "not written yet", "choose hf, meta or native")),
+        Format::Gguf => return Err(Error::internal("save", "a GGUF file is no folder")),
         Format::Native => native::write_into(folder.path(), 0, &mut |writer| {
             writer.model(config);
             writer.state(json!({ "bos_id": ids.bos_id, "eos_ids": ids.eos_ids }));
@@ -309,19 +324,53 @@ pub fn save(
         })?,
     }
     folder.commit()?;
-    Ok(Saved { overflowed: cast.overflowed() })
+    Ok(Saved { overflowed: cast.overflowed(), widened })
+}
+
+/// The type that a tensor gets in a file.
+fn written_dtype(info: &TensorInfo, format: Format, asked: Option<Dtype>, tied: bool) -> Dtype {
+    let (is_gain, width) = (info.shape.len() < 2, info.shape.last().copied().unwrap_or(1));
+    match asked {
+        // llama.cpp adds and multiplies gains in float32.
+        _ if format == Format::Gguf && is_gain => Dtype::F32,
+        Some(dtype) if dtype.float().is_none() => {
+            let is_output = tied && info.name == "tok_embeddings.weight";
+            weights::narrow_dtype(if is_output { "output.weight" } else { &info.name }, width, dtype)
+        }
+        Some(dtype) => dtype,
+        // Blocks are GGUF's; in other formats they are float32.
+        None if format != Format::Gguf && info.dtype.float().is_none() => Dtype::F32,
+        None => info.dtype,
+    }
 }
 
 /// What can be known of a [`save`] before anything is written.
-fn check_save(dir: &Path, format: Format, config: &ModelConfig, source: &dyn TensorSource) -> Result<()> {
+fn check_save(dir: &Path, format: Format, config: &ModelConfig, source: &dyn TensorSource, options: &SaveOptions) -> Result<()> {
     config.validate()?;
-    check_free(dir)?;
+    if let Some(dtype) = options.dtype.filter(|dtype| dtype.float().is_none()) {
+        if format != Format::Gguf {
+            let problem = format!("{dtype} is a type of GGUF files, and the output is {format}");
+            return Err(Error::bad_value("dtype", problem, "convert to gguf, or take one of f32, f16, bf16"));
+        }
+        if !matches!(dtype, Dtype::Q8_0 | Dtype::Q4_0) {
+            return Err(Error::bad_value("dtype", format!("{dtype} is read only"), "take q8_0 or q4_0"));
+        }
+    }
+    if format == Format::Gguf {
+        gguf::check_free(dir)?
+    } else {
+        check_free(dir)?
+    }
     check_layers(dir, config, source.list().len())?;
     check_tensors(dir, &config.parameters(), source.list())?;
-    if format == Format::Meta { meta::check_config(config) } else { Ok(()) }
+    match format {
+        Format::Meta => meta::check_config(config),
+        Format::Hf => hf_config::check_config(config),
+        Format::Gguf | Format::Native => Ok(()),
+    }
 }
 
-/// Writes the checkpoint at `input` as a new folder `output` in another format; see [`save`]. The tokenizer and the ids of
+/// Writes the checkpoint at `input` as `output` in another format; see [`save`]. The tokenizer and the ids of
 /// the first and last token come along unless `options` names others; where a run's or a Meta folder's files do not say them, they
 /// are those of its tokenizer.
 ///
@@ -339,7 +388,12 @@ pub fn convert(input: impl AsRef<Path>, output: impl AsRef<Path>, format: Format
 pub fn check_convert(input: impl AsRef<Path>, output: impl AsRef<Path>, format: Format, options: &SaveOptions) -> Result<()> {
     let (checkpoint, options) = plan_convert(input.as_ref(), options)?;
     options.tokenizer.as_deref().map(TokenizerFiles::read).transpose()?;
-    check_save(output.as_ref(), format, checkpoint.config(), checkpoint.source())
+    check_save(output.as_ref(), format, checkpoint.config(), checkpoint.source(), &options)?;
+    if format == Format::Gguf {
+        let tokenizer = options.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
+        gguf_metadata(tokenizer.as_ref(), checkpoint.config().vocab_size, options.bos_id, &options.eos_ids)?;
+    }
+    Ok(())
 }
 
 fn plan_convert(input: &Path, options: &SaveOptions) -> Result<(Checkpoint, SaveOptions)> {

@@ -56,7 +56,8 @@ pub fn load_as<B: LlamaOps>(
     Llama::from_weights(config, device, |slot| {
         let named: Vec<_> = slot.parts(config.n_layers).into_iter().map(|i| &parameters[i]).collect();
         let elements: usize = named.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        let in_parts = slot.is_matrix() && (as_stored || dtype.float().is_none_or(|d| (elements * d.size()) as u64 > largest));
+        // A float tensor is float32 on its way, whatever it becomes.
+        let in_parts = slot.is_matrix() && (as_stored || dtype.float().is_none() || (elements * 4) as u64 > largest);
         if !in_parts {
             let stored = if slot.is_matrix() { dtype.float().unwrap_or(DType::F32) } else { DType::F32 };
             let one = |(name, shape): &(String, Vec<usize>)| Ok(cast::<B>(read::<B>(source, name, shape, device)?, stored));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::BlockPool;
 use super::runner::{CacheSize, ModelRunner, Runner, StepInput};
 use super::sequence::{Outcome, Sequence, Wanted};
-use super::{Event, Request, RequestId, Sampler, Stop, check_tokens};
+use super::{Event, Request, RequestId, RequestStats, Sampler, Stop, check_tokens};
 use crate::backend::DeviceContext;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::{Error, Result};
@@ -256,6 +256,8 @@ impl Engine {
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             speculate: request.speculate,
+            tell_end: request.tell_end,
+            salt: request.salt,
             max_len,
         };
         let mut sequence = Sequence::new(Arc::new(wanted), request.prompt, sampler, forks);
@@ -276,6 +278,68 @@ impl Engine {
         self.running.retain_mut(&mut keep);
         self.waiting.retain_mut(&mut keep);
         self.events.retain(|event| event.id() != id);
+    }
+
+    /// Gives one continuation of a request up, once it has begun: the others go on. What it cost; `None` if there is none such.
+    pub fn cancel_choice(&mut self, id: RequestId, choice: usize) -> Option<RequestStats> {
+        let (pool, mut stats) = (&mut self.pool, None);
+        let mut keep = |sequence: &mut Sequence| {
+            // The first carries the others until they begin.
+            let ends = sequence.id() == id && sequence.choice == choice && sequence.forks.is_empty();
+            if ends {
+                sequence.drop_blocks(pool);
+                stats = Some(sequence.stats);
+            }
+            !ends
+        };
+        self.running.retain_mut(&mut keep);
+        self.waiting.retain_mut(&mut keep);
+        stats
+    }
+
+    /// The mean of the last hidden states (after the last norm) of these tokens, of length 1. `None`: the cache has no room for them
+    /// now; it will once some of the requests have ended. Nothing else is computed meanwhile.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`] and [`Engine::step`].
+    pub fn embed(&mut self, tokens: &[u32]) -> Result<Option<Vec<f32>>> {
+        check_tokens(tokens, self.model().vocab_size)?;
+        if tokens.len() > self.size.max_len {
+            let hint = "split the text".into();
+            return Err(Error::TooLong { what: "text to embed".into(), got: tokens.len(), max: self.size.max_len, hint });
+        }
+        let needed = tokens.len().div_ceil(KV_BLOCK);
+        if self.pool.free() < needed {
+            return Ok(None);
+        }
+        let mut table: Vec<u32> = (0..needed).filter_map(|_| self.pool.allocate()).collect();
+        let sums = match self.context.clone() {
+            Some(context) => context.enter(|| self.hidden_sums(tokens, &table)),
+            None => self.hidden_sums(tokens, &table),
+        };
+        self.pool.release_all(&mut table);
+        let sums = sums?;
+        let norm = sums.iter().map(|x| x * x).sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Err(Error::NotFinite { what: "hidden states".into(), got: norm });
+        }
+        Ok(Some(sums.into_iter().map(|x| if norm > 0.0 { (x / norm) as f32 } else { 0.0 }).collect()))
+    }
+
+    fn hidden_sums(&mut self, tokens: &[u32], table: &[u32]) -> Result<Vec<f64>> {
+        let mut sums = vec![0.0f64; self.model().dim];
+        for (i, chunk) in tokens.chunks(self.config.max_step_tokens).enumerate() {
+            let from = i * self.config.max_step_tokens;
+            let mut step = StepInput { tokens: chunk.to_vec(), ..StepInput::default() };
+            step.rows.positions = (from..from + chunk.len()).map(|p| p as u32).collect();
+            step.rows.sequences = vec![0; chunk.len()];
+            step.rows.tables = vec![table.to_vec()];
+            self.stats.steps += 1;
+            self.stats.prefill_tokens += chunk.len() as u64;
+            let of_chunk = self.runner.hidden_sum(&step)?;
+            sums.iter_mut().zip(of_chunk).for_each(|(sum, x)| *sum += f64::from(x));
+        }
+        Ok(sums)
     }
 
     /// Computes one step and tells what it gave.

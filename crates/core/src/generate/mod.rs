@@ -14,6 +14,7 @@ mod sampler;
 mod sequence;
 pub mod speculate;
 mod stream;
+mod text_model;
 
 use std::ops::ControlFlow;
 
@@ -30,6 +31,7 @@ pub use prompt::{Bos, encode_prompt, end_ids};
 pub use request::{Event, Request, RequestId, RequestStats, Stop, TokenLogprob};
 pub use sampler::{SampleConfig, Sampler};
 pub use stream::{Shown, StopStrings, TextStream};
+pub use text_model::TextModel;
 
 /// At least one token, all inside the vocabulary.
 pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<()> {

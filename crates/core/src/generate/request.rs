@@ -31,6 +31,10 @@ pub struct Request {
     pub speculate: usize,
     /// Which tokens may come next; `n` must be 1 with it.
     pub mask: Option<Box<dyn TokenMask>>,
+    /// The token that ends a text is told too, as its last one.
+    pub tell_end: bool,
+    /// Requests share blocks of the cache with those of the same salt only: whose requests these are.
+    pub salt: u64,
 }
 
 impl Default for Request {
@@ -47,6 +51,8 @@ impl Default for Request {
             prompt_logprobs: None,
             speculate: 0,
             mask: None,
+            tell_end: false,
+            salt: 0,
         }
     }
 }

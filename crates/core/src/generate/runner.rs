@@ -41,6 +41,8 @@ pub(super) trait Runner: Send {
     /// whose token is the one that the step before drew. One wait for all. A token that cannot be drawn, of logits that are no
     /// numbers, is [`NO_TOKEN`].
     fn sample(&mut self, step: &StepInput, rows: &SampleRows, then: &[(BatchRows, SampleRows)]) -> Result<Vec<Vec<u32>>>;
+    /// Computes a step: the sum of its rows' last hidden states, after the last norm.
+    fn hidden_sum(&mut self, step: &StepInput) -> Result<Vec<f32>>;
     /// Copies blocks, one after the other.
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]);
 }
@@ -169,6 +171,13 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
         let all: Vec<u32> =
             Tensor::cat(drawn, 0).into_data().iter::<i64>().map(|t| u32::try_from(t).unwrap_or(NO_TOKEN)).collect();
         Ok(all.chunks(n.max(1)).map(<[u32]>::to_vec).collect())
+    }
+
+    fn hidden_sum(&mut self, step: &StepInput) -> Result<Vec<f32>> {
+        let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
+        let x = self.model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools);
+        let sum = tensor::<B, 2>(self.model.norm_of_rows(x)).sum_dim(0).into_data();
+        sum.into_vec().map_err(|e| Error::internal("hidden states", format!("not float32: {e:?}")))
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {

@@ -22,8 +22,17 @@ pub(super) struct Wanted {
     pub(super) logprobs: Option<usize>,
     pub(super) prompt_logprobs: Option<usize>,
     pub(super) speculate: usize,
+    pub(super) tell_end: bool,
+    pub(super) salt: u64,
     /// Longest sequence.
     pub(super) max_len: usize,
+}
+
+impl Wanted {
+    /// What the first block comes after.
+    fn root(&self) -> Option<BlockHash> {
+        (self.salt != 0).then_some(BlockHash::from(self.salt))
+    }
 }
 
 #[derive(Debug)]
@@ -214,6 +223,10 @@ impl Sequence {
         let wanted = self.wanted.clone();
         let new = self.new_tokens().len();
         if wanted.stop_ids.contains(&token) && !wanted.ignore_eos {
+            if wanted.tell_end {
+                let logprob = raw.map(|(logits, top)| token_logprob(logits, token, *top)).transpose()?;
+                out.events.push(Event::Token { id: wanted.id, choice: self.choice, token, logprob });
+            }
             out.ended = Some(Stop::Eos);
             return Ok(());
         }
@@ -266,7 +279,7 @@ impl Sequence {
     pub(super) fn publish(&mut self, pool: &mut BlockPool) {
         for i in self.hashes.len()..self.computed / KV_BLOCK {
             let tokens = &self.tokens[i * KV_BLOCK..(i + 1) * KV_BLOCK];
-            let parent = self.hashes.last().copied();
+            let parent = self.hashes.last().copied().or(self.wanted.root());
             let hash = block_hash(parent, tokens);
             pool.fill(self.blocks[i], hash, parent, tokens);
             self.hashes.push(hash);
@@ -280,7 +293,7 @@ impl Sequence {
             return found; // every position's logits are wanted
         }
         for tokens in self.tokens[..self.tokens.len() - 1].chunks_exact(KV_BLOCK) {
-            let parent = found.last().map(|f| f.1);
+            let parent = found.last().map(|f| f.1).or(self.wanted.root());
             let hash = block_hash(parent, tokens);
             match pool.find(hash, parent, tokens) {
                 Some(block) => found.push((block, hash)),

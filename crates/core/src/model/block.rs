@@ -208,10 +208,11 @@ pub fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
     let config = config.without_ntk();
     let head_dim = config.head_dim() as f64;
     let base = (0..config.head_dim() / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / head_dim));
-    match config.rope_scaling {
+    match &config.rope_scaling {
         RopeScaling::None | RopeScaling::Ntk { .. } => base.collect(),
         RopeScaling::Linear { factor } => base.map(|f| f / factor).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => base
+        RopeScaling::Factors { factors } => base.zip(factors).map(|(f, factor)| f / factor).collect(),
+        &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => base
             .map(|f| {
                 let turns = original_max_seq_len as f64 * f / std::f64::consts::TAU;
                 // 0 below low_freq_factor turns over the original length, 1 above high_freq_factor.

@@ -34,7 +34,7 @@ pub struct ModelConfig {
 }
 
 /// Extension of the rotary embedding to longer sequences.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum RopeScaling {
     /// None: positions as they are.
@@ -60,6 +60,11 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// Sequence length of the original training.
         original_max_seq_len: usize,
+    },
+    /// Each pair's frequency divided by a number of its own (GGUF's `rope_freqs.weight`).
+    Factors {
+        /// A factor for each of the `head_dim / 2` pairs.
+        factors: Vec<f64>,
     },
 }
 
@@ -229,6 +234,12 @@ impl ModelConfig {
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return bad("rope_theta", format!("expected a positive number, got {}", self.rope_theta), "LLaMA has 10000");
         }
+        if let RopeScaling::Factors { factors } = &self.rope_scaling
+            && factors.len() != self.head_dim() / 2
+        {
+            let problem = format!("expected {} factors, one for each pair of a head, got {}", self.head_dim() / 2, factors.len());
+            return bad("rope_scaling.factors", problem, "the factors are of another model");
+        }
         self.rope_scaling.validate()
     }
 }
@@ -237,6 +248,13 @@ impl RopeScaling {
     fn validate(&self) -> Result<()> {
         let factor = match *self {
             Self::None => return Ok(()),
+            Self::Factors { ref factors } => match factors.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
+                None => return Ok(()),
+                Some(f) => {
+                    let problem = format!("expected positive numbers, got {f}");
+                    return Err(Error::bad_value("model.rope_scaling.factors", problem, "the factors are damaged"));
+                }
+            },
             Self::Linear { factor } | Self::Ntk { factor } => factor,
             Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_seq_len: original } => {
                 if !(low > 0.0 && high > low && high.is_finite() && original > 0) {

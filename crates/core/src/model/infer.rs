@@ -72,6 +72,11 @@ impl<B: LlamaOps> Llama<B> {
         project(normed, &w, DType::F32)
     }
 
+    /// Last hidden states `[n, dim]`, float32, of rows of [`Llama::forward_rows`]: after the last norm.
+    pub fn norm_of_rows(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+        B::rms_norm(x, primitive(self.norm.weight.val()), self.norm.eps, DType::F32)
+    }
+
     /// Rows of a matrix, in this order.
     pub(crate) fn pick_rows(x: FloatTensor<B>, rows: &[u32]) -> FloatTensor<B> {
         if rows.len() == x.shape()[0] && rows.iter().enumerate().all(|(i, &row)| i == row as usize) {

@@ -12,7 +12,7 @@ pub mod init;
 pub mod llama;
 pub mod slots;
 
-pub use block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Rope};
+pub use block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Rope, inverse_frequencies};
 pub use config::{ModelConfig, RopeScaling};
 pub use init::{InitConfig, initial_weights};
 pub use llama::{Llama, ParameterFn, unfuse};

@@ -145,7 +145,8 @@ pub fn narrowed(dtype: Dtype, values: &[f32], width: usize) -> Result<Vec<u8>> {
 }
 
 fn to_q8_0(x: &[f32], out: &mut [u8]) {
-    let most = x.iter().fold(0f32, |most, v| most.max(v.abs()));
+    // One that is no number makes the whole block none: it must not pass for a weight.
+    let most = x.iter().fold(0f32, |most, v| if v.abs() > most || v.is_nan() { v.abs() } else { most });
     let d = most / 127.0;
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
     out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
@@ -156,7 +157,7 @@ fn to_q8_0(x: &[f32], out: &mut [u8]) {
 
 fn to_q4_0(x: &[f32], out: &mut [u8]) {
     // The value farthest from zero, with its sign, becomes -8.
-    let most = x.iter().fold(0f32, |most, &v| if v.abs() > most.abs() { v } else { most });
+    let most = x.iter().fold(0f32, |most, &v| if v.abs() > most.abs() || v.is_nan() { v } else { most });
     let d = most / -8.0;
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
     out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());

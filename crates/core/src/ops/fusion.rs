@@ -12,7 +12,7 @@ use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionHandle, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
-use super::{AdamWScalars, AdamWState, AttentionSaved, Gemm, LlamaOps, SelfAttention};
+use super::{AdamWScalars, AdamWState, AttentionSaved, Gemm, LlamaOps, SelfAttention, WeightPart};
 
 /// A step's operands as `B` has them, in the order in which they were given.
 struct Operands<B: Backend> {
@@ -69,7 +69,7 @@ fn step<B: FusionBackend, const N: usize>(
     outs: [(Vec<usize>, DType); N],
     run: impl Fn(&mut Operands<B>) -> [FloatTensor<B>; N] + Send + Sync + 'static,
 ) -> [FusionTensor<B::FusionRuntime>; N] {
-    let client = floats[0].client.clone();
+    let client = floats.iter().chain(&ints).next().expect("a step has operands").client.clone();
     // Before the operands are turned into descriptions, which gives them up.
     let streams = OperationStreams::with_inputs(floats.iter().chain(&ints));
     let outs = outs.map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape.into(), dtype));
@@ -286,6 +286,28 @@ impl<B: FusionBackend + LlamaOps> LlamaOps for Fusion<B> {
             [w, m, v, copy.expect("a copy went in")]
         });
         AdamWState { w, m, v, copy: Some(copy) }
+    }
+
+    fn project_parts(x: FloatTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+        let (y, parts) = (product(x.shape[0], parts.iter().map(|part| part.rows).sum(), out), parts.to_vec());
+        one::<B>("project_parts", vec![x], vec![], y, move |x| B::project_parts(x.float(), &parts, out))
+    }
+    fn project_parts_add(y: FloatTensor<Self>, x: FloatTensor<Self>, parts: &[WeightPart]) -> FloatTensor<Self> {
+        let (out, parts) = (like(&y), parts.to_vec());
+        one::<B>("project_parts_add", vec![y, x], vec![], out, move |x| B::project_parts_add(x.float(), x.float(), &parts))
+    }
+    fn embed_parts(ids: IntTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+        let (y, parts) = (product(ids.shape[0], parts.first().map_or(0, |part| part.width), out), parts.to_vec());
+        one::<B>("embed_parts", vec![], vec![ids], y, move |x| B::embed_parts(x.int(), &parts, out))
+    }
+    fn take_weight(parts: Vec<WeightPart>, device: &Self::Device) -> Vec<WeightPart> {
+        B::take_weight(parts, device)
+    }
+    fn weight_bytes(part: &WeightPart) -> Vec<u8> {
+        B::weight_bytes(part)
+    }
+    fn float_of(part: &WeightPart) -> Option<DType> {
+        B::float_of(part)
     }
 
     fn flush_uploads(device: &Self::Device) {

@@ -43,6 +43,11 @@ pub use run::{BackendInfo, Job, list};
 pub use sample::SampleRows;
 pub use weight::{Weight, WeightPart, WeightPlace};
 
+/// Products of narrow weights at each level of the CPU: for tests.
+#[cfg(feature = "cpu")]
+#[doc(hidden)]
+pub use cpu::narrow;
+
 /// LLaMA's operations over a Burn backend. Every method has a default body.
 ///
 /// Shapes: `n` rows (batch * seq), `d` width, `h` query heads, `kv` key/value heads, `s` positions, `v` vocabulary, `f`
@@ -210,6 +215,10 @@ pub trait LlamaOps: Backend {
     fn weight_bytes(part: &WeightPart) -> Vec<u8> {
         part.host_bytes().to_vec()
     }
+    /// The float type in which products read a part of a weight, where that is one: a device that does not have the file's holds float32.
+    fn float_of(part: &WeightPart) -> Option<DType> {
+        part.dtype.float()
+    }
     /// The type in which inference computes between products with weights of a type: what products take together with it.
     fn activation_dtype(weights: DType) -> DType {
         weights
@@ -344,6 +353,15 @@ pub fn launches() -> u64 {
     return cube::launches();
     #[cfg(not(feature = "cube"))]
     0
+}
+
+/// For tests: on this thread, CUDA and wgpu have no page larger than this.
+#[doc(hidden)]
+pub fn limit_pages(bytes: Option<u64>) {
+    #[cfg(feature = "cube")]
+    cube::limit_pages(bytes);
+    #[cfg(not(feature = "cube"))]
+    let _ = bytes;
 }
 
 /// How a failure begins whose reason is that the routine chosen does not take the operands.

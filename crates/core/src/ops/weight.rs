@@ -35,7 +35,7 @@ impl<B: LlamaOps> Weight<B> {
         match self {
             Self::Float(w) => w.dtype(),
             Self::Parts(parts) => {
-                let mut dtypes = parts.iter().map(|p| p.dtype.float());
+                let mut dtypes = parts.iter().map(B::float_of);
                 let first = dtypes.next().flatten();
                 if dtypes.all(|dtype| dtype == first) { first.unwrap_or(DType::F32) } else { DType::F32 }
             }

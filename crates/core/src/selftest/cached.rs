@@ -135,6 +135,25 @@ pub(super) fn attention<B: LlamaOps>(s: CacheShape, device: &B::Device, checks: 
             let wants = all.wants.last().expect("at least one sequence");
             vec![Output { got, want: wants[wants.len() - s.heads * s.head_dim..].to_vec(), scale: 0.0 }]
         });
+        // What is no number in a key or a value shows in all rows from there on, of the heads that share it.
+        checks.row("cached_attention, damaged", &pool, 0.0, || {
+            let (from, group, width) = (s.longest / 2, s.heads / s.kv_heads, s.heads + 2 * s.kv_heads);
+            let before: usize = all.lengths[..s.sequences - 1].iter().sum();
+            [s.heads, s.heads + s.kv_heads]
+                .map(|head| {
+                    let mut inputs = all.inputs.clone();
+                    let last = inputs.last_mut().expect("at least one sequence");
+                    last.values[(from * width + head) * s.head_dim] = f32::NAN;
+                    let all = Sequences { inputs, lengths: all.lengths.clone(), wants: Vec::new(), angles: all.angles.clone() };
+                    let (got, last) = run::<B>(s, &all, dtype, device);
+                    let rows = [got, last].concat();
+                    let shows = rows.chunks_exact(s.head_dim).map(|x| f32::from(u8::from(x.iter().any(|x| x.is_nan()))));
+                    let should = |i: usize| i / s.heads >= before + from && i % s.heads < group;
+                    let want = (0..rows.len() / s.head_dim).map(|i| f64::from(u8::from(should(i)))).collect();
+                    Output { got: shows.collect(), want, scale: 0.0 }
+                })
+                .into()
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 
 use super::reference::{self, AttentionShape};
-use super::{CacheShape, Checks, Output, attention, cached, composed, draw, golden, narrow};
+use super::{CacheShape, Checks, Output, attention, cached, composed, draw, golden, narrow, parts};
 use crate::model::init::from_f32;
 use crate::ops::{self, AdamWScalars, AdamWState, LlamaOps, loss, primitive, tensor};
 
@@ -129,6 +129,15 @@ pub enum Case {
         /// Width of the output.
         d_out: usize,
     },
+    /// Products and rows of weights in parts, of every type of files whose blocks divide the width, and mixed.
+    Parts {
+        /// Rows of the input.
+        n: usize,
+        /// Width of the input.
+        width: usize,
+        /// Rows of the first part.
+        rows: usize,
+    },
     /// Attention over a cache of blocks, of every type that the backend keeps it in.
     CachedAttention(CacheShape),
     /// Sampling, each row with other settings.
@@ -195,6 +204,9 @@ pub fn cases() -> Vec<Case> {
         Case::ProjectRows { n: 3, d_in: 288, d_out: 96 },
         Case::ProjectRows { n: 8, d_in: 1024, d_out: 33 },
         Case::ProjectRows { n: 17, d_in: 288, d_out: 96 },
+        Case::Parts { n: 1, width: 512, rows: 33 },
+        Case::Parts { n: 7, width: 96, rows: 17 },
+        Case::Parts { n: 33, width: 256, rows: 5 },
         cached(2, 5, 2, 2, 1, 8),
         cached(5, 40, 0, 6, 2, 48),
         cached(3, 300, 64, 8, 2, 64),
@@ -225,6 +237,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Input of a case: values, exact in float32, of a shape.
+#[derive(Clone)]
 pub(super) struct Input {
     pub(super) values: Vec<f32>,
     pub(super) shape: Vec<usize>,
@@ -323,6 +336,7 @@ impl Case {
             Self::NarrowProducts { m, k, n } => narrow::products::<B>([m, k, n], device, checks),
             Self::CrossEntropy { n, dim, vocab } => cross_entropy::<B>([n, dim, vocab], device, checks),
             Self::ProjectRows { n, d_in, d_out } => cached::project::<B>([n, d_in, d_out], device, checks),
+            Self::Parts { n, width, rows } => parts::check::<B>([n, width, rows], device, checks),
             Self::CachedAttention(shape) => cached::attention::<B>(shape, device, checks),
             Self::Sample { n, vocab } => cached::sample::<B>([n, vocab], device, checks),
             Self::SquareSum { n } => square_sum::<B>(n, device, checks),

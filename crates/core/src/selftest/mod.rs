@@ -9,6 +9,7 @@ mod cases;
 mod composed;
 mod golden;
 mod narrow;
+mod parts;
 pub mod reference;
 
 use std::fmt;

@@ -1,13 +1,12 @@
 //! What the files beside a tokenizer say of it: `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, in the
 //! order and with the precedence of transformers 5.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use super::files::TokenizerFiles;
 use super::kind::without_bom;
 use crate::error::{Error, Result};
 
@@ -28,12 +27,13 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// Reads the files beside `path`.
+    /// Of a tokenizer's files; `path` is that of the first, for messages.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::BadFile`] for one that is not what its name says.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let mut config = object(path, "tokenizer_config.json")?;
+    /// [`Error::BadFile`] for one that is not what its name says.
+    pub(super) fn of(files: &TokenizerFiles, path: &Path) -> Result<Self> {
+        let object = |file| object(files, path, file);
+        let mut config = object("tokenizer_config.json")?;
         let mut this = Self::default();
         let decoder = config.remove("added_tokens_decoder");
         let extra = |config: &mut Map<String, Value>| {
@@ -56,7 +56,7 @@ impl Beside {
             }
         } else {
             // Folders of before 2023 say it in two more files.
-            let mut map = object(path, "special_tokens_map.json")?;
+            let mut map = object("special_tokens_map.json")?;
             unnamed = extra(&mut map).or(unnamed);
             config.extend(map);
         }
@@ -78,7 +78,7 @@ impl Beside {
             _ => {}
         }
         if decoder.is_none() {
-            for (text, id) in object(path, "added_tokens.json")? {
+            for (text, id) in object("added_tokens.json")? {
                 let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
                     return Err(bad("added_tokens.json", format!("`{text}`: expected an id, got {id}")));
                 };
@@ -151,15 +151,12 @@ pub(super) fn token(value: &Value, special: bool) -> Option<AddedToken> {
     )
 }
 
-/// The object in a JSON file beside `path`; an empty one where there is no such file.
-fn object(path: &Path, file: &'static str) -> Result<Map<String, Value>> {
+/// The object in one of the files; an empty one where there is no such file.
+fn object(files: &TokenizerFiles, path: &Path, file: &'static str) -> Result<Map<String, Value>> {
+    let Some((_, bytes)) = files.iter().find(|(name, _)| *name == file) else { return Ok(Map::new()) };
     let path = path.with_file_name(file);
-    let bytes = match fs::read(&path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Map::new()),
-        bytes => bytes.map_err(Error::io("read", &path))?,
-    };
     let bad = |problem: String| Error::bad_file(file, &path, problem, "get the file again, or remove it");
-    match serde_json::from_slice(without_bom(&bytes)).map_err(|e| bad(format!("not JSON: {e}")))? {
+    match serde_json::from_slice(without_bom(bytes)).map_err(|e| bad(format!("not JSON: {e}")))? {
         Value::Object(map) => Ok(map),
         _ => Err(bad("expected an object".into())),
     }

@@ -1,11 +1,9 @@
 //! How many bytes of text a token stands for: from nats a token to bits a byte.
 
-#[cfg(feature = "constrain")]
 use std::collections::HashMap;
 
 use super::decode::{Piece, SPACE, byte_of};
 use super::{Encoder, Tokenizer};
-#[cfg(feature = "constrain")]
 use crate::error::{Error, Result};
 
 /// The bytes of text of every token.
@@ -86,8 +84,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::BadValue`] for a foreign `tokenizer.json` whose tokens are no bytes by themselves (WordPiece, a decoder that cleans up).
-    #[cfg(feature = "constrain")]
-    pub(crate) fn all_token_bytes(&self) -> Result<Vec<Option<Vec<u8>>>> {
+    pub fn all_token_bytes(&self) -> Result<Vec<Option<Vec<u8>>>> {
         let pieces = &self.0.pieces;
         let mut spaces = pieces.spaces.is_some();
         let mut letters = None;
@@ -125,7 +122,6 @@ impl Tokenizer {
 }
 
 /// The letters that stand for bytes in a byte-level vocabulary (GPT-2's): a printable one for itself, the others from U+0100 on.
-#[cfg(feature = "constrain")]
 fn byte_letters() -> HashMap<char, u8> {
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let (own, others): (Vec<u8>, Vec<u8>) = (0..=255).partition(printable);

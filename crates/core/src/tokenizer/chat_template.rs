@@ -38,6 +38,34 @@ pub struct Message {
     pub content: String,
 }
 
+/// What a template sees of a conversation that is more than texts: JSON, whose objects keep their order.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct TemplateValue(Value);
+
+impl TemplateValue {
+    /// # Errors
+    /// [`Error::BadValue`] for what is no JSON.
+    pub fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::bad_value("JSON", e.to_string(), "correct it"))
+    }
+
+    /// A text.
+    pub fn text(text: &str) -> Self {
+        Self(Value::from(text))
+    }
+
+    /// A list.
+    pub fn list(items: impl IntoIterator<Item = Self>) -> Self {
+        Self(items.into_iter().map(|item| item.0).collect())
+    }
+
+    /// An object.
+    pub fn object<'k>(members: impl IntoIterator<Item = (&'k str, Self)>) -> Self {
+        Self(Value::from_pairs(members.into_iter().map(|(key, value)| (key, value.0))))
+    }
+}
+
 /// How a model's conversations are written. What [`ChatTemplate::render`] gives is encoded with special tokens read
 /// ([`Tokenizer::encode_with_special`]) and with no second BOS, since templates write their own.
 #[derive(Debug)]
@@ -103,10 +131,33 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::BadValue`] for a conversation that the template refuses, [`Error::BadFile`] if the template fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let tokens = Value::from_pairs(self.tokens.iter().map(|(name, token)| (*name, token.as_str())));
         let message = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
         let messages: Vec<Value> = messages.iter().map(message).collect();
-        let context = context! { messages, add_generation_prompt, tools => (), documents => (), ..tokens };
+        self.render_as(messages.into(), Value::from(()), add_generation_prompt)
+    }
+
+    /// [`ChatTemplate::render`] of messages as transformers takes them, with calls of tools and their results, and the tools that may
+    /// be called.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_json(
+        &self,
+        messages: &TemplateValue,
+        tools: Option<&TemplateValue>,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        self.render_as(messages.0.clone(), tools.map_or(Value::from(()), |tools| tools.0.clone()), add_generation_prompt)
+    }
+
+    /// Whether the template has a place for tools.
+    pub fn takes_tools(&self) -> bool {
+        self.source.contains("tools")
+    }
+
+    fn render_as(&self, messages: Value, tools: Value, add_generation_prompt: bool) -> Result<String> {
+        let tokens = Value::from_pairs(self.tokens.iter().map(|(name, token)| (*name, token.as_str())));
+        let context = context! { messages, add_generation_prompt, tools, documents => (), ..tokens };
         let template = self.environment.get_template(NAME);
         template.and_then(|template| template.render(context)).map_err(|e| {
             let refused =

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::kind::without_bom;
+use crate::checkpoint::gguf;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
@@ -25,13 +26,17 @@ pub fn find_tokenizer<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Option
 pub struct TokenizerFiles(Vec<(&'static str, Vec<u8>)>);
 
 impl TokenizerFiles {
-    /// Reads the tokenizer at `path`, whatever it is called, and what lies beside it; or that of a folder.
+    /// Reads the tokenizer at `path`, whatever it is called, and what lies beside it; or that of a folder. A GGUF file's is made into the
+    /// files that it would have.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; [`Error::BadFile`] and [`Error::Nothing`] for a GGUF file that is damaged or has none.
     pub fn read(path: &Path) -> Result<Self> {
         let found = if path.is_dir() { find_tokenizer([path]) } else { None };
         let path = found.as_deref().unwrap_or(path);
+        if gguf::is_gguf(path) {
+            return super::gguf::files(&gguf::read_metadata(path)?, path);
+        }
         let Self(mut files) = Self::of(&fs::read(path).map_err(Error::io("read", path))?);
         let json = files[0].0 == MAIN[0];
         // Where both forms of one tokenizer lie together, as in many a Llama 2, the .model goes along with the .json.

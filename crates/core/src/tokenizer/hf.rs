@@ -57,7 +57,6 @@ impl HuggingFace {
     }
 
     /// How tokens become bytes: the names of the decoder's parts.
-    #[cfg(feature = "constrain")]
     pub(super) fn decoder_parts(&self) -> Vec<String> {
         fn walk(part: &Value, names: &mut Vec<String>) {
             names.extend(part.get("type").and_then(Value::as_str).map(String::from));
@@ -69,7 +68,6 @@ impl HuggingFace {
     }
 
     /// Whether a token was added to the vocabulary: its text is itself.
-    #[cfg(feature = "constrain")]
     pub(super) fn is_added(&self, id: u32) -> bool {
         self.plain.get_added_tokens_decoder().contains_key(&id)
     }

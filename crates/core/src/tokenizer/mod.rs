@@ -24,12 +24,14 @@ mod chat_template;
 mod cut;
 mod decode;
 mod files;
+mod gguf;
+mod gguf_pre;
+mod gguf_write;
 mod hf;
 mod kind;
 mod sentencepiece;
 mod sp_model;
 mod sp_normalize;
-#[cfg(feature = "unigram")]
 mod sp_write;
 mod stream;
 mod train;
@@ -49,9 +51,11 @@ use beside::Beside;
 use bpe::FastMap;
 pub use bytes::TokenBytes;
 #[cfg(feature = "chat")]
-pub use chat_template::{ChatTemplate, Message};
+pub use chat_template::{ChatTemplate, Message, TemplateValue};
 use decode::{Piece, Pieces, State};
 pub use files::{TokenizerFiles, find_tokenizer};
+pub(crate) use gguf::in_gguf;
+pub(crate) use gguf_write::gguf_metadata;
 use kind::Kind;
 use sp_normalize::PrefixSet;
 pub use stream::DecodeStream;
@@ -98,7 +102,7 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens a `tokenizer.json`, a SentencePiece `.model` (told apart by their contents), or a folder that holds
+    /// Opens a `tokenizer.json`, a SentencePiece `.model` (told apart by their contents), a GGUF file's tokenizer, or a folder that holds
     /// `tokenizer.json` or `tokenizer.model` (the first that is there).
     ///
     /// The files beside it (`tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`) name BOS and EOS, and may add
@@ -117,10 +121,11 @@ impl Tokenizer {
                 hint: "give the file itself, or train one with `recua tokenizer train`".into(),
             })?;
         }
-        Self::read(TokenizerFiles::read(&path)?, &Beside::read(&path)?, &path)
+        Self::read(TokenizerFiles::read(&path)?, &path)
     }
 
-    fn read(files: TokenizerFiles, beside: &Beside, path: &Path) -> Result<Self> {
+    fn read(files: TokenizerFiles, path: &Path) -> Result<Self> {
+        let beside = &Beside::of(&files, path)?;
         let (encoder, pieces, ids, mut bos, mut eos, hash) = match kind::tell(files.main(), path)? {
             Kind::Json(text) => {
                 let (encoder, pieces, ids, state) = hf::load(text, beside, path)?;
@@ -162,7 +167,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::BadFile`].
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
-        Self::read(TokenizerFiles::of(bytes), &Beside::default(), path)
+        Self::read(TokenizerFiles::of(bytes), path)
     }
 
     /// From the bytes of a SentencePiece `.model`; `path` only names it in errors, and no file beside it is read.
@@ -170,7 +175,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::BadFile`].
     pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
-        Self::read(TokenizerFiles::of(bytes), &Beside::default(), path)
+        Self::read(TokenizerFiles::of(bytes), path)
     }
 
     /// Trains a byte-pair encoding: `<unk> <s> </s>` (ids 0, 1, 2), 256 bytes, then the learned pieces: first characters, then

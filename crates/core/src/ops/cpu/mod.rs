@@ -8,7 +8,9 @@ mod elementwise;
 mod lanes;
 mod loss;
 mod math;
+pub mod narrow;
 mod norm;
+mod parts;
 mod rows;
 mod slices;
 
@@ -17,7 +19,7 @@ use burn::tensor::{DType, TensorMetadata};
 
 use super::{
     AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, KvValues, LlamaOps, Rotary,
-    SelfAttention,
+    SelfAttention, WeightPart,
 };
 
 /// Whether the slice bodies are for all of these.
@@ -194,6 +196,19 @@ macro_rules! cpu_bodies {
         fn project_rows_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
             if ours(&[&y, &x, &w]) { rows::project_add(y, &x, &w) } else { Self::project_add(y, x, w) }
         }
+        fn project_parts(x: FloatTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+            if ours(&[&x]) { parts::project(&x, parts, out) } else { super::weight::project_parts::<Self>(x, parts, out) }
+        }
+        fn project_parts_add(y: FloatTensor<Self>, x: FloatTensor<Self>, parts: &[WeightPart]) -> FloatTensor<Self> {
+            if ours(&[&y, &x]) {
+                return parts::project_add(y, &x, parts);
+            }
+            let dtype = y.dtype();
+            Self::float_add(y, super::weight::project_parts::<Self>(x, parts, dtype))
+        }
+        fn embed_parts(ids: IntTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+            parts::embed(&slices::ids::<Self>(ids), parts, out)
+        }
         fn activation_dtype(weights: DType) -> DType {
             if matches!(weights, DType::BF16 | DType::F16) { DType::F32 } else { weights }
         }
@@ -286,6 +301,7 @@ macro_rules! cpu_bodies {
             "\
 float32, bfloat16, float16: slices, rayon, gemm, in float32; other types: default (Burn tensor operations)
 project_rows*          own products by rows (AVX-512, AVX2), weights read as they are
+project_parts*         the same; blocks by whole numbers of 8 bits (AVX-512 with VNNI and VBMI, AVX-VNNI, AVX2)
 cached_attention       own loops over blocks of keys (AVX-512, AVX2), any type of cache"
         }
     };

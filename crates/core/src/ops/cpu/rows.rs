@@ -2,10 +2,13 @@
 //! products choose their order of summation by their size). Both operands lie with `k` dense, so nothing is packed: a weight is
 //! read once for a few rows, at the speed of the memory.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
+use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::super::{Dtype, blocks};
 use super::attention::Rows;
 use super::lanes::{Element, Lanes, with_lanes};
 use super::slices::{CpuTensor, Values, unwritten};
@@ -78,7 +81,7 @@ unsafe fn part<L: Lanes, E: Element>(at: *const E, n: usize) -> L {
     let mut values = [0f32; 16];
     for (i, value) in values.iter_mut().enumerate().take(n) {
         // SAFETY: `n` elements are there.
-        *value = unsafe { *at.add(i) }.widen();
+        *value = unsafe { at.add(i).read_unaligned() }.widen();
     }
     // SAFETY: 16 elements, of which a vector has no more.
     unsafe { L::load(values.as_ptr()) }
@@ -250,8 +253,25 @@ with_lanes! {
 
 /// `out [rows, columns] (+)= x [rows, k] w [columns, k]^T`.
 fn product<X: Element, W: Element>(x: &[X], w: &[W], out: &mut [MaybeUninit<f32>], [rows, columns, k]: [usize; 3], add: bool) {
+    assert!(w.len() == columns * k, "product of rows: operands of other sizes");
+    // SAFETY: so many elements are there.
+    unsafe { product_at(x, w.as_ptr(), out, [rows, columns, k], [0, columns], add) }
+}
+
+/// [`product`] into the columns from `first` on of an output `[rows, width]`.
+///
+/// # Safety
+/// `columns * k` elements at `w`, aligned or not.
+unsafe fn product_at<X: Element, W: Element>(
+    x: &[X],
+    w: *const W,
+    out: &mut [MaybeUninit<f32>],
+    [rows, columns, k]: [usize; 3],
+    [first, width]: [usize; 2],
+    add: bool,
+) {
     assert!(
-        x.len() == rows * k && w.len() == columns * k && out.len() == rows * columns,
+        x.len() == rows * k && out.len() == rows * width && first + columns <= width,
         "product of rows: operands of other sizes"
     );
     if rows == 0 || columns == 0 {
@@ -259,7 +279,7 @@ fn product<X: Element, W: Element>(x: &[X], w: &[W], out: &mut [MaybeUninit<f32>
     }
     if k == 0 {
         if !add {
-            out.fill(MaybeUninit::new(0.0));
+            out.chunks_exact_mut(width).for_each(|out| out[first..first + columns].fill(MaybeUninit::new(0.0)));
         }
         return;
     }
@@ -268,40 +288,74 @@ fn product<X: Element, W: Element>(x: &[X], w: &[W], out: &mut [MaybeUninit<f32>
     let fits = STRIPE / (DEPTH.min(k) * size_of::<W>()).max(1);
     let wide = columns.div_ceil(threads * 4).next_multiple_of(40).min(fits.next_multiple_of(40));
     let out = Rows::new(out);
+    let w = Shared(w);
     (0..columns.div_ceil(wide)).into_par_iter().for_each(|i| {
-        let first = i * wide;
-        let columns_here = wide.min(columns - first);
+        let from = i * wide;
         // SAFETY: the first element of the output is inside of it; a stripe writes its own columns only.
-        let at = unsafe { out.pointer().add(first) };
-        let s = Stripe {
-            x: x.as_ptr(),
-            w: w[first * k..].as_ptr(),
-            out: at.cast::<f32>(),
-            rows,
-            columns: columns_here,
-            width: columns,
-            k,
-            add,
-        };
+        let at = unsafe { out.pointer().add(first + from) };
+        // SAFETY: inside of the weight.
+        let w = unsafe { w.at(from * k) };
+        let s = Stripe { x: x.as_ptr(), w, out: at.cast::<f32>(), rows, columns: wide.min(columns - from), width, k, add };
         // SAFETY: sizes were checked above; without `add` nothing is read before it is written.
         unsafe { stripe(s) };
     });
 }
 
+/// Elements that threads read.
+struct Shared<W>(*const W);
+// SAFETY: they are only read.
+unsafe impl<W: Sync> Sync for Shared<W> {}
+
+impl<W> Shared<W> {
+    /// # Safety
+    /// So many elements are there.
+    unsafe fn at(&self, n: usize) -> *const W {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(n) }
+    }
+}
+
 /// [`product`] of tensors' values; the rows' type is that of most calls, float32, or the weight's.
 fn dispatch(x: &Values<'_>, w: &Values<'_>, out: &mut [MaybeUninit<f32>], sizes: [usize; 3], add: bool) {
-    let widened;
-    let x: &[f32] = match x {
-        Values::F32(x) => x,
-        other => {
-            widened = other.widened();
-            &widened
-        }
-    };
+    let x = float(x);
     match w {
-        Values::F32(w) => product(x, w, out, sizes, add),
-        Values::BF16(w) => product(x, w, out, sizes, add),
-        Values::F16(w) => product(x, w, out, sizes, add),
+        Values::F32(w) => product(&x, w, out, sizes, add),
+        Values::BF16(w) => product(&x, w, out, sizes, add),
+        Values::F16(w) => product(&x, w, out, sizes, add),
+    }
+}
+
+/// As float32, copied if need be.
+pub(super) fn float<'a>(x: &'a Values<'_>) -> Cow<'a, [f32]> {
+    match x {
+        Values::F32(x) => Cow::Borrowed(x),
+        other => Cow::Owned(other.widened()),
+    }
+}
+
+/// `x [rows, k] w^T` by a weight of a float type as it is in a file, into the columns from `first` on of an output `[rows, width]`.
+pub(super) fn product_of_bytes(
+    x: &[f32],
+    (dtype, w): (Dtype, &[u8]),
+    out: &mut [MaybeUninit<f32>],
+    sizes: [usize; 3],
+    place: [usize; 2],
+    add: bool,
+) {
+    assert_eq!(dtype.bytes(sizes[1] * sizes[2]), Some(w.len()), "product of rows: a weight of another size");
+    if cfg!(target_endian = "big") {
+        let w = blocks::widened(dtype, w);
+        // SAFETY: as many elements as were asked for above.
+        return unsafe { product_at(x, w.as_ptr(), out, sizes, place, add) };
+    }
+    // SAFETY: as above; every value of their bytes is one of theirs.
+    unsafe {
+        match dtype {
+            Dtype::F32 => product_at::<_, f32>(x, w.as_ptr().cast(), out, sizes, place, add),
+            Dtype::F16 => product_at::<_, f16>(x, w.as_ptr().cast(), out, sizes, place, add),
+            Dtype::BF16 => product_at::<_, bf16>(x, w.as_ptr().cast(), out, sizes, place, add),
+            _ => unreachable!("a type of blocks"),
+        }
     }
 }
 

@@ -79,7 +79,8 @@ pub(super) fn weights(s: Four, m: f32) -> Four {
     let mut p = Four::exp(s - Four::new(m));
     #[unroll]
     for j in 0..4usize {
-        p[j] = select(s[j] > SEEN, p[j], 0.0f32);
+        // NaN is not hidden.
+        p[j] = select(s[j] <= SEEN, 0.0f32, p[j]);
     }
     p
 }

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::{EACH, address, count, empty, grid, grid_each, lanes, own, units};
 
-/// `d`: vectors of a row. An id outside the matrix gives zeros.
+/// `d`: vectors of a row. The matrix's first row is that of id `first`. Other ids give zeros, or leave the row as it is.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn forward_kernel<W: Float, O: Float, I: Int, N: Size>(
     ids: &Tensor<I>,
@@ -17,35 +17,46 @@ fn forward_kernel<W: Float, O: Float, I: Int, N: Size>(
     items: usize,
     rows: usize,
     d: usize,
+    first: usize,
+    zero: u32,
     #[define(W, O, I)] _dtypes: [StorageType; 3],
 ) {
     if ABSOLUTE_POS < items {
         let id = usize::cast_from(ids[ABSOLUTE_POS / d]);
-        let mut row = Vector::<O, N>::cast_from(0.0f32);
-        if id < rows {
-            row = Vector::<O, N>::cast_from(w[id * d + ABSOLUTE_POS % d]);
+        let mut row = rows;
+        if id >= first {
+            row = id - first;
         }
-        out[ABSOLUTE_POS] = row;
+        if row < rows {
+            out[ABSOLUTE_POS] = Vector::<O, N>::cast_from(w[row * d + ABSOLUTE_POS % d]);
+        } else if zero == 1u32 {
+            out[ABSOLUTE_POS] = Vector::<O, N>::cast_from(0.0f32);
+        }
     }
 }
 
 /// See [`super::LlamaOps::embed`].
 pub(super) fn forward<R: CubeRuntime>(ids: CubeTensor<R>, w: CubeTensor<R>, out: DType) -> CubeTensor<R> {
-    let (ids, w) = (into_contiguous(ids), into_contiguous(w));
+    let y = empty(&w, &[count(&ids), w.meta.shape()[1]], out);
+    pick(&into_contiguous(ids), &into_contiguous(w), 0, &y, true);
+    y
+}
+
+/// Rows `ids`, less `first`, of `w`, to those of `y`; other ids' rows are zeros (`zero`) or stay as they are. Contiguous tensors.
+pub(super) fn pick<R: CubeRuntime>(ids: &CubeTensor<R>, w: &CubeTensor<R>, first: usize, y: &CubeTensor<R>, zero: bool) {
     let [rows, d]: [usize; 2] = w.meta.shape().dims();
-    let (client, n) = (w.client.clone(), count(&ids));
-    let y = empty(&w, &[n, d], out);
+    let (client, n) = (w.client.clone(), count(ids));
     if n * d == 0 {
-        return y;
+        return;
     }
-    let lanes = lanes(&client, &[w.dtype, out], &[d]);
+    let lanes = lanes(&client, &[w.dtype, y.dtype], &[d]);
     // SAFETY: `y` has `n d / lanes` vectors, `w` `rows d / lanes`, and the kernel keeps to them.
     unsafe {
         forward_kernel::launch_unchecked(
             &client,
             grid_each(&client, n * d / lanes),
             CubeDim::new_1d(EACH as u32),
-            address([&w, &y]),
+            address([w, y]),
             lanes,
             ids.clone().into_tensor_arg(),
             w.clone().into_tensor_arg(),
@@ -53,10 +64,11 @@ pub(super) fn forward<R: CubeRuntime>(ids: CubeTensor<R>, w: CubeTensor<R>, out:
             n * d / lanes,
             rows,
             d / lanes,
-            [w.dtype.into(), out.into(), ids.dtype.into()],
+            first,
+            u32::from(zero),
+            [w.dtype.into(), y.dtype.into(), ids.dtype.into()],
         );
     }
-    y
 }
 
 /// Cube `j * splits + s` adds the rows of the run that begins at sorted position `j`, if one does, to part `s` of the columns.

@@ -20,6 +20,10 @@ mod elementwise;
 mod embedding;
 mod loss;
 mod matmul;
+mod narrow;
+mod narrow_kernels;
+mod narrow_pack;
+mod narrow_store;
 mod norm;
 mod paged;
 mod reduce;
@@ -43,7 +47,7 @@ use cubecl::prelude::*;
 
 use super::{
     AdamWScalars, AdamWState, AttentionSaved, CacheRows, CachedAttention, KvPool, KvShape, LlamaOps, Rotary, SampleRows,
-    SelfAttention,
+    SelfAttention, WeightPart,
 };
 use crate::backend::{Gemm, context};
 
@@ -131,6 +135,25 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
     fn project_rows_add(y: FloatTensor<Self>, x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         thin::project_add(y, &x, &w).unwrap_or_else(|y| Self::project_add(y, x, w))
+    }
+    fn project_parts(x: FloatTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+        narrow::project::<R, F, I, BT>(x, parts, out, None)
+    }
+    fn project_parts_add(y: FloatTensor<Self>, x: FloatTensor<Self>, parts: &[WeightPart]) -> FloatTensor<Self> {
+        let dtype = y.dtype;
+        narrow::project::<R, F, I, BT>(x, parts, dtype, Some(y))
+    }
+    fn embed_parts(ids: IntTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
+        narrow::embed(ids, parts, out)
+    }
+    fn take_weight(parts: Vec<WeightPart>, device: &Self::Device) -> Vec<WeightPart> {
+        narrow_store::take::<R, F, I, BT>(parts, device)
+    }
+    fn weight_bytes(part: &WeightPart) -> Vec<u8> {
+        narrow_store::bytes::<R>(part)
+    }
+    fn float_of(part: &WeightPart) -> Option<DType> {
+        narrow_store::float_of::<R>(part)
     }
     fn kv_pool(shape: KvShape, device: &Self::Device) -> KvPool<Self> {
         cached::pool::<R, F, I, BT>(shape, device)
@@ -235,7 +258,8 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps f
     }
 
     fn largest_page(device: &Self::Device) -> Option<u64> {
-        Some(R::client(device).properties().memory.max_page_size)
+        let most = R::client(device).properties().memory.max_page_size;
+        Some(LARGEST.get().map_or(most, |limit| limit.min(most)))
     }
 
     fn samples_on_device() -> bool {
@@ -271,6 +295,8 @@ swiglu*                CubeCL kernels; backward in place
             "\
 *attention*            CubeCL kernels, tiled online softmax on the units in float32; packed, strided, grouped, by document
 project_rows*          up to 16 rows (8 with tensor cores): one CubeCL kernel that reads each weight once and adds in place; more: as project
+*_parts                weights in types of files, as those, one launch a run of parts of one type: blocks become numbers in registers (up
+                       to 16 rows, or 8), or 64 MiB of them at a time float32 (with tensor cores bfloat16); embed_parts on the device
 cached_attention       CubeCL kernels over tables of blocks, 2 launches a layer; any type of cache
 copy_blocks, sample_rows  CubeCL kernels, one for all pairs, one for all rows
 logit_stats, _grad     CubeCL kernels, a cube a row; the gradient in place
@@ -317,6 +343,12 @@ fn units(items: usize) -> usize {
 
 thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
+    static LARGEST: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// See [`super::limit_pages`].
+pub(crate) fn limit_pages(bytes: Option<u64>) {
+    LARGEST.set(bytes);
 }
 
 /// Kernels of ours that this thread has launched.

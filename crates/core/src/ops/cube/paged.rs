@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 
 use super::attend::{HIDDEN, SEEN, put, weights, zeros};
-use super::reduce::cube_max;
+use super::reduce::cube_max_bits;
 use super::tile::{Four, Rows, multiply, read, store, turn, turned, write};
 use crate::ops::KV_BLOCK;
 
@@ -146,9 +146,10 @@ pub(super) fn place_codes_kernel<Q: Float, P: Int>(
     }
     let head = first + CUBE_POS % count;
     let base = (r * (heads + 2 * kv) + head) * row;
-    let mut memory = SharedMemory::<f32>::new(32usize);
+    let mut memory = SharedMemory::<u32>::new(32usize);
     let mut x = zeros(each);
-    let mut largest = f32::new(0.0);
+    // By its bits: what is no number is larger than all numbers.
+    let mut largest = 0u32;
     #[unroll]
     for j in 0..each {
         let column = comptime!(j * 32) + UNIT_POS as usize;
@@ -161,11 +162,21 @@ pub(super) fn place_codes_kernel<Q: Float, P: Int>(
                 }
             }
             x[j] = part;
-            let size = Four::abs(part);
-            largest = max(largest, max(max(size[0], size[1]), max(size[2], size[3])));
+            #[unroll]
+            for i in 0..4usize {
+                largest = max(largest, u32::reinterpret(part[i]) & 0x7fff_ffffu32);
+            }
         }
     }
-    let factor = cube_max(largest, &mut memory, 32usize) / 127.0f32;
+    let bits = cube_max_bits(largest, &mut memory, 32usize);
+    let finite = bits < 0x7f80_0000u32;
+    // NaN stays: as the factor it makes the whole row NaN, which shows, where its codes would pass for numbers.
+    let mut factor = f32::reinterpret(bits);
+    if finite {
+        factor = factor / 127.0f32;
+    } else {
+        factor = f32::reinterpret(bits | 0x7fc0_0000u32);
+    }
     if head >= heads {
         let slot = entry::<P>(plan, r);
         let at = (slot / KV_BLOCK * kv + (head - heads) % kv) * KV_BLOCK + slot % KV_BLOCK;
@@ -182,8 +193,10 @@ pub(super) fn place_codes_kernel<Q: Float, P: Int>(
                 #[unroll]
                 for i in 0..4usize {
                     // As a byte in two's complement.
-                    let byte = u32::cast_from(code[i] + select(code[i] < 0.0f32, 256.0f32, 0.0f32));
-                    word |= byte << comptime!(8 * i as u32);
+                    if finite {
+                        let byte = u32::cast_from(code[i] + select(code[i] < 0.0f32, 256.0f32, 0.0f32));
+                        word |= byte << comptime!(8 * i as u32);
+                    }
                 }
                 codes[at * row + column] = i32::cast_from(word);
             }
@@ -197,7 +210,8 @@ fn lane_weights<H: Size>(s: Vector<f32, H>, m: Vector<f32, H>) -> Vector<f32, H>
     let mut p = Vector::<f32, H>::exp(s - m);
     #[unroll]
     for j in 0..H::value() {
-        p[j] = select(s[j] > SEEN, p[j], 0.0f32);
+        // NaN is not hidden.
+        p[j] = select(s[j] <= SEEN, 0.0f32, p[j]);
     }
     p
 }

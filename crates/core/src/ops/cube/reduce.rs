@@ -47,6 +47,26 @@ pub(super) fn cube_max(value: f32, memory: &mut SharedMemory<f32>, #[comptime] u
     top
 }
 
+/// Largest of the units' numbers without a sign, likewise: of floats of at least zero, by their bits, and of NaN, which is larger.
+#[cube]
+pub(super) fn cube_max_bits(value: u32, memory: &mut SharedMemory<u32>, #[comptime] units: usize) -> u32 {
+    let unit = UNIT_POS as usize;
+    memory[unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 1..comptime!(units.ilog2() as usize + 1) {
+        let half = comptime!(units >> step);
+        if unit < half {
+            let top = max(memory[unit], memory[unit + half]);
+            memory[unit] = top;
+        }
+        sync_cube();
+    }
+    let top = memory[0];
+    sync_cube();
+    top
+}
+
 /// Sum of a vector's lanes.
 #[cube]
 pub(super) fn lane_sum<N: Size>(x: Vector<f32, N>) -> f32 {

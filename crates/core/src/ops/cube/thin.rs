@@ -24,10 +24,10 @@ fn most<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
 }
 
 /// Units along a weight's row, such groups a cube, sums that go through shared memory at once.
-const ALONG: usize = 32;
-const GROUPS: usize = 4;
+pub(super) const ALONG: usize = 32;
+pub(super) const GROUPS: usize = 4;
 const AT_ONCE: usize = 8;
-const UNITS: usize = ALONG * GROUPS;
+pub(super) const UNITS: usize = ALONG * GROUPS;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn thin_kernel<X: Float, W: Float, Y: Float, V: Size>(
@@ -37,6 +37,8 @@ fn thin_kernel<X: Float, W: Float, Y: Float, V: Size>(
     n: usize,
     d_out: usize,
     vectors: usize,
+    column: usize,
+    stride: usize,
     #[comptime] rows: usize,
     #[comptime] outs: usize,
     #[comptime] add: bool,
@@ -72,6 +74,25 @@ fn thin_kernel<X: Float, W: Float, Y: Float, V: Size>(
         }
         i += ALONG;
     }
+    finish::<Y>(&sums, y, first, n, d_out, column, stride, rows, outs, add);
+}
+
+/// The sums of a group's units as one, to columns from `column + first` on of rows of `stride`: of sums `[rows, outs]`, those `outs` a
+/// group that are columns `GROUPS` apart.
+#[cube]
+pub(super) fn finish<Y: Float>(
+    sums: &Array<f32>,
+    y: &mut Tensor<Y>,
+    first: usize,
+    n: usize,
+    d_out: usize,
+    column: usize,
+    stride: usize,
+    #[comptime] rows: usize,
+    #[comptime] outs: usize,
+    #[comptime] add: bool,
+) {
+    let unit = UNIT_POS as usize;
     let mut memory = SharedMemory::<f32>::new(comptime!(AT_ONCE * UNITS));
     let mut quarters = SharedMemory::<f32>::new(UNITS);
     #[unroll]
@@ -97,14 +118,14 @@ fn thin_kernel<X: Float, W: Float, Y: Float, V: Size>(
         if unit < comptime!(Ord::min(AT_ONCE, rows * outs - at * AT_ONCE) * GROUPS) {
             let which = comptime!(at * AT_ONCE) + unit / GROUPS;
             let row = which / outs;
-            let column = first + which % outs * GROUPS + unit % GROUPS;
+            let out = first + which % outs * GROUPS + unit % GROUPS;
             if row < n {
-                if column < d_out {
+                if out < d_out {
                     let mut sum = quarters[4 * unit] + quarters[4 * unit + 1] + quarters[4 * unit + 2] + quarters[4 * unit + 3];
                     if add {
-                        sum += f32::cast_from(y[row * d_out + column]);
+                        sum += f32::cast_from(y[row * stride + column + out]);
                     }
-                    y[row * d_out + column] = Y::cast_from(sum);
+                    y[row * stride + column + out] = Y::cast_from(sum);
                 }
             }
         }
@@ -112,14 +133,17 @@ fn thin_kernel<X: Float, W: Float, Y: Float, V: Size>(
     }
 }
 
-/// Whether a product goes here: of few rows, where no routine was asked for by name.
-fn takes<R: CubeRuntime>(x: &CubeTensor<R>, w: &CubeTensor<R>) -> bool {
-    let rows = x.meta.shape()[0];
-    rows <= most(&w.client) && count(x) > 0 && count(w) > 0 && choices().gemm == Gemm::Auto
+/// Whether products of so many rows go here: of few, where no routine was asked for by name.
+pub(super) fn few<R: CubeRuntime>(client: &ComputeClient<R>, rows: usize) -> bool {
+    rows <= most(client) && choices().gemm == Gemm::Auto
 }
 
-/// Fills, or adds to, `y [n, d_out]`.
-fn launch<R: CubeRuntime>(x: CubeTensor<R>, w: CubeTensor<R>, y: &CubeTensor<R>, add: bool) {
+fn takes<R: CubeRuntime>(x: &CubeTensor<R>, w: &CubeTensor<R>) -> bool {
+    count(x) > 0 && count(w) > 0 && few(&w.client, x.meta.shape()[0])
+}
+
+/// Fills, or adds to, the columns of `y [n, ..]` from `column` on, as many as `w` has rows.
+pub(super) fn launch<R: CubeRuntime>(x: CubeTensor<R>, w: CubeTensor<R>, y: &CubeTensor<R>, column: usize, add: bool) {
     let (x, w) = (into_contiguous(x), into_contiguous(w));
     let [n, k]: [usize; 2] = x.meta.shape().dims();
     let d_out = w.meta.shape()[0];
@@ -129,7 +153,9 @@ fn launch<R: CubeRuntime>(x: CubeTensor<R>, w: CubeTensor<R>, y: &CubeTensor<R>,
     let rows = n.next_power_of_two();
     // More rows of the weight a unit where more rows of the input want to be read.
     let outs = if rows > 4 { 4 } else { 2 };
-    // SAFETY: `x` has `n` rows of `k / lanes` vectors, `w` `d_out`, `y` `n` of `d_out`, and the kernel keeps to them.
+    let stride = y.meta.shape()[1];
+    assert!(column + d_out <= stride, "product of rows: more columns than the result has");
+    // SAFETY: `x` has `n` rows of `k / lanes` vectors, `w` `d_out`, `y` `n` of `stride`, and the kernel keeps to them.
     unsafe {
         thin_kernel::launch_unchecked(
             &client,
@@ -143,6 +169,8 @@ fn launch<R: CubeRuntime>(x: CubeTensor<R>, w: CubeTensor<R>, y: &CubeTensor<R>,
             n,
             d_out,
             k / lanes,
+            column,
+            stride,
             rows,
             outs,
             add,
@@ -155,7 +183,7 @@ fn launch<R: CubeRuntime>(x: CubeTensor<R>, w: CubeTensor<R>, y: &CubeTensor<R>,
 pub(super) fn project<R: CubeRuntime>(x: &CubeTensor<R>, w: &CubeTensor<R>, out: DType) -> Option<CubeTensor<R>> {
     takes(x, w).then(|| {
         let y = empty(w, &[x.meta.shape()[0], w.meta.shape()[0]], out);
-        launch(x.clone(), w.clone(), &y, false);
+        launch(x.clone(), w.clone(), &y, 0, false);
         y
     })
 }
@@ -171,6 +199,6 @@ pub(super) fn project_add<R: CubeRuntime>(
         return Err(y);
     }
     let y = own(y);
-    launch(x.clone(), w.clone(), &y, true);
+    launch(x.clone(), w.clone(), &y, 0, true);
     Ok(y)
 }

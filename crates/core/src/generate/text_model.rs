@@ -2,23 +2,29 @@
 
 use std::path::{Path, PathBuf};
 
-use recua::checkpoint::Checkpoint;
-use recua::generate::{Bos, encode_prompt, end_ids};
-use recua::tokenizer::Tokenizer;
-use recua::{Error, Result};
+use super::{Bos, encode_prompt, end_ids};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
 
 /// A checkpoint, and its tokenizer where it has one.
-pub(crate) struct TextModel {
-    pub(crate) path: PathBuf,
-    pub(crate) checkpoint: Checkpoint,
-    pub(crate) tokenizer: Option<Tokenizer>,
+pub struct TextModel {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its files.
+    pub checkpoint: Checkpoint,
+    /// `None`: it speaks token ids.
+    pub tokenizer: Option<Tokenizer>,
     /// Tokens that end a text.
-    pub(crate) ends: Vec<u32>,
+    pub ends: Vec<u32>,
 }
 
 impl TextModel {
-    /// Opens the files; no weight is read yet.
-    pub(crate) fn open(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
+    /// Opens the files; no weight is read yet. `tokenizer`: another than that beside the model.
+    ///
+    /// # Errors
+    /// Those of the files; [`Error::Vocabulary`] for a tokenizer of another model.
+    pub fn open(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = tokenizer.or(checkpoint.tokenizer_path()).map(Tokenizer::open).transpose()?;
         let size = checkpoint.config().vocab_size;
@@ -32,12 +38,16 @@ impl TextModel {
         Ok(Self { path: path.into(), checkpoint, tokenizer, ends })
     }
 
-    pub(crate) fn vocab_size(&self) -> usize {
+    /// Tokens that the model knows.
+    pub fn vocab_size(&self) -> usize {
         self.checkpoint.config().vocab_size
     }
 
     /// The tokenizer, for what cannot be done without.
-    pub(crate) fn tokenizer_for(&self, what: &str) -> Result<&Tokenizer> {
+    ///
+    /// # Errors
+    /// [`Error::Nothing`] where there is none.
+    pub fn tokenizer_for(&self, what: &str) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| Error::Nothing {
             what: format!("tokenizer, which {what} needs"),
             path: self.path.clone(),
@@ -45,8 +55,11 @@ impl TextModel {
         })
     }
 
-    /// A text as token ids.
-    pub(crate) fn encode(&self, text: &str, bos: Bos, special: bool) -> Result<Vec<u32>> {
+    /// A text as token ids; see [`encode_prompt`].
+    ///
+    /// # Errors
+    /// [`Error::Nothing`] without a tokenizer; those of [`encode_prompt`].
+    pub fn encode(&self, text: &str, bos: Bos, special: bool) -> Result<Vec<u32>> {
         let Some(tokenizer) = &self.tokenizer else {
             return Err(Error::Nothing {
                 what: "tokenizer".into(),
@@ -58,7 +71,10 @@ impl TextModel {
     }
 
     /// Token ids that are a prompt: at least one, all inside the vocabulary; `at` names them.
-    pub(crate) fn check(&self, at: &str, ids: &[u32], max_len: Option<usize>) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::BadValue`], [`Error::TooLong`].
+    pub fn check(&self, at: &str, ids: &[u32], max_len: Option<usize>) -> Result<()> {
         let size = self.vocab_size();
         if ids.is_empty() {
             return Err(Error::bad_value(at, "expected at least one token, got none", "begin with the BOS token"));
