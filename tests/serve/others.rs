@@ -154,6 +154,10 @@ fn the_server_says_what_it_has_done() {
         assert!(html.starts_with("<!doctype html>") && !html.contains("http://") && !html.contains("https://"), "{path}");
         assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
     }
+    for (path, kind) in [("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+        let part = up.client.get(path);
+        assert!(part.status == 200 && part.header("content-type").unwrap().starts_with(kind), "{path}");
+    }
     assert_eq!(up.client.get("/nothing").refused(404)["code"], "not_found");
     assert_eq!(up.client.get("/v1/completions").refused(405)["code"], "method_not_allowed");
 }

@@ -20,7 +20,7 @@ use crate::server::{Caller, Server};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What needs no key: it says nothing of anybody's texts.
-const PUBLIC: [&str; 5] = ["/", "/health", "/docs", "/openapi.json", "/favicon.ico"];
+const PUBLIC: [&str; 7] = ["/", "/page.css", "/page.js", "/health", "/docs", "/openapi.json", "/favicon.ico"];
 
 /// The layer around all routes.
 pub(crate) async fn edge(State(server): State<Server>, mut request: Request, next: Next) -> Response {

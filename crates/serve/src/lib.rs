@@ -54,6 +54,8 @@ use routes::{chat, completions, embeddings, info, messages, responses, tokenize}
 pub fn router(server: &Server) -> Router {
     Router::new()
         .route("/", get(info::chat_page))
+        .route("/page.css", get(info::chat_style))
+        .route("/page.js", get(info::chat_script))
         .route("/docs", get(info::docs))
         .route("/openapi.json", get(info::openapi))
         .route("/health", get(info::health))

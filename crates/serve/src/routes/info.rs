@@ -60,13 +60,12 @@ pub(crate) async fn prometheus(State(server): State<Server>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::text(&models)).into_response()
 }
 
-/// A page that asks nobody else for anything.
-fn page(html: &'static str) -> Response {
-    let mut response = ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response();
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; \
-                  base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// A page, or a part of one, that asks nobody else for anything.
+fn page(kind: &'static str, text: &'static str, policy: &'static str) -> Response {
+    let mut response = ([(header::CONTENT_TYPE, kind)], text).into_response();
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, "no-cache"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ] {
@@ -75,14 +74,32 @@ fn page(html: &'static str) -> Response {
     response
 }
 
+const HTML: &str = "text/html; charset=utf-8";
+
+/// Of the chat page, which has nothing inline: what a model says cannot run even if it came in as HTML.
+const STRICT: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+
 /// `/`
 pub(crate) async fn chat_page() -> Response {
-    page(include_str!("../page/index.html"))
+    page(HTML, include_str!("../page/index.html"), STRICT)
+}
+
+/// `/page.css`
+pub(crate) async fn chat_style() -> Response {
+    page("text/css; charset=utf-8", include_str!("../page/page.css"), STRICT)
+}
+
+/// `/page.js`
+pub(crate) async fn chat_script() -> Response {
+    page("text/javascript; charset=utf-8", include_str!("../page/page.js"), STRICT)
 }
 
 /// `/docs`
 pub(crate) async fn docs() -> Response {
-    page(include_str!("../page/docs.html"))
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; \
+                  base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    page(HTML, include_str!("../page/docs.html"), policy)
 }
 
 /// `/openapi.json`

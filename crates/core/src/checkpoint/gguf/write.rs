@@ -1,6 +1,7 @@
 //! A GGUF file written, a tensor at a time.
 
 use std::borrow::Cow;
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -47,7 +48,7 @@ pub(in crate::checkpoint) fn write(
         names.push(&info.name);
     }
     let scaled = matches!(model.rope_scaling, RopeScaling::Llama3 { .. } | RopeScaling::Factors { .. });
-    let freqs = scaled.then(|| config::rope_factors(model)).unwrap_or_default();
+    let freqs = if scaled { config::rope_factors(model) } else { Vec::new() };
     if scaled {
         planned.push((FREQS.into(), vec![freqs.len()], Dtype::F32));
     }
@@ -55,6 +56,9 @@ pub(in crate::checkpoint) fn write(
     let mut metadata = config::write(model, &name, file_type(&planned));
     metadata.extend(gguf_metadata(tokenizer, model.vocab_size, ends.bos_id, &ends.eos_ids)?);
 
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
     let mut file = Atomic::create(path)?;
     let mut put = |bytes: &[u8]| {
         let pad = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();

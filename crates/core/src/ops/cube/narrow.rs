@@ -25,7 +25,7 @@ use crate::ops::{WeightPart, cast, primitive, tensor};
 /// Bytes of a weight that are floats at once for a product of many rows.
 const SCRATCH: usize = 64 << 20;
 
-/// See [`LlamaOps::project_parts`] and [`LlamaOps::project_parts_add`]: with `sum`, added to that.
+/// See [`super::LlamaOps::project_parts`] and [`super::LlamaOps::project_parts_add`]: with `sum`, added to that.
 pub(super) fn project<R, F, I, BT>(
     x: CubeTensor<R>,
     parts: &[WeightPart],
@@ -229,7 +229,7 @@ fn put_columns<R: CubeRuntime>(piece: CubeTensor<R>, y: &CubeTensor<R>, column: 
     }
 }
 
-/// See [`LlamaOps::embed_parts`]: one launch a part.
+/// See [`super::LlamaOps::embed_parts`]: one launch a part.
 pub(super) fn embed<R: CubeRuntime>(ids: CubeTensor<R>, parts: &[WeightPart], out: DType) -> CubeTensor<R> {
     let ids = into_contiguous(ids);
     let width = parts.first().map_or(0, |part| part.width);

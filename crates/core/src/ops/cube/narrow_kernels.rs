@@ -15,6 +15,11 @@ use super::tile::Four;
 const WHOLE: f32 = 8_388_608.0;
 const WHOLE_BITS: u32 = 0x4b00_0000;
 
+/// So many bits down.
+const FOUR_DOWN: f32 = 1.0 / 16.0;
+const EIGHT_DOWN: f32 = 1.0 / 256.0;
+const TWELVE_DOWN: f32 = 1.0 / 4096.0;
+
 /// A vector of four words.
 pub(super) type Words = Vector<u32, Const<4>>;
 
@@ -110,7 +115,7 @@ fn codes(held: &Held, #[comptime] o: usize, #[comptime] j: usize, #[comptime] ha
     } else {
         let mut word = held.low[comptime!(2 * o)][j];
         if comptime!(half == 1) {
-            word = word >> 16u32;
+            word >>= 16u32;
         }
         // Upper bits: the first of them to bit 4.
         let mut more = 0u32;
@@ -131,7 +136,7 @@ fn codes(held: &Held, #[comptime] o: usize, #[comptime] j: usize, #[comptime] ha
         for i in 0..4usize {
             let mut bits = (word & comptime!(15u32 << (4 * i))) | WHOLE_BITS;
             if comptime!(layout.bits > 4) {
-                bits = bits | (more & comptime!((((1u32 << (layout.bits - 4)) - 1) << 4) << (4 * i)));
+                bits |= more & comptime!((((1u32 << (layout.bits - 4)) - 1) << 4) << (4 * i));
             }
             out[i] = f32::reinterpret(bits) - comptime!(WHOLE + (layout.offset << (4 * i)) as f32);
         }
@@ -144,12 +149,12 @@ fn codes(held: &Held, #[comptime] o: usize, #[comptime] j: usize, #[comptime] ha
 fn levelled(x: Four, #[comptime] layout: Layout) -> Four {
     let mut out = x;
     if comptime!(layout.bits == 8) {
-        out[1] = x[1] * 0.003_906_25f32;
-        out[3] = x[3] * 0.003_906_25f32;
+        out[1] = x[1] * EIGHT_DOWN;
+        out[3] = x[3] * EIGHT_DOWN;
     } else {
-        out[1] = x[1] * 0.062_5f32;
-        out[2] = x[2] * 0.003_906_25f32;
-        out[3] = x[3] * 0.000_244_140_625f32;
+        out[1] = x[1] * FOUR_DOWN;
+        out[2] = x[2] * EIGHT_DOWN;
+        out[3] = x[3] * TWELVE_DOWN;
     }
     out
 }

@@ -21,6 +21,7 @@ use crate::ops::{Dtype, LlamaOps, WeightPart, WeightPlace};
 const PIECE: usize = 32 << 20;
 
 /// Rows of a weight on a device.
+#[allow(clippy::large_enum_variant)] // lies behind a pointer
 pub(super) enum Stored<R: CubeRuntime> {
     /// `[rows, width]`.
     Float(CubeTensor<R>),

@@ -173,7 +173,7 @@ pub(super) fn place_codes_kernel<Q: Float, P: Int>(
     // NaN stays: as the factor it makes the whole row NaN, which shows, where its codes would pass for numbers.
     let mut factor = f32::reinterpret(bits);
     if finite {
-        factor = factor / 127.0f32;
+        factor /= 127.0f32;
     } else {
         factor = f32::reinterpret(bits | 0x7fc0_0000u32);
     }
