@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// From the ground up; `docs` of the crate say what each room is for.
 const BANDS: [(&str, &[&str]); 8] = [
-    ("ground", &["error", "config", "files", "protobuf", "backend", "fault"]),
+    ("ground", &["error", "config", "files", "protobuf", "gguf", "dtype", "backend", "fault"]),
     ("dumps to text", &["corpus"]),
     ("text to batches", &["tokenizer", "data"]),
     ("tokens to loss", &["ops", "model", "checkpoint"]),

@@ -221,7 +221,7 @@ fn misuse_is_told_by_exit_code_2() {
     f.fails(&["fly"], 2, &["unrecognized subcommand 'fly'"]);
     f.fails(&["train", "--run", "r", "--backend", "tpu"], 2, &["no backend is called `tpu`", "flex, ndarray, wgpu"]);
     f.fails(&["train", "--run", "r", "--backend", "flex:1"], 2, &["`flex` has one device only"]);
-    f.fails(&["convert", "a", "b", "--to", "gguf"], 2, &["choose hf, meta or native"]);
+    f.fails(&["convert", "a", "b", "--to", "ggml"], 2, &["choose hf, meta, gguf or native"]);
     // Settings: a wrong key names the right ones.
     f.fails(&train("r", &["--set", "optim.learning_rate=1"]), 2, &["unknown key `optim.learning_rate`", "`lr`"]);
     f.fails(&train("r", &["--set", "optimizer.lr=1"]), 2, &["unknown key `optimizer`", "`optim`"]);

@@ -714,7 +714,9 @@ fn gguf_refuses_by_name() {
     for (key, kind, value, words) in settings {
         assert_error(open(raw(&with(key, kind, value), &[embedding], 512)), words);
     }
-    let tensors: [(&[(&str, &[u64], u32, u64)], &[&str]); 9] = [
+    /// Name, shape, type and offset of tensors, and what is said of them.
+    type Refused<'a> = (&'a [(&'a str, &'a [u64], u32, u64)], &'a [&'a str]);
+    let tensors: [Refused<'_>; 9] = [
         (&[("x", &[256], 23, 0)], &["`x`", "IQ4_XS", "Q4_K"]),
         (&[("x", &[256], 77, 0)], &["`x`", "77 (unknown)"]),
         (&[("x", &[32, 4], 0, 16)], &["`x`", "16", "alignment 32"]),

@@ -165,10 +165,16 @@ fn operations() -> Vec<&'static str> {
                 "read_often",
                 "resident<T>",
                 "samples_on_device",
+                "take_weight",
             ]
             .contains(name)
         })
         .collect()
+}
+
+/// Whether a row is an operation's, by itself or of a type.
+fn is_of(row: &Row, name: &str) -> bool {
+    row.name.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
 /// Operations that `Autodiff` overrides, from its source.
@@ -189,7 +195,7 @@ fn selftest_passes_and_covers_every_operation() {
         assert_eq!(rows, seen);
         assert_passed(&backend, &rows);
         for name in &operations {
-            assert!(rows.iter().any(|r| r.name == *name), "{backend}: no row checks `{name}`");
+            assert!(rows.iter().any(|r| is_of(r, name)), "{backend}: no row checks `{name}`");
         }
         for name in differentiable() {
             assert!(rows.iter().any(|r| r.name == format!("autodiff {name}")), "{backend}: no gradient of `{name}`");
@@ -220,12 +226,12 @@ fn selftest_can_fail() {
     let tight = Tolerance { device: Tolerance::of(&backend).device / 1000.0 };
     let rows = selftest::run_cases(&backend.open().unwrap(), &selftest::cases(), tight, &Filter::default(), &mut |_| {}).unwrap();
     // `embed` moves numbers; `embed_backward` adds multiples of 2^-15, of which no sum here is rounded.
-    for name in operations().into_iter().filter(|name| !name.starts_with("embed") && *name != "sample_rows").chain([
-        "golden logits",
-        "golden gradients",
-        "golden training, 3 steps",
-    ]) {
-        assert!(rows.iter().any(|r| r.name == name && !r.passed), "nothing is too far off for `{name}`");
+    for name in operations()
+        .into_iter()
+        .filter(|name| !name.starts_with("embed") && !["sample_rows", "weight_bytes"].contains(name))
+        .chain(["golden logits", "golden gradients", "golden training, 3 steps"])
+    {
+        assert!(rows.iter().any(|r| is_of(r, name) && !r.passed), "nothing is too far off for `{name}`");
     }
     assert!(rows.iter().filter(|r| r.name.ends_with("true float32")).all(|r| r.passed && r.max_error == 0.0));
 

@@ -74,7 +74,7 @@ fn a_conversation_is_answered() {
         let of = || chunks.iter().filter_map(|chunk| chunk["choices"].get(0)).filter(|choice| choice["index"] == i);
         let text: String = of().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
         assert_eq!(text, "llama walks home");
-        let last = of().last().unwrap();
+        let last = of().next_back().unwrap();
         assert_eq!((&last["finish_reason"], &last["delta"]), (&json!("stop"), &json!({})));
         assert_eq!(of().filter(|choice| !choice["finish_reason"].is_null()).count(), 1);
     }

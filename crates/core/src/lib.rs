@@ -7,6 +7,7 @@ pub use recua_ground::config;
 pub use recua_ground::{Error, Result, error, files};
 
 pub mod backend;
+mod dtype;
 mod fault;
 pub(crate) mod gguf;
 mod protobuf;

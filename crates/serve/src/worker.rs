@@ -164,6 +164,9 @@ impl Job {
     }
 }
 
+/// Tokens to embed, who waits for them, and the place that they take.
+type Embed = (Vec<u32>, oneshot::Sender<Result<Vec<f32>, ApiError>>, Slot);
+
 struct Worker {
     make: Make,
     batch: usize,
@@ -174,7 +177,7 @@ struct Worker {
     metrics: Arc<Metrics>,
     jobs: HashMap<RequestId, Job>,
     keys: HashMap<u64, RequestId>,
-    embeds: Vec<(Vec<u32>, oneshot::Sender<Result<Vec<f32>, ApiError>>, Slot)>,
+    embeds: Vec<Embed>,
 }
 
 /// Why the thread left its loop.

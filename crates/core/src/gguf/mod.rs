@@ -4,6 +4,7 @@
 //! Nothing is believed: every length is held against the bytes that are there before anything is made of it, and memory grows with
 //! what was read, not with what a count says.
 
+mod files;
 mod value;
 
 use std::collections::BTreeMap;
@@ -11,8 +12,10 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::ops::Dtype;
+pub(crate) use files::{Shard, bad, open_all};
+pub use files::{has_extension, is_gguf, read_metadata};
 pub use value::{Array, Kind, Metadata, Value};
 use value::{put_string, scalar};
 

@@ -16,7 +16,6 @@ mod cached;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
-mod dtype;
 mod embedding;
 #[cfg(feature = "fusion")]
 mod fusion;
@@ -35,10 +34,10 @@ use burn::tensor::{DType, Int, Tensor, TensorMetadata, TensorPrimitive};
 
 use crate::backend::Gemm;
 
+pub use crate::dtype::Dtype;
 pub use adamw::AdamWScalars;
 pub(crate) use cached::int_tensor;
 pub use cached::{BatchRows, CacheRows, CachedAttention, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
-pub use dtype::Dtype;
 pub use run::{BackendInfo, Job, list};
 pub use sample::SampleRows;
 pub use weight::{Weight, WeightPart, WeightPlace};

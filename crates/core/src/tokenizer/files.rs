@@ -6,9 +6,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::kind::without_bom;
-use crate::checkpoint::gguf;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::gguf;
 
 /// What a tokenizer's own file is called in a folder; the first that is there counts.
 const MAIN: [&str; 2] = ["tokenizer.json", "tokenizer.model"];

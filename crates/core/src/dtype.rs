@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use crate::error::Error;
 
 /// How a weight's elements are stored, by ggml's names. Bytes are little-endian everywhere. The types from `Q8_0` on are blocks of
-/// elements of a row with factors of their own (see [`blocks`](super::blocks)).
+/// elements of a row with factors of their own (see [`blocks`](crate::ops::blocks)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(non_camel_case_types)]
 pub enum Dtype {
