@@ -111,6 +111,7 @@ def chance(i, token):
 
 class Mock(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # browsers open connections in bursts
 
     def __init__(self, port=0):
         super().__init__(("127.0.0.1", port), Handler)
@@ -1349,7 +1350,7 @@ def main():
     run.url = run.url and run.url.rstrip("/")
     run.mock = Mock()
     passed = failed = skipped = 0
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]
         # A page that was laid over has no address, and may then not ask this machine's.
