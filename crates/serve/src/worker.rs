@@ -300,6 +300,7 @@ impl Worker {
     fn submit(&mut self, engine: &mut Engine, submission: Submission) {
         let Submission { key, tag, request, updates, arrived, deadline, slot } = submission;
         if updates.is_closed() {
+            self.metrics.ended("abort", arrived.elapsed(), request.prompt.len(), 0);
             return;
         }
         let (n, prompt) = (request.n, request.prompt.len());
