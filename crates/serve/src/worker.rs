@@ -48,6 +48,9 @@ pub(crate) struct Submission {
     pub(crate) slot: Slot,
 }
 
+/// Where a text's embedding goes.
+pub(crate) type EmbedAnswer = oneshot::Sender<Result<Vec<f32>, ApiError>>;
+
 pub(crate) enum Command {
     Submit(Box<Submission>),
     /// A text is whole: nothing more of it is wanted.
@@ -57,7 +60,7 @@ pub(crate) enum Command {
     },
     Embed {
         tokens: Vec<u32>,
-        answer: oneshot::Sender<Result<Vec<f32>, ApiError>>,
+        answer: EmbedAnswer,
         slot: Slot,
     },
     /// Ends all requests.
@@ -174,7 +177,7 @@ struct Worker {
     metrics: Arc<Metrics>,
     jobs: HashMap<RequestId, Job>,
     keys: HashMap<u64, RequestId>,
-    embeds: Vec<(Vec<u32>, oneshot::Sender<Result<Vec<f32>, ApiError>>, Slot)>,
+    embeds: Vec<(Vec<u32>, EmbedAnswer, Slot)>,
 }
 
 /// Why the thread left its loop.
