@@ -340,6 +340,7 @@ impl Spec {
             prompt_logprobs: s.prompt_logprobs,
             speculate: s.speculate,
             mask: s.mask.map(|m| Box::new(m) as Box<dyn TokenMask>),
+            ..Request::default()
         }
     }
 }
