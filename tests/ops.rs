@@ -156,6 +156,7 @@ fn operations() -> Vec<&'static str> {
             ![
                 "activation_dtype",
                 "bodies",
+                "float_of",
                 "flush_uploads",
                 "gemms",
                 "kv_pool",

@@ -48,6 +48,9 @@ pub(crate) struct Submission {
     pub(crate) slot: Slot,
 }
 
+/// Where a text's embedding goes.
+pub(crate) type EmbedAnswer = oneshot::Sender<Result<Vec<f32>, ApiError>>;
+
 pub(crate) enum Command {
     Submit(Box<Submission>),
     /// A text is whole: nothing more of it is wanted.
@@ -57,7 +60,7 @@ pub(crate) enum Command {
     },
     Embed {
         tokens: Vec<u32>,
-        answer: oneshot::Sender<Result<Vec<f32>, ApiError>>,
+        answer: EmbedAnswer,
         slot: Slot,
     },
     /// Ends all requests.
@@ -164,9 +167,6 @@ impl Job {
     }
 }
 
-/// Tokens to embed, who waits for them, and the place that they take.
-type Embed = (Vec<u32>, oneshot::Sender<Result<Vec<f32>, ApiError>>, Slot);
-
 struct Worker {
     make: Make,
     batch: usize,
@@ -177,7 +177,7 @@ struct Worker {
     metrics: Arc<Metrics>,
     jobs: HashMap<RequestId, Job>,
     keys: HashMap<u64, RequestId>,
-    embeds: Vec<Embed>,
+    embeds: Vec<(Vec<u32>, EmbedAnswer, Slot)>,
 }
 
 /// Why the thread left its loop.
@@ -303,6 +303,7 @@ impl Worker {
     fn submit(&mut self, engine: &mut Engine, submission: Submission) {
         let Submission { key, tag, request, updates, arrived, deadline, slot } = submission;
         if updates.is_closed() {
+            self.metrics.ended("abort", arrived.elapsed(), request.prompt.len(), 0);
             return;
         }
         let (n, prompt) = (request.n, request.prompt.len());
