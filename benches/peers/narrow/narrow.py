@@ -65,6 +65,16 @@ def busy() -> float:
     return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
+def wait_quiet(limit: float) -> None:
+    """Until others take less than a tenth of a CPU for two seconds, or `limit` seconds at most."""
+    end = time.time() + limit
+    while time.time() < end:
+        before, start = busy(), time.time()
+        time.sleep(2)
+        if (busy() - before) / (time.time() - start) < 0.1:
+            return
+
+
 def child(command: list[str], nice: int, **env: str) -> tuple[str, float]:
     """Standard output, peak RSS in MiB."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -310,6 +320,7 @@ def main() -> None:
     parser.add_argument("--gate-new", type=int, default=24)
     parser.add_argument("--gate", default="also", choices=["also", "only", "no"])
     parser.add_argument("--max-others", type=float, default=0.15, help="a run during which others took more CPUs than this does not count")
+    parser.add_argument("--wait-quiet", type=float, default=0, help="before each run wait for a quiet machine, at most this many seconds")
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--models", type=pathlib.Path, default=HERE / "models")
     parser.add_argument("--recua", default="target/release/recua")
@@ -349,6 +360,7 @@ def main() -> None:
             print(f"{a.size} {kind}: gate {json.dumps(entry['gate'])}", flush=True)
         for i in range(a.rounds if a.gate != "only" else 0):
             for peer in peers if i % 2 == 0 else peers[::-1]:
+                wait_quiet(a.wait_quiet)
                 OTHERS.clear()
                 try:
                     run = peer.measure(model, what)
