@@ -374,35 +374,3 @@ fn step<B: LlamaOps>(model: &Llama<B>, batch: usize, device: &B::Device) -> Vec<
     let x = model.forward_rows(tokens.into_primitive(), &CacheRows::new(rows), &mut pools);
     read::<B>(model.logits_of_rows(x))
 }
-
-/// Milliseconds of a product by each type, for 1, 4 and 16 rows: `cargo test --release ... -- --ignored --nocapture times_of_products`.
-#[test]
-#[ignore = "a measurement"]
-fn times_of_products_by_parts() {
-    struct Times(Dtype, [usize; 2]);
-    impl Job for Times {
-        type Output = Vec<f64>;
-        fn run<B: LlamaOps>(self, device: B::Device) -> recua::Result<Self::Output> {
-            use burn::tensor::DType;
-            let parts = B::take_weight(vec![part(self.0, 3, self.1)], &device);
-            let times = [1, 4, 16, 64].map(|n| {
-                let x = plain(upload::<B>(1, [n, self.1[1]], &device));
-                let once = || {
-                    let began = std::time::Instant::now();
-                    let _ = read::<B>(B::project_parts(x.clone(), &parts, DType::F32));
-                    began.elapsed().as_secs_f64() * 1e3
-                };
-                (0..12).map(|_| once()).fold(f64::INFINITY, f64::min)
-            });
-            Ok(times.into())
-        }
-    }
-    for backend in backends() {
-        for shape in [[4096, 1024], [1024, 4096]] {
-            for dtype in Dtype::ALL {
-                let times = backend.run(Times(dtype, shape)).unwrap();
-                println!("{backend} {shape:?} {dtype}: {times:.2?} ms");
-            }
-        }
-    }
-}
