@@ -50,7 +50,7 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// Loads a checkpoint's model onto a device, float32.
+    /// Loads a checkpoint's model onto a device, float32; a GGUF file's in its own types.
     ///
     /// # Errors
     /// Those of the device and of the checkpoint's files.

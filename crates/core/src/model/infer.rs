@@ -29,7 +29,8 @@ impl<B: LlamaOps> Llama<B> {
     ///
     /// On CUDA and wgpu a layer is 9 launches for up to 16 rows (8 where there are tensor cores), whatever their lengths; one more with
     /// an int8 cache, with a sequence of more than 256 positions, with chunks of prompts beside rows that decode; two more where products
-    /// of more rows do not add in their own pass.
+    /// of more rows do not add in their own pass. With weights in parts: one more for each further run of another type in a weight, and
+    /// for each product of blocks by more rows, which widens them first.
     pub fn forward_rows(&self, tokens: IntTensor<B>, rows: &CacheRows<B>, pools: &mut [Option<KvPool<B>>]) -> FloatTensor<B> {
         let n = rows.host.len();
         let positions = &rows.host.positions;

@@ -68,7 +68,8 @@ impl GgufModel {
     /// embedding's.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io); [`Error::BadFile`](crate::Error::BadFile) for what is damaged, of another architecture, or missing parts; [`Error::BadTensor`](crate::Error::BadTensor) for tensors
+    /// [`Error::Io`](crate::Error::Io); [`Error::BadFile`](crate::Error::BadFile) for what is damaged, of another architecture, or missing
+    /// parts; [`Error::BadTensor`](crate::Error::BadTensor) for tensors
     /// that are not those of the model; [`Error::BadValue`](crate::Error::BadValue) for settings that are no LLaMA's.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
