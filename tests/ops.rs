@@ -159,6 +159,7 @@ fn operations() -> Vec<&'static str> {
                 "float_of",
                 "flush_uploads",
                 "gemms",
+                "in_pool<T: Send>",
                 "kv_pool",
                 "largest_page",
                 "logit_rows",

@@ -257,7 +257,9 @@ fn parts_of_all_types_side_by_side() {
             let widened = blocks::widened(dtype, &bytes);
             for (row, x) in x.chunks_exact(width).enumerate() {
                 if dtype.float().is_some() {
-                    let dot = |w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>() as f32;
+                    // Rows too are bfloat16 where the weight is.
+                    let read = |x: f32| if dtype == Dtype::BF16 { half::bf16::from_f32(x).to_f32() } else { x };
+                    let dot = |w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(read(*x)) * f64::from(*w)).sum::<f64>() as f32;
                     product[row].extend(widened.chunks_exact(width).map(dot));
                 } else {
                     product[row].extend(product_at(Level::Plain, None, dtype, x, &bytes, [1, columns]));

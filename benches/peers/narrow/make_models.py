@@ -2,9 +2,9 @@
 """Writes one random LLaMA as GGUF in several types, so that every program reads the very same file.
 
     pip install gguf numpy
-    python make_models.py [--folder models] [--sizes large,mid,tiny] [--types f32,bf16,f16,q8_0,q4_0]
+    python make_models.py [--folder models] [--sizes 7b,large,mid,tiny] [--types f32,bf16,f16,q8_0,q4_0]
 
-`large`: TinyLlama's shape, 1.1 G parameters (22 layers, width 2,048, 32 heads of which 4 for keys and values, 32,000 tokens);
+`7b`: LLaMA 7B's shape, for memory.sh; `large`: TinyLlama's shape, 1.1 G parameters (22 layers, width 2,048, 32 heads of which 4 for keys and values, 32,000 tokens);
 `mid`: 220 M (12 layers, width 1,024); `tiny`: 5 M, for trying things out. All types of a size hold the same numbers, rounded:
 matrices, embedding and output included, have the file's type ("pure"), gains of norms are float32. Tensors are made, quantized by
 gguf-py and written one by one: the peak is about 1 GiB, mostly one embedding.
@@ -22,6 +22,7 @@ import gguf
 import numpy as np
 
 SIZES = {
+    "7b": dict(layers=32, dim=4096, heads=32, kv=32, ffn=11008, vocab=32000),
     "large": dict(layers=22, dim=2048, heads=32, kv=4, ffn=5632, vocab=32000),
     "mid": dict(layers=12, dim=1024, heads=16, kv=16, ffn=2816, vocab=32000),
     "tiny": dict(layers=4, dim=256, heads=4, kv=2, ffn=768, vocab=2000),

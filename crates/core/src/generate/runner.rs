@@ -138,12 +138,12 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
 
     fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
-        let rows = CacheRows::new(step.rows.clone());
-        let x = self.model.forward_rows(tokens, &rows, &mut self.pools);
-        let vocab = self.model.config().vocab_size;
+        let (model, pools) = (&self.model, &mut self.pools);
+        let x = B::in_pool(|| model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), pools));
+        let vocab = model.config().vocab_size;
         for (i, asked) in step.logits.chunks(LOGIT_ROWS).enumerate() {
-            let picked = Llama::<B>::pick_rows(x.clone(), asked);
-            let logits = tensor::<B, 2>(self.model.logits_of_rows(picked)).into_data();
+            let logits = B::in_pool(|| model.logits_of_rows(Llama::<B>::pick_rows(x.clone(), asked)));
+            let logits = tensor::<B, 2>(logits).into_data();
             let mut logits: Vec<f32> = logits.into_vec().map_err(|e| Error::internal("logits", format!("not float32: {e:?}")))?;
             for (j, row) in logits.chunks_exact_mut(vocab).enumerate() {
                 see(i * LOGIT_ROWS + j, row);
@@ -175,8 +175,9 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
 
     fn hidden_sum(&mut self, step: &StepInput) -> Result<Vec<f32>> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
-        let x = self.model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools);
-        let sum = tensor::<B, 2>(self.model.norm_of_rows(x)).sum_dim(0).into_data();
+        let (model, pools) = (&self.model, &mut self.pools);
+        let x = B::in_pool(|| model.norm_of_rows(model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), pools)));
+        let sum = tensor::<B, 2>(x).sum_dim(0).into_data();
         sum.into_vec().map_err(|e| Error::internal("hidden states", format!("not float32: {e:?}")))
     }
 

@@ -182,7 +182,8 @@ pub trait LlamaOps: Backend {
     }
 
     /// [`LlamaOps::project`] for inference: on CPU a row's result depends on the row and the weight alone, to the bit, whatever other
-    /// rows there are. `x` has the type of [`LlamaOps::activation_dtype`].
+    /// rows there are. `x` has the type of [`LlamaOps::activation_dtype`]; before a product with a weight in bfloat16 it is rounded to
+    /// bfloat16 on every backend.
     fn project_rows(x: FloatTensor<Self>, w: FloatTensor<Self>, out: DType) -> FloatTensor<Self> {
         Self::project(x, w, out)
     }
@@ -191,7 +192,7 @@ pub trait LlamaOps: Backend {
         Self::project_add(y, x, w)
     }
     /// [`LlamaOps::project_rows`] by a weight in parts: their products side by side, `[n, rows of all]`. Parts of a float type are
-    /// multiplied with `x` as they are; for parts of blocks each row of `x [n, width]` is rounded to whole numbers of 8 bits, a factor for
+    /// multiplied as in [`LlamaOps::project_rows`]; for parts of blocks each row of `x [n, width]` is rounded to whole numbers of 8 bits, a factor for
     /// each 32, where the backend multiplies whole numbers.
     fn project_parts(x: FloatTensor<Self>, parts: &[WeightPart], out: DType) -> FloatTensor<Self> {
         weight::project_parts::<Self>(x, parts, out)
@@ -309,6 +310,12 @@ pub trait LlamaOps: Backend {
     /// One AdamW step on one parameter, one pass over its state, in place. A copy in another type is refreshed in the same pass.
     fn adamw_step(state: AdamWState<Self>, grad: FloatTensor<Self>, s: AdamWScalars) -> AdamWState<Self> {
         adamw::step::<Self>(state, grad, s)
+    }
+
+    /// Runs a pass of many short operations where they find their threads at hand: on CPU on one of the pool's, while the others stay
+    /// awake.
+    fn in_pool<T: Send>(pass: impl FnOnce() -> T + Send) -> T {
+        pass()
     }
 
     /// Makes what stays for a whole run: its tensors get memory of exactly their size, outside of the pages that others share.

@@ -107,6 +107,106 @@ pub(super) trait Lanes: Copy {
     unsafe fn sums(x: [Self; 4]) -> [f32; 4];
 }
 
+/// Sums of products of `X` and `W`, lane by lane: how a product of rows reads its operands and adds.
+pub(super) trait Products<X, W>: Copy {
+    /// Elements of an operand that are read at once, 32 at most.
+    const WIDTH: usize;
+    /// See [`Lanes::ROWS`].
+    const ROWS: usize;
+    /// See [`Lanes::SUMS`].
+    const SUMS: usize;
+
+    /// # Safety
+    /// The CPU features.
+    unsafe fn zero() -> Self;
+    /// # Safety
+    /// The CPU features, and `WIDTH` elements at `at`.
+    unsafe fn row(at: *const X) -> Self;
+    /// # Safety
+    /// As [`Products::row`].
+    unsafe fn column(at: *const W) -> Self;
+    /// # Safety
+    /// The CPU features.
+    unsafe fn add(self, row: Self, column: Self) -> Self;
+    /// The sums of the lanes of four vectors, each by the same tree.
+    ///
+    /// # Safety
+    /// The CPU features.
+    unsafe fn totals(x: [Self; 4]) -> [f32; 4];
+}
+
+impl<L: Lanes, X: Element, W: Element> Products<X, W> for L {
+    const WIDTH: usize = <L as Lanes>::WIDTH;
+    const ROWS: usize = <L as Lanes>::ROWS;
+    const SUMS: usize = <L as Lanes>::SUMS;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise, as in all functions below.
+        unsafe { L::splat(0.0) }
+    }
+    #[inline(always)]
+    unsafe fn row(at: *const X) -> Self {
+        // SAFETY: as above.
+        unsafe { X::load(at) }
+    }
+    #[inline(always)]
+    unsafe fn column(at: *const W) -> Self {
+        // SAFETY: as above.
+        unsafe { W::load(at) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, row: Self, column: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { self.add_product(row, column) }
+    }
+    #[inline(always)]
+    unsafe fn totals(x: [Self; 4]) -> [f32; 4] {
+        // SAFETY: as above.
+        unsafe { L::sums(x) }
+    }
+}
+
+/// AVX-512 with BF16: 32 bfloat16 as an operand, 16 float32 as sums, each of which takes two products at once.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Pairs(__m512);
+
+#[cfg(target_arch = "x86_64")]
+impl Products<bf16, bf16> for Pairs {
+    const WIDTH: usize = 32;
+    const ROWS: usize = <__m512 as Lanes>::ROWS;
+    const SUMS: usize = <__m512 as Lanes>::SUMS;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller has AVX-512 with BF16, as in all functions below.
+        unsafe { Self(_mm512_setzero_ps()) }
+    }
+    #[inline(always)]
+    unsafe fn row(at: *const bf16) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(_mm512_loadu_ps(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn column(at: *const bf16) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self(_mm512_loadu_ps(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, row: Self, column: Self) -> Self {
+        // SAFETY: the caller's promise; both types are 512 bits, any of them a value.
+        let [row, column] = unsafe { [row.0, column.0].map(|x| std::mem::transmute::<__m512, __m512bh>(x)) };
+        // SAFETY: the caller's promise.
+        unsafe { Self(_mm512_dpbf16_ps(self.0, row, column)) }
+    }
+    #[inline(always)]
+    unsafe fn totals(x: [Self; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { <__m512 as Lanes>::sums(x.map(|x| x.0)) }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn sums4(x: [__m128; 4]) -> [f32; 4] {

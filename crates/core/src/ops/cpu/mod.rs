@@ -11,6 +11,7 @@ mod math;
 pub mod narrow;
 mod norm;
 mod parts;
+mod pool;
 mod rows;
 mod slices;
 
@@ -212,6 +213,9 @@ macro_rules! cpu_bodies {
         fn activation_dtype(weights: DType) -> DType {
             if matches!(weights, DType::BF16 | DType::F16) { DType::F32 } else { weights }
         }
+        fn in_pool<T: Send>(pass: impl FnOnce() -> T + Send) -> T {
+            pool::pass(pass)
+        }
         fn read_often(x: &FloatTensor<Self>) {
             slices::large_pages(&slices::CpuTensor::values(x));
         }
@@ -300,7 +304,7 @@ macro_rules! cpu_bodies {
         fn bodies() -> &'static str {
             "\
 float32, bfloat16, float16: slices, rayon, gemm, in float32; other types: default (Burn tensor operations)
-project_rows*          own products by rows (AVX-512, AVX2), weights read as they are
+project_rows*          own products by rows (AVX-512, also with BF16; AVX2), weights read as they are
 project_parts*         the same; blocks by whole numbers of 8 bits (AVX-512 with VNNI and VBMI, AVX-VNNI, AVX2)
 cached_attention       own loops over blocks of keys (AVX-512, AVX2), any type of cache"
         }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::super::{Dtype, blocks};
 use super::attention::Rows;
-use super::lanes::{Element, Lanes, with_lanes};
+use super::lanes::{Element, Products, prefetch, with_lanes};
 use super::slices::{CpuTensor, Values, unwritten};
 
 /// Products of a row that are summed before they are added to the sums of earlier ones: as much of a tile's rows as the first
@@ -22,7 +22,7 @@ const STRIPE: usize = 256 << 10;
 /// `sums [rows][columns]` of `x [rows, depth]` and `w [columns, depth]`, both with rows `x_stride` and `w_stride` apart. The
 /// columns are a multiple of no number; `rows * columns` accumulators are held in registers.
 #[inline(always)]
-pub(super) unsafe fn tile<L: Lanes, X: Element, W: Element, const R: usize, const C: usize>(
+pub(super) unsafe fn tile<L: Products<X, W>, X: Element, W: Element, const R: usize, const C: usize>(
     x: *const X,
     x_stride: usize,
     w: *const W,
@@ -31,39 +31,39 @@ pub(super) unsafe fn tile<L: Lanes, X: Element, W: Element, const R: usize, cons
 ) -> [[f32; C]; R] {
     // SAFETY: the caller has L's features and `depth` elements in each row.
     unsafe {
-        let mut sums = [[L::splat(0.0); C]; R];
+        let mut sums = [[L::zero(); C]; R];
         let whole = depth / L::WIDTH * L::WIDTH;
         let mut k = 0;
         while k < whole {
-            let mut columns = [L::splat(0.0); C];
+            let mut columns = [L::zero(); C];
             for (c, column) in columns.iter_mut().enumerate() {
-                *column = W::load(w.add(c * w_stride + k));
+                *column = L::column(w.add(c * w_stride + k));
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let row: L = X::load(x.add(r * x_stride + k));
+                let row = L::row(x.add(r * x_stride + k));
                 for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = sum.add_product(row, column);
+                    *sum = sum.add(row, column);
                 }
             }
             k += L::WIDTH;
         }
         if whole < depth {
-            let mut columns = [L::splat(0.0); C];
+            let mut columns = [L::zero(); C];
             for (c, column) in columns.iter_mut().enumerate() {
-                *column = part(w.add(c * w_stride + whole), depth - whole);
+                *column = L::column(padded(w.add(c * w_stride + whole), depth - whole).as_ptr());
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let row: L = part(x.add(r * x_stride + whole), depth - whole);
+                let row = L::row(padded(x.add(r * x_stride + whole), depth - whole).as_ptr());
                 for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = sum.add_product(row, column);
+                    *sum = sum.add(row, column);
                 }
             }
         }
         let mut out = [[0f32; C]; R];
         for (out, sums) in out.iter_mut().zip(sums) {
             for c in (0..C).step_by(4) {
-                let four = std::array::from_fn(|i| if c + i < C { sums[c + i] } else { L::splat(0.0) });
-                let four = L::sums(four);
+                let four = std::array::from_fn(|i| if c + i < C { sums[c + i] } else { L::zero() });
+                let four = L::totals(four);
                 for i in 0..4 {
                     if c + i < C {
                         out[c + i] = four[i];
@@ -77,18 +77,19 @@ pub(super) unsafe fn tile<L: Lanes, X: Element, W: Element, const R: usize, cons
 
 /// Fewer elements than a vector has, then zeros.
 #[inline(always)]
-unsafe fn part<L: Lanes, E: Element>(at: *const E, n: usize) -> L {
-    let mut values = [0f32; 16];
+unsafe fn padded<E: Element>(at: *const E, n: usize) -> [E; 32] {
+    let mut values = [E::narrow(0.0); 32];
     for (i, value) in values.iter_mut().enumerate().take(n) {
         // SAFETY: `n` elements are there.
-        *value = unsafe { at.add(i).read_unaligned() }.widen();
+        *value = unsafe { at.add(i).read_unaligned() };
     }
-    // SAFETY: 16 elements, of which a vector has no more.
-    unsafe { L::load(values.as_ptr()) }
+    values
 }
 
 /// Columns that a few rows are multiplied with at once: a multiple of every tile's.
 const FEW: usize = 40;
+/// Bytes ahead of which a weight is asked for, read by one row: the hardware stops at the end of a page.
+const AHEAD: usize = 2048;
 /// Chunks of [`DEPTH`] that one row is multiplied with before their sums are taken.
 const CHUNKS: usize = 8;
 
@@ -109,7 +110,7 @@ pub(super) struct Stripe<X, W> {
 }
 
 #[inline(always)]
-unsafe fn tiles<L: Lanes, X: Element, W: Element, const R: usize, const C: usize>(
+unsafe fn tiles<L: Products<X, W>, X: Element, W: Element, const R: usize, const C: usize>(
     s: &Stripe<X, W>,
     row: usize,
     from: usize,
@@ -143,7 +144,7 @@ unsafe fn tiles<L: Lanes, X: Element, W: Element, const R: usize, const C: usize
 
 /// All columns of a stripe for all its rows, a depth after the other.
 #[inline(always)]
-unsafe fn depths<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
+unsafe fn depths<L: Products<X, W>, X: Element, W: Element>(s: &Stripe<X, W>) {
     let mut from = 0;
     while from < s.k {
         let depth = DEPTH.min(s.k - from);
@@ -172,7 +173,7 @@ unsafe fn depths<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
 }
 
 #[inline(always)]
-unsafe fn stripe_body<L: Lanes, X: Element, W: Element>(s: Stripe<X, W>) {
+unsafe fn stripe_body<L: Products<X, W>, X: Element, W: Element>(s: Stripe<X, W>) {
     if s.rows > L::ROWS {
         // SAFETY: the caller's promise.
         return unsafe { depths::<L, X, W>(&s) };
@@ -193,7 +194,7 @@ unsafe fn stripe_body<L: Lanes, X: Element, W: Element>(s: Stripe<X, W>) {
 
 /// One row: time goes into reading the weight, which is read as memory likes it, each row to its end.
 #[inline(always)]
-unsafe fn streamed<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
+unsafe fn streamed<L: Products<X, W>, X: Element, W: Element>(s: &Stripe<X, W>) {
     let mut c = 0;
     while c < s.columns {
         let columns = (s.columns - c).min(4);
@@ -204,7 +205,7 @@ unsafe fn streamed<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
             // SAFETY: the caller's promise: all of the stripe's columns are there, and nobody else writes them.
             unsafe {
                 // Of four columns the sums of each chunk of the depth.
-                let mut sums = [[L::splat(0.0); 4]; CHUNKS];
+                let mut sums = [[L::zero(); 4]; CHUNKS];
                 for column in 0..columns {
                     let w = s.w.add((c + column) * s.k + from);
                     for (i, sums) in sums.iter_mut().enumerate().take(chunks) {
@@ -215,7 +216,7 @@ unsafe fn streamed<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
                 for (i, &four) in sums.iter().enumerate().take(chunks) {
                     let add = s.add || from + i > 0;
                     let out = s.out.add(c);
-                    for (i, &sum) in L::sums(four).iter().enumerate().take(columns) {
+                    for (i, &sum) in L::totals(four).iter().enumerate().take(columns) {
                         *out.add(i) = if add { *out.add(i) + sum } else { sum };
                     }
                 }
@@ -228,18 +229,20 @@ unsafe fn streamed<L: Lanes, X: Element, W: Element>(s: &Stripe<X, W>) {
 
 /// The sums of a row with one column, lane by lane: as in [`tile`].
 #[inline(always)]
-unsafe fn chunk<L: Lanes, X: Element, W: Element>(x: *const X, w: *const W, depth: usize) -> L {
+unsafe fn chunk<L: Products<X, W>, X: Element, W: Element>(x: *const X, w: *const W, depth: usize) -> L {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sum = L::splat(0.0);
+        let mut sum = L::zero();
         let whole = depth / L::WIDTH * L::WIDTH;
         let mut k = 0;
         while k < whole {
-            sum = sum.add_product(X::load(x.add(k)), W::load(w.add(k)));
+            prefetch(w.wrapping_byte_add(k * size_of::<W>() + AHEAD).cast());
+            sum = sum.add(L::row(x.add(k)), L::column(w.add(k)));
             k += L::WIDTH;
         }
         if whole < depth {
-            sum = sum.add_product(part(x.add(whole), depth - whole), part(w.add(whole), depth - whole));
+            let (x, w) = (padded(x.add(whole), depth - whole), padded(w.add(whole), depth - whole));
+            sum = sum.add(L::row(x.as_ptr()), L::column(w.as_ptr()));
         }
         sum
     }
@@ -251,18 +254,45 @@ with_lanes! {
     unsafe fn stripe<X: Element, W: Element>(s: Stripe<X, W>) = stripe_body
 }
 
-/// `out [rows, columns] (+)= x [rows, k] w [columns, k]^T`.
-fn product<X: Element, W: Element>(x: &[X], w: &[W], out: &mut [MaybeUninit<f32>], [rows, columns, k]: [usize; 3], add: bool) {
-    assert!(w.len() == columns * k, "product of rows: operands of other sizes");
-    // SAFETY: so many elements are there.
-    unsafe { product_at(x, w.as_ptr(), out, [rows, columns, k], [0, columns], add) }
+/// How a stripe is computed.
+type Kernel<X, W> = unsafe fn(Stripe<X, W>);
+
+/// Pairs of bfloat16 by the CPU's own instruction, where it has one.
+fn bf16_kernel() -> Option<Kernel<bf16, bf16>> {
+    #[cfg(target_arch = "x86_64")]
+    if super::lanes::level() == 2 && std::arch::is_x86_feature_detected!("avx512bf16") {
+        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn pairs(s: Stripe<bf16, bf16>) {
+            // SAFETY: the caller's promise; the features are this function's.
+            unsafe { stripe_body::<super::lanes::Pairs, bf16, bf16>(s) }
+        }
+        return Some(pairs);
+    }
+    None
 }
 
-/// [`product`] into the columns from `first` on of an output `[rows, width]`.
+/// [`product_at`] by a weight in bfloat16: the rows are rounded to bfloat16 too, on every CPU, as everywhere where models are of that type.
 ///
 /// # Safety
 /// `columns * k` elements at `w`, aligned or not.
+unsafe fn bf16_product(x: &[f32], w: *const bf16, out: &mut [MaybeUninit<f32>], sizes: [usize; 3], place: [usize; 2], add: bool) {
+    // SAFETY: the caller's promise; a kernel is one that this CPU has.
+    unsafe {
+        if let Some(kernel) = bf16_kernel() {
+            let x: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+            return product_at(kernel, &x, w, out, sizes, place, add);
+        }
+        let x: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).widen()).collect();
+        product_at(stripe, &x, w, out, sizes, place, add);
+    }
+}
+
+/// `out (+)= x [rows, k] w [columns, k]^T`, into the columns from `first` on of an output `[rows, width]`.
+///
+/// # Safety
+/// `columns * k` elements at `w`, aligned or not; a kernel that this CPU has.
 unsafe fn product_at<X: Element, W: Element>(
+    kernel: Kernel<X, W>,
     x: &[X],
     w: *const W,
     out: &mut [MaybeUninit<f32>],
@@ -297,7 +327,7 @@ unsafe fn product_at<X: Element, W: Element>(
         let w = unsafe { w.at(from * k) };
         let s = Stripe { x: x.as_ptr(), w, out: at.cast::<f32>(), rows, columns: wide.min(columns - from), width, k, add };
         // SAFETY: sizes were checked above; without `add` nothing is read before it is written.
-        unsafe { stripe(s) };
+        unsafe { kernel(s) };
     });
 }
 
@@ -315,13 +345,27 @@ impl<W> Shared<W> {
     }
 }
 
-/// [`product`] of tensors' values; the rows' type is that of most calls, float32, or the weight's.
+/// The product of tensors' values.
 fn dispatch(x: &Values<'_>, w: &Values<'_>, out: &mut [MaybeUninit<f32>], sizes: [usize; 3], add: bool) {
     let x = float(x);
-    match w {
-        Values::F32(w) => product(&x, w, out, sizes, add),
-        Values::BF16(w) => product(&x, w, out, sizes, add),
-        Values::F16(w) => product(&x, w, out, sizes, add),
+    let place = [0, sizes[1]];
+    let enough = |len: usize| assert_eq!(len, sizes[1] * sizes[2], "product of rows: a weight of another size");
+    // SAFETY: as many elements as were asked for.
+    unsafe {
+        match w {
+            Values::F32(w) => {
+                enough(w.len());
+                product_at(stripe, &x, w.as_ptr(), out, sizes, place, add);
+            }
+            Values::BF16(w) => {
+                enough(w.len());
+                bf16_product(&x, w.as_ptr(), out, sizes, place, add);
+            }
+            Values::F16(w) => {
+                enough(w.len());
+                product_at(stripe, &x, w.as_ptr(), out, sizes, place, add);
+            }
+        }
     }
 }
 
@@ -346,14 +390,14 @@ pub(super) fn product_of_bytes(
     if cfg!(target_endian = "big") {
         let w = blocks::widened(dtype, w);
         // SAFETY: as many elements as were asked for above.
-        return unsafe { product_at(x, w.as_ptr(), out, sizes, place, add) };
+        return unsafe { product_at(stripe, x, w.as_ptr(), out, sizes, place, add) };
     }
     // SAFETY: as above; every value of their bytes is one of theirs.
     unsafe {
         match dtype {
-            Dtype::F32 => product_at::<_, f32>(x, w.as_ptr().cast(), out, sizes, place, add),
-            Dtype::F16 => product_at::<_, f16>(x, w.as_ptr().cast(), out, sizes, place, add),
-            Dtype::BF16 => product_at::<_, bf16>(x, w.as_ptr().cast(), out, sizes, place, add),
+            Dtype::F32 => product_at(stripe, x, w.as_ptr().cast::<f32>(), out, sizes, place, add),
+            Dtype::F16 => product_at(stripe, x, w.as_ptr().cast::<f16>(), out, sizes, place, add),
+            Dtype::BF16 => bf16_product(x, w.as_ptr().cast(), out, sizes, place, add),
             _ => unreachable!("a type of blocks"),
         }
     }
