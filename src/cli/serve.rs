@@ -48,6 +48,9 @@ pub(crate) struct Serve {
     /// Most sequences that wait; more are refused with 429
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_queue: usize,
+    /// Most connections; more wait until one ends
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    max_connections: usize,
     /// Largest body of a request: 8MiB, ...
     #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = bytes)]
     max_body_bytes: u64,
@@ -162,6 +165,7 @@ impl Serve {
         Ok(ServeConfig {
             max_seqs,
             max_queue: self.max_queue,
+            max_connections: self.max_connections,
             max_body_bytes: usize::try_from(self.max_body_bytes).unwrap_or(usize::MAX),
             max_output: self.max_output,
             max_logprobs: self.max_logprobs,

@@ -200,6 +200,61 @@ fn tools_are_called() {
     up.client.post("/v1/responses", &of(json!({ "input": talk, "max_output_tokens": 5 }))).ok();
 }
 
+/// `required`, a function by its name, and the same in the words of the other routes.
+#[test]
+fn tools_must_be_called_where_that_is_asked_for() {
+    let up = calling();
+    let schema =
+        json!({ "type": "object", "properties": { "b": { "enum": [1, 2] } }, "required": ["b"], "additionalProperties": false });
+    let function = |name: &str| json!({ "name": name, "description": "b", "parameters": schema });
+    let tools = json!([{ "type": "function", "function": function("get") }, { "type": "function", "function": function("put") }]);
+    let chat = json!({ "messages": user("Hi"), "temperature": 0, "tools": tools, "max_tokens": 100 });
+    let mut flat = [function("get"), function("put")];
+    flat.iter_mut().for_each(|tool| tool["type"] = "function".into());
+    let responses = json!({ "input": "Hi", "temperature": 0, "tools": flat, "max_output_tokens": 100 });
+    let mut theirs = ["get", "put"].map(|name| json!({ "name": name, "input_schema": schema }));
+    theirs.iter_mut().for_each(|tool| tool["description"] = "b".into());
+    let messages = json!({ "messages": user("Hi"), "temperature": 0, "tools": theirs, "max_tokens": 100 });
+    let ask =
+        |path: &str, body: &Value, choice: Value| up.client.post(path, &with(body.clone(), json!({ "tool_choice": choice })));
+    let named = |name: &str| json!({ "type": "function", "function": { "name": name } });
+    for (path, body, choice, about) in [
+        ("/v1/chat/completions", &chat, named("cut"), "`cut` is none of the tools"),
+        ("/v1/chat/completions", &chat, json!({ "type": "function" }), "a function with a name"),
+        ("/v1/chat/completions", &chat, json!("always"), "required or a function"),
+        ("/v1/responses", &responses, json!({ "type": "function", "name": "cut" }), "`cut` is none of the tools"),
+        ("/v1/messages", &messages, json!({ "type": "tool", "name": "cut" }), "`cut` is none of the tools"),
+        ("/v1/messages", &messages, json!({ "type": "tool" }), "tool with a name"),
+    ] {
+        let error = ask(path, body, choice).refused(400);
+        assert!(error["message"].as_str().unwrap().contains(about), "{error}");
+    }
+    if cfg!(not(feature = "constrain")) {
+        for (path, body, choice) in [
+            ("/v1/chat/completions", &chat, json!("required")),
+            ("/v1/chat/completions", &chat, named("put")),
+            ("/v1/responses", &responses, json!("required")),
+            ("/v1/messages", &messages, json!({ "type": "any" })),
+        ] {
+            let error = ask(path, body, choice).refused(400);
+            assert!(error["message"].as_str().unwrap().contains("`tool_choice` is not supported"), "{path}: {error}");
+        }
+        return;
+    }
+    for (choice, name) in [(json!("required"), "get"), (named("put"), "put")] {
+        let whole = ask("/v1/chat/completions", &chat, choice).ok();
+        let choice = &whole["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
+        assert_eq!(choice["message"]["tool_calls"][0]["function"], json!({ "name": name, "arguments": "{\"b\":1}" }), "{whole}");
+    }
+    let response = ask("/v1/responses", &responses, json!({ "type": "function", "name": "put" })).ok();
+    assert_eq!((&response["output"][0]["name"], &response["output"][0]["arguments"]), (&json!("put"), &json!("{\"b\":1}")));
+    let message = ask("/v1/messages", &messages, json!({ "type": "tool", "name": "put" })).ok();
+    assert_eq!((&message["content"][0]["name"], &message["content"][0]["input"]), (&json!("put"), &json!({ "b": 1 })));
+    let both = with(chat, json!({ "response_format": { "type": "json_object" } }));
+    assert_eq!(ask("/v1/chat/completions", &both, json!("required")).refused(400)["param"], "tool_choice");
+}
+
 fn kinds(answer: &Answer) -> Vec<String> {
     answer.events().into_iter().map(|(name, _)| name).collect()
 }

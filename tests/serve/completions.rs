@@ -251,6 +251,8 @@ fn what_is_not_supported_is_refused_by_name() {
         ("suffix", json!("a")),
         ("nonsense", json!(1)),
         ("use_beam_search", json!(true)),
+        ("prompt_logprobs", json!(1)),
+        ("prompt_embeds", json!("AAAA")),
         ("store", json!(true)),
         ("temperature", json!(-1)),
         ("temperature", json!("hot")),
@@ -309,4 +311,88 @@ fn what_is_not_supported_is_refused_by_name() {
             assert!(choice["text"].as_str().unwrap().parse::<u32>().is_ok(), "{choice}");
         }
     }
+}
+
+#[test]
+fn log_probabilities_are_as_many_as_asked_for() {
+    let up = walks();
+    let ask = |logprobs: Value| {
+        up.client.post(
+            ROUTE,
+            &json!({ "prompt": [5, 5, 5, 5, 5], "max_tokens": 5, "temperature": 0, "logprobs": logprobs, "ignore_eos": true }),
+        )
+    };
+    assert_eq!(ask(Value::Null).ok()["choices"][0]["logprobs"], Value::Null);
+    for k in [0usize, 1, 5] {
+        let of = ask(json!(k)).ok()["choices"][0]["logprobs"].clone();
+        for top in of["top_logprobs"].as_array().unwrap() {
+            assert!((k.max(1)..=k + 1).contains(&top.as_object().unwrap().len()), "{k}: {top}");
+        }
+        for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            assert_eq!(of[list].as_array().unwrap().len(), 5, "{list}");
+        }
+        assert!(of["token_logprobs"].as_array().unwrap().iter().all(|x| x.as_f64().unwrap() <= 0.0));
+    }
+    assert_eq!(ask(json!(101)).refused(400)["param"], "logprobs");
+    ask(json!(5)).ok();
+}
+
+#[test]
+fn prompts_are_told_apart_in_streams() {
+    let up = walks();
+    let body = json!({ "prompt": ["The old", "The old llama"], "n": 2, "temperature": 0, "max_tokens": 32, "stream": true });
+    let chunks = up.client.post(ROUTE, &body).chunks();
+    assert!(chunks.iter().all(|chunk| chunk["choices"].as_array().unwrap().len() == 1));
+    for (index, text) in [(0, " llama walks home"), (1, " llama walks home"), (2, " walks home"), (3, " walks home")] {
+        let (found, reasons, _) = joined(&chunks, index);
+        assert_eq!((found.as_str(), reasons), (text, vec!["stop".to_string()]));
+        let of = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index);
+        assert!(of.last().unwrap()["choices"][0]["finish_reason"].is_string());
+    }
+}
+
+#[test]
+fn contexts_have_an_end() {
+    let up = walks();
+    let long = "The old llama walks home. ".repeat(20);
+    for stream in [false, true] {
+        let chat = json!({ "messages": [{ "role": "user", "content": long }], "stream": stream });
+        for (path, body) in [("/v1/chat/completions", chat), (ROUTE, json!({ "prompt": long, "stream": stream }))] {
+            let error = up.client.post(path, &body).refused(400);
+            assert_eq!((&error["type"], &error["n_ctx"]), (&json!("exceed_context_size_error"), &json!(64)), "{path}");
+            assert!(error["n_prompt_tokens"].as_u64().unwrap() > 64);
+            assert!(error["message"].as_str().unwrap().contains("exceeds the available context size"));
+        }
+    }
+    // A text ends where the context does.
+    let full = up.client.post(ROUTE, &json!({ "prompt": vec![5; 60], "max_tokens": 100, "ignore_eos": true })).ok();
+    assert_eq!((&full["choices"][0]["finish_reason"], &full["usage"]["prompt_tokens"]), (&json!("length"), &json!(60)));
+    assert!((4..=5).contains(&full["usage"]["completion_tokens"].as_u64().unwrap()), "{full}");
+}
+
+#[test]
+fn forms_that_cannot_be_are_refused() {
+    let up = walks();
+    let schema =
+        |schema: Value| json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "a", "schema": schema } } });
+    for more in [
+        schema(json!({ "type": "nothing" })),
+        schema(json!(5)),
+        json!({ "response_format": { "type": "json_schema" } }),
+        json!({ "response_format": { "type": "yaml" } }),
+        json!({ "response_format": "json_object" }),
+        json!({ "regex": "a(" }),
+        json!({ "grammar": "start: [" }),
+        json!({ "regex": "a", "grammar": "start: \"a\"" }),
+    ] {
+        let mut body = json!({ "prompt": "The old", "max_tokens": 4 });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let error = up.client.post(ROUTE, &body).refused(400);
+        let key = more.as_object().unwrap().keys().last().unwrap();
+        assert!(
+            error["param"].as_str().unwrap().starts_with(key.as_str()) || more.as_object().unwrap().len() > 1,
+            "{more}: {error}"
+        );
+    }
+    up.client.post(ROUTE, &json!({ "prompt": "The old", "max_tokens": 4 })).ok();
 }

@@ -4,6 +4,8 @@ mod chat;
 mod client;
 mod completions;
 mod faults;
+mod load;
+mod manners;
 mod others;
 
 use std::path::Path;

@@ -1,13 +1,13 @@
 //! What is not a text: models, keys, embeddings, metrics, pages, and `recua serve` itself.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 use recua::serve::ServeConfig;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::{Up, config, source, walks};
+use super::{Up, config, endless, source, walks};
 use crate::cli_generate::{golden, run};
 use crate::faults_generate::{recua, stderr};
 
@@ -189,4 +189,34 @@ fn the_verb_serves_until_it_is_told_to_stop() {
     assert!(said.contains("curl http://") && said.contains("POST /v1/completions 200"), "{said}");
     let missing = recua(&["serve", "--model", "/nowhere/at/all", "--port", "0"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(1), "{}", stderr(&missing));
+}
+
+#[test]
+fn a_second_signal_is_enough() {
+    let endless = endless(config(), std::time::Duration::from_secs(5));
+    let path = endless._dirs[0].path().join("model").to_str().unwrap().to_string();
+    let more = ["--port", "0", "--threads", "1", "--drain-seconds", "600", "--max-len", "50000"];
+    let args = [&["serve", "--model", path.as_str()], &more[..]].concat();
+    let mut child = recua(&args).stdin(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let client = Client::new(line.trim().strip_prefix("http://").unwrap().parse().unwrap());
+    let until = |status: u16| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while client.get("/health").status != status {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    until(200);
+    let body = json!({ "prompt": "a", "max_tokens": 40_000, "temperature": 0, "ignore_eos": true, "stream": true });
+    let mut held = client.send("POST", "/v1/completions", body.to_string().as_bytes());
+    held.read_exact(&mut [0; 300]).unwrap();
+    let pid = child.id() as i32;
+    // SAFETY: sends a signal to a child of this process.
+    let signal = || unsafe { libc::kill(pid, libc::SIGTERM) };
+    signal();
+    until(503);
+    signal();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }

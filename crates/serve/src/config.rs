@@ -14,6 +14,10 @@ pub struct ServeConfig {
     pub max_seqs: usize,
     /// Most sequences of a model that wait beside those; more are refused with 429.
     pub max_queue: usize,
+    /// Most connections; more wait until one ends.
+    pub max_connections: usize,
+    /// A request's head, and then its body, have to be there within this.
+    pub read_time: Duration,
     /// Most bytes of a request's body.
     pub max_body_bytes: usize,
     /// Most texts of one request (prompts times `n`).
@@ -45,6 +49,8 @@ impl Default for ServeConfig {
         Self {
             max_seqs: 16,
             max_queue: 256,
+            max_connections: 1000,
+            read_time: Duration::from_secs(30),
             max_body_bytes: 8 << 20,
             max_choices: 256,
             max_output: None,

@@ -1,5 +1,6 @@
 //! What every request passes: its name, who asks, where its page is from, the access log.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -36,7 +37,11 @@ pub(crate) async fn edge(State(server): State<Server>, mut request: Request, nex
         match caller(&server, &request) {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
-                next.run(request).await
+                match whole(&server, request).await {
+                    Ok(request) => next.run(request).await,
+                    Err(e) if anthropic => e.respond(&e.anthropic()),
+                    Err(e) => e.into_response(),
+                }
             }
             Err(e) if anthropic => e.respond(&e.anthropic()),
             Err(e) => e.into_response(),
@@ -54,6 +59,39 @@ pub(crate) async fn edge(State(server): State<Server>, mut request: Request, nex
     let Some(log) = server.0.config.access_log.clone() else { return response };
     let status = response.status();
     response.map(|inner| Body::new(Logged { inner, log, line, id, status, began, bytes: 0, whole: false }))
+}
+
+/// The request with its whole body, which has to come in time.
+async fn whole(server: &Server, request: Request) -> Result<Request, ApiError> {
+    let (parts, mut body) = request.into_parts();
+    let (most, time) = (server.0.config.max_body_bytes, server.0.config.read_time);
+    let large = || {
+        let message = format!("the body is larger than the {most} bytes that the server takes (--max-body-bytes)");
+        ApiError { code: Some("body_too_large"), ..ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message) }
+    };
+    if body.size_hint().lower() > most as u64 {
+        return Err(large());
+    }
+    let read = async {
+        let mut all = Vec::new();
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let bad = |e| ApiError::new(StatusCode::BAD_REQUEST, format!("the body cannot be read: {e}"));
+            if let Ok(data) = frame.map_err(bad)?.into_data() {
+                if all.len() + data.len() > most {
+                    return Err(large());
+                }
+                all.extend_from_slice(&data);
+            }
+        }
+        Ok(all)
+    };
+    match tokio::time::timeout(time, read).await {
+        Ok(all) => Ok(Request::from_parts(parts, all?.into())),
+        Err(_) => {
+            let message = format!("the body did not come within {} s", time.as_secs_f64());
+            Err(ApiError { code: Some("body_timeout"), ..ApiError::new(StatusCode::REQUEST_TIMEOUT, message) })
+        }
+    }
 }
 
 /// The client's own name for its request, if it can be written into a log.

@@ -17,7 +17,7 @@ pub struct ApiError {
     /// A word for programs.
     pub code: Option<&'static str>,
     /// Further members of the error object.
-    pub more: Map<String, Value>,
+    pub more: Vec<(&'static str, usize)>,
 }
 
 /// `Result` of a request.
@@ -25,7 +25,7 @@ pub(crate) type Result<T, E = ApiError> = std::result::Result<T, E>;
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, more: Map::new() }
+        Self { status, message: message.into(), param: None, code: None, more: Vec::new() }
     }
 
     /// 400, about a field.
@@ -59,8 +59,7 @@ impl ApiError {
         );
         let mut error = Self { code: Some("context_length_exceeded"), ..Self::new(StatusCode::BAD_REQUEST, message) };
         error.param = Some("prompt".into());
-        error.more.insert("n_prompt_tokens".into(), got.into());
-        error.more.insert("n_ctx".into(), max.into());
+        error.more = vec![("n_prompt_tokens", got), ("n_ctx", max)];
         error
     }
 
@@ -78,7 +77,7 @@ impl ApiError {
 
     /// `{"error": {...}}`
     pub(crate) fn openai(&self) -> Value {
-        let mut error = self.more.clone();
+        let mut error: Map<String, Value> = self.more.iter().map(|(key, n)| ((*key).into(), (*n).into())).collect();
         error.insert("message".into(), self.message.clone().into());
         error.insert("type".into(), self.kind().into());
         error.insert("param".into(), self.param.clone().into());

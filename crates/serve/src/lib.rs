@@ -22,10 +22,13 @@ mod conversation;
 mod edge;
 mod error;
 mod fields;
+mod listen;
+pub mod load;
 mod metrics;
 mod model;
 mod openapi;
 mod params;
+mod plan;
 mod routes;
 mod run;
 mod server;
@@ -75,7 +78,7 @@ pub fn router(server: &Server) -> Router {
         .route("/tokenizer_info", get(tokenize::tokenizer_info))
         .fallback(info::nothing)
         .method_not_allowed_fallback(info::other_method)
-        .layer(DefaultBodyLimit::max(server.0.config.max_body_bytes))
+        .layer(DefaultBodyLimit::disable()) // the edge has counted
         .layer(from_fn_with_state(server.clone(), edge::edge))
         .with_state(server.clone())
 }

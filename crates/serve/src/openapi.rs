@@ -1,6 +1,10 @@
 //! What there is, as OpenAPI 3.1.
 
+mod answers;
+
 use serde_json::{Map, Value, json};
+
+use Answer::{Json, Streamed, Text};
 
 use crate::fields::HARMLESS;
 
@@ -80,33 +84,70 @@ fn openai() -> Vec<(&'static str, Value)> {
 }
 
 fn messages() -> Value {
-    let content = any(&[string(""), list(json!({ "type": "object" }))]);
-    let role = json!({ "enum": ["system", "developer", "user", "assistant", "tool"] });
-    list(json!({ "type": "object", "required": ["role"], "properties": { "role": role, "content": content } }))
+    let part = json!({
+        "type": "object",
+        "required": ["type", "text"],
+        "properties": { "type": { "const": "text" }, "text": string("") },
+    });
+    let content = any(&[string(""), list(part)]);
+    let role = json!({ "enum": ["system", "user", "assistant"], "description": "OpenAI's also developer and tool" });
+    json!({
+        "type": "array",
+        "minItems": 1,
+        "items": { "type": "object", "required": ["role", "content"], "properties": { "role": role, "content": content } },
+    })
+}
+
+fn tool_choice() -> Value {
+    let about = "`required` or a function: the answer is a call (feature `constrain`)";
+    any(&[json!({ "enum": ["auto", "none", "required"], "description": about }), json!({ "type": "object" })])
 }
 
 fn schema(fields: Vec<(&'static str, Value)>, required: &[&str]) -> Value {
     let properties: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
-    json!({ "type": "object", "properties": properties, "required": required })
+    let harmless = format!("^({})$", HARMLESS.join("|"));
+    json!({
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "patternProperties": { harmless: {} },
+        "additionalProperties": false,
+    })
 }
 
-fn operation(summary: &str, body: Option<Value>) -> Value {
-    let error = |about: &str| {
-        let content = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } });
-        json!({ "description": about, "content": content })
+/// What an answer is made of: of JSON, of a stream of events beside, of text.
+enum Answer {
+    Json(Value),
+    Streamed(Value),
+    Text,
+}
+
+fn operation(summary: &str, body: Option<Value>, answer: Answer) -> Value {
+    let text = || json!({ "schema": { "type": "string" } });
+    let content = match answer {
+        Answer::Json(schema) => json!({ "application/json": { "schema": schema } }),
+        Answer::Streamed(schema) => json!({ "application/json": { "schema": schema }, "text/event-stream": text() }),
+        Answer::Text => json!({ "text/plain": text() }),
     };
-    let mut operation = json!({
-        "summary": summary,
-        "responses": {
-            "200": { "description": "What was asked for" },
-            "400": error("The request is wrong, or asks for what is not supported; `param` names the field"),
-            "401": error("No API key, or an unknown one"),
-            "404": error("No such model"),
-            "413": error("The body is too large"),
-            "429": error("The queue is full"),
-            "503": error("Not ready yet, or shutting down"),
-        },
-    });
+    let mut responses = Map::new();
+    responses.insert("200".into(), json!({ "description": "What was asked for", "content": content }));
+    let asks = body.is_some();
+    for (status, about, always) in [
+        ("400", "The request is wrong, or asks for what is not supported; `param` names the field", false),
+        ("401", "No API key, or an unknown one", true),
+        ("404", "No such model", false),
+        ("408", "The body did not come in time", false),
+        ("413", "The body is too large", false),
+        ("429", "The queue is full", false),
+        ("500", "The engine failed, or the server made a mistake", true),
+        ("503", "Not ready yet, or shutting down", true),
+    ] {
+        if always || asks {
+            let content = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } });
+            responses.insert(status.into(), json!({ "description": about, "content": content }));
+        }
+    }
+    let mut operation = json!({ "summary": summary, "responses": responses });
     if let Some(body) = body {
         operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": body } } });
     }
@@ -139,7 +180,7 @@ pub(crate) fn document() -> Value {
             ("logprobs", flag("Log-probabilities of the tokens")),
             ("top_logprobs", count("And of so many likeliest beside each")),
             ("tools", list(json!({ "type": "object" }))),
-            ("tool_choice", json!({ "enum": ["auto", "none"] })),
+            ("tool_choice", tool_choice()),
             ("parallel_tool_calls", flag("false: one call at most")),
         ],
     );
@@ -150,7 +191,7 @@ pub(crate) fn document() -> Value {
             ("instructions", string("The system's text")),
             ("max_output_tokens", count("At most so many tokens")),
             ("tools", list(json!({ "type": "object" }))),
-            ("tool_choice", json!({ "enum": ["auto", "none"] })),
+            ("tool_choice", tool_choice()),
             ("text", json!({ "type": "object" })),
             ("store", json!({ "const": false })),
         ],
@@ -178,9 +219,10 @@ pub(crate) fn document() -> Value {
         ("with_pieces", flag("`tokens` are objects of id and piece")),
         ("return_token_strs", flag("`token_strs` beside the ids")),
     ];
-    let post = |summary: &str, body: Value| json!({ "post": operation(summary, Some(body)) });
-    let get = |summary: &str| json!({ "get": operation(summary, None) });
+    let post = |summary: &str, body: Value, answer: Answer| json!({ "post": operation(summary, Some(body), answer) });
+    let get = |summary: &str, answer: Answer| json!({ "get": operation(summary, None, answer) });
     let count_tokens = schema(anthropic.clone(), &["messages"]);
+    let detokenize = schema(vec![("model", string("")), ("tokens", ids())], &["tokens"]);
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -193,25 +235,47 @@ pub(crate) fn document() -> Value {
             ),
         },
         "paths": {
-            "/v1/completions": post("Texts that go on from prompts; scores of given tokens", schema(completions, &["prompt"])),
-            "/v1/chat/completions": post("The answer to a conversation", schema(chat, &["messages"])),
-            "/v1/responses": post("The answer to a conversation, stateless", schema(responses, &["input"])),
-            "/v1/messages": post("The answer to a conversation, in Anthropic's form", schema(anthropic, &["messages", "max_tokens"])),
-            "/v1/messages/count_tokens": post("How many tokens a conversation has", count_tokens),
-            "/v1/embeddings": post("Mean of the last hidden states, of length 1", schema(embeddings, &["input"])),
-            "/v1/models": get("The models"),
-            "/tokenize": post("A text as token ids", schema(tokenize, &[])),
-            "/detokenize": post("Token ids as text", schema(vec![("model", string("")), ("tokens", ids())], &["tokens"])),
-            "/tokenizer_info": get("The tokenizer"),
-            "/health": get("200 once all models answer; 503 before, and while the server shuts down"),
-            "/metrics": get("Counters and times, for Prometheus"),
+            "/v1/completions": post(
+                "Texts that go on from prompts; scores of given tokens",
+                schema(completions, &["prompt"]),
+                Streamed(answers::completions()),
+            ),
+            "/v1/chat/completions": post(
+                "The answer to a conversation",
+                schema(chat, &["messages"]),
+                Streamed(answers::chat()),
+            ),
+            "/v1/responses": post(
+                "The answer to a conversation, stateless",
+                schema(responses, &["input"]),
+                Streamed(answers::responses()),
+            ),
+            "/v1/messages": post(
+                "The answer to a conversation, in Anthropic's form",
+                schema(anthropic, &["messages", "max_tokens"]),
+                Streamed(answers::messages()),
+            ),
+            "/v1/messages/count_tokens": post("How many tokens a conversation has", count_tokens, Json(answers::count_tokens())),
+            "/v1/embeddings": post(
+                "Mean of the last hidden states, of length 1",
+                schema(embeddings, &["input"]),
+                Json(answers::embeddings()),
+            ),
+            "/v1/models": get("The models", Json(answers::models())),
+            "/tokenize": post("A text as token ids", schema(tokenize, &[]), Json(answers::tokenize())),
+            "/detokenize": post("Token ids as text", detokenize, Json(answers::detokenize())),
+            "/tokenizer_info": get("The tokenizer", Json(answers::tokenizer_info())),
+            "/health": get("200 once all models answer; 503 before, and while the server shuts down", Json(answers::health())),
+            "/metrics": get("Counters and times, for Prometheus", Text),
         },
         "components": {
             "schemas": {
                 "Error": {
                     "type": "object",
+                    "required": ["error"],
                     "properties": { "error": {
                         "type": "object",
+                        "required": ["message", "type"],
                         "properties": {
                             "message": { "type": "string" },
                             "type": { "type": "string" },

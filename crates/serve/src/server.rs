@@ -6,9 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::http::StatusCode;
 use recua_core::{Error, Result};
 
 use crate::config::ServeConfig;
@@ -181,17 +178,6 @@ impl Server {
     pub(crate) fn id(&self, prefix: &str) -> String {
         format!("{prefix}{:016x}{:016x}", self.random(), self.random())
     }
-}
-
-/// The body of a request, or why there is none.
-pub(crate) fn body(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
-    body.map_err(|e| match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let message = "the body is larger than the server takes (--max-body-bytes)";
-            ApiError { code: Some("body_too_large"), ..ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message) }
-        }
-        _ => ApiError::new(StatusCode::BAD_REQUEST, format!("the body cannot be read: {}", e.body_text())),
-    })
 }
 
 /// Runs what takes longer than a network should wait for: parsing, templates, tokens, grammars. A panic there is an error of this

@@ -4,6 +4,9 @@
 
 use serde_json::{Map, Value};
 
+use crate::error::Result;
+use crate::work::{Delta, Finish, Step, Work};
+
 /// A call of a tool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Call {
@@ -217,7 +220,7 @@ impl Answer {
     }
 
     /// More text: what of it can be shown.
-    pub(crate) fn push(&mut self, text: &str) -> String {
+    fn push(&mut self, text: &str) -> String {
         if self.is_text {
             return self.shown(text.into());
         }
@@ -230,8 +233,20 @@ impl Answer {
         self.shown(held)
     }
 
+    /// A step of the answer: the text that it shows, and with its last the calls.
+    pub(crate) fn take(&mut self, delta: &Delta) -> (String, Vec<(String, String)>) {
+        let mut text = self.push(&delta.text);
+        let mut calls = Vec::new();
+        if delta.finish.is_some() {
+            let rest;
+            (rest, calls) = self.finish();
+            text += &rest;
+        }
+        (text, calls)
+    }
+
     /// No more text comes: the rest, and the calls without their ids.
-    pub(crate) fn finish(&mut self) -> (String, Vec<(String, String)>) {
+    fn finish(&mut self) -> (String, Vec<(String, String)>) {
         if self.is_text {
             return (String::new(), Vec::new());
         }
@@ -253,5 +268,27 @@ impl Answer {
         let text = text.trim_start().to_string();
         self.trims = text.is_empty();
         text
+    }
+}
+
+/// The answer of a request that has one.
+pub(crate) struct Whole {
+    pub(crate) text: String,
+    pub(crate) calls: Vec<(String, String)>,
+    pub(crate) finish: Option<Finish>,
+}
+
+impl Whole {
+    pub(crate) async fn read(mut answer: Answer, work: &mut Work) -> Result<Self> {
+        let mut whole = Self { text: String::new(), calls: Vec::new(), finish: None };
+        while let Some(step) = work.next().await {
+            if let Step::Text(delta) = step? {
+                let (text, calls) = answer.take(&delta);
+                whole.text += &text;
+                whole.calls.extend(calls);
+                whole.finish = delta.finish.or(whole.finish);
+            }
+        }
+        Ok(whole)
     }
 }

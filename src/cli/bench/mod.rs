@@ -1,6 +1,8 @@
-//! `recua bench train|attention|gemm|decode|prefill|serve-sim`
+//! `recua bench train|attention|gemm|decode|prefill|serve-sim|serve`
 
 mod engine;
+#[cfg(feature = "serve")]
+mod serve;
 
 use clap::{Args, Subcommand};
 use recua::backend::{BackendName, Choices, DeviceContext};
@@ -20,6 +22,8 @@ pub(crate) enum Bench {
     Decode(engine::Decode),
     Prefill(engine::Prefill),
     ServeSim(engine::ServeSim),
+    #[cfg(feature = "serve")]
+    Serve(serve::Serve),
 }
 
 /// What computes where there is a choice.
@@ -195,6 +199,8 @@ impl Bench {
             Self::Decode(verb) => return verb.run(),
             Self::Prefill(verb) => return verb.run(),
             Self::ServeSim(verb) => return verb.run(),
+            #[cfg(feature = "serve")]
+            Self::Serve(verb) => return verb.run(),
         };
         shape.device.apply()?;
         let context = shape.kernels.context(&shape.device.backend)?;

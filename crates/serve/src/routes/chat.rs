@@ -1,11 +1,8 @@
 //! `/v1/chat/completions`.
 
-use std::sync::Arc;
-
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use recua_core::tokenizer::TemplateValue;
@@ -19,44 +16,15 @@ use crate::error::{ApiError, Result};
 use crate::fields::{Fields, expected};
 use crate::model::{Model, now};
 use crate::params::Params;
-use crate::server::{Caller, Server, aside, body};
+use crate::plan::{Plan, ToolChoice, Tools, begin};
+use crate::server::{Caller, Server};
 use crate::sse::{Events, Next, stream};
 use crate::tools::Answer;
-use crate::work::{Finish, Prompts, Step, Told, Work};
+use crate::work::{Finish, Step, Told, Work};
 
 /// The route.
-pub(crate) async fn chat(
-    State(server): State<Server>,
-    Extension(caller): Extension<Caller>,
-    bytes: Result<Bytes, BytesRejection>,
-) -> Response {
-    answer(server, caller, bytes).await.unwrap_or_else(IntoResponse::into_response)
-}
-
-/// A conversation that is to be answered: of chat, responses and messages.
-pub(crate) struct Plan {
-    pub(crate) model: Arc<Model>,
-    pub(crate) params: Params,
-    pub(crate) ids: Vec<u32>,
-    /// Names of the tools.
-    pub(crate) tools: Vec<String>,
-    /// One call at most.
-    pub(crate) single: bool,
-}
-
-impl Plan {
-    /// Hands it to the engine.
-    pub(crate) fn start(&self, server: &Server, active: crate::server::Active, caller: Caller) -> Result<Work> {
-        let prompts = Prompts { ids: vec![self.ids.clone()], scored: false, tell_end: false, counts_prompt: false };
-        self.model.check("messages", &self.ids, self.model.max_len()?)?;
-        Work::start(server, active, &self.model, caller, &prompts, &self.params)
-    }
-
-    /// What sorts the text of an answer.
-    pub(crate) fn answer(&self) -> Answer {
-        let plain = self.model.template.as_ref().is_none_or(|template| template.origin().is_none());
-        Answer::new(self.tools.clone(), self.single, plain)
-    }
+pub(crate) async fn chat(State(server): State<Server>, Extension(caller): Extension<Caller>, body: Bytes) -> Response {
+    answer(server, caller, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 /// Tools in the order in which they were written, members and all.
@@ -65,12 +33,14 @@ struct Ordered {
     tools: Option<TemplateValue>,
 }
 
-/// OpenAI's list of functions: what the template gets, and their names.
-pub(crate) fn functions(model: &Model, body: &[u8], list: &[Value]) -> Result<(Option<TemplateValue>, Vec<String>)> {
-    let mut names = Vec::new();
+/// OpenAI's list of functions.
+pub(crate) fn functions(model: &Model, body: &[u8], list: &[Value]) -> Result<Tools> {
+    let mut known = Vec::new();
     for (i, tool) in list.iter().enumerate() {
         match (tool["type"].as_str(), tool["function"]["name"].as_str()) {
-            (Some("function"), Some(name)) if !name.is_empty() => names.push(name.to_string()),
+            (Some("function"), Some(name)) if !name.is_empty() => {
+                known.push((name.to_string(), tool["function"]["parameters"].clone()));
+            }
             (Some("function"), _) => {
                 return Err(ApiError::bad(&format!("tools[{i}].function.name"), "expected a name, got none"));
             }
@@ -78,14 +48,14 @@ pub(crate) fn functions(model: &Model, body: &[u8], list: &[Value]) -> Result<(O
             (None, _) => return Err(expected(&format!("tools[{i}]"), "a tool of type function", tool)),
         }
     }
-    if names.is_empty() {
-        return Ok((None, names));
+    if known.is_empty() {
+        return Ok(Tools::default());
     }
     if !model.template()?.takes_tools() {
         return Err(ApiError::unsupported("tools", "the model's chat template has no place for tools"));
     }
     let ordered: Ordered = serde_json::from_slice(body).map_err(|e| ApiError::bad("tools", e.to_string()))?;
-    Ok((ordered.tools, names))
+    Ok(Tools { written: ordered.tools, known })
 }
 
 fn read(server: &Server, bytes: &[u8]) -> Result<Plan> {
@@ -107,35 +77,16 @@ fn read(server: &Server, bytes: &[u8]) -> Result<Plan> {
     }
     let messages = fields.list("messages")?.ok_or_else(|| ApiError::bad("messages", "expected a list, got nothing"))?;
     let list = fields.list("tools")?.unwrap_or_default();
-    let choice = fields.take("tool_choice");
+    let choice = ToolChoice::openai(fields.take("tool_choice"))?;
     let single = fields.flag("parallel_tool_calls")? == Some(false);
     fields.finish()?;
     let turns = conversation::openai(messages)?;
-    let (mut tools, mut names) = functions(&model, bytes, &list)?;
-    match choice.as_ref().map(|choice| choice.as_str().unwrap_or("a named tool")) {
-        None | Some("auto") => {}
-        Some("none") => (tools, names) = (None, Vec::new()),
-        Some(other) => {
-            return Err(ApiError::unsupported("tool_choice", &format!("expected auto or none, got {other}")));
-        }
-    }
-    let ids = conversation::prompt(&model, &turns, tools.as_ref())?;
-    if let Some(template) = &model.template {
-        params.stops.extend(template.stops().iter().map(|stop| (*stop).to_string()));
-    }
-    Ok(Plan { model, params, ids, tools: names, single })
+    let tools = functions(&model, bytes, &list)?;
+    Plan::new(model, params, &turns, tools, choice, single)
 }
 
-async fn answer(server: Server, caller: Caller, bytes: Result<Bytes, BytesRejection>) -> Result<Response> {
-    let active = server.begin()?;
-    let bytes = body(bytes)?;
-    let of = server.clone();
-    let (plan, work) = aside(move || {
-        let plan = read(&of, &bytes)?;
-        let work = plan.start(&of, active, caller)?;
-        Ok((plan, work))
-    })
-    .await?;
+async fn answer(server: Server, caller: Caller, body: Bytes) -> Result<Response> {
+    let (plan, work) = begin(&server, caller, body, read, |plan| plan).await?;
     let shown = Shown { id: server.id("chatcmpl-"), created: now(), plan, server: server.clone() };
     if shown.plan.params.stream {
         let write = move |events| async move { shown.write(work, events).await };
@@ -192,28 +143,30 @@ impl Shown {
         struct Text {
             answer: Answer,
             text: String,
+            calls: Vec<(String, String)>,
             logprobs: Vec<Value>,
             finish: Option<Finish>,
         }
-        let text = || Text { answer: self.plan.answer(), text: String::new(), logprobs: Vec::new(), finish: None };
+        let text =
+            || Text { answer: self.plan.answer(), text: String::new(), calls: Vec::new(), logprobs: Vec::new(), finish: None };
         let mut texts: Vec<Text> = (0..work.len()).map(|_| text()).collect();
         while let Some(step) = work.next().await {
             if let Step::Text(delta) = step? {
                 let text = &mut texts[delta.index];
-                text.text += &text.answer.push(&delta.text);
+                let (more, calls) = text.answer.take(&delta);
+                text.text += &more;
+                text.calls.extend(calls);
                 text.logprobs.extend(content(&self.plan.model, &delta.told));
                 text.finish = delta.finish.or(text.finish.take());
             }
         }
         let tells = self.plan.params.logprobs.is_some();
-        let choice = |(i, mut text): (usize, Text)| {
-            let (rest, calls) = text.answer.finish();
-            text.text += &rest;
+        let choice = |(i, text): (usize, Text)| {
             let mut reason = text.finish.map_or("stop", |finish| finish.reason);
             let mut message = json!({ "role": "assistant", "content": text.text, "refusal": null });
-            if !calls.is_empty() {
+            if !text.calls.is_empty() {
                 reason = "tool_calls";
-                message["tool_calls"] = self.calls(calls, false).into();
+                message["tool_calls"] = self.calls(text.calls, false).into();
                 message["content"] = Value::Null;
             }
             let logprobs = if tells { json!({ "content": text.logprobs, "refusal": null }) } else { Value::Null };
@@ -253,14 +206,9 @@ impl Shown {
                 }
                 Next::Step(Step::Prompt { .. }) => {}
                 Next::Step(Step::Text(delta)) => {
-                    let (i, answer) = (delta.index, &mut answers[delta.index]);
-                    let mut text = answer.push(&delta.text);
-                    let mut calls = Vec::new();
-                    if delta.finish.is_some() {
-                        let (rest, found) = answer.finish();
-                        text += &rest;
-                        calls = self.calls(found, true);
-                    }
+                    let i = delta.index;
+                    let (text, calls) = answers[i].take(&delta);
+                    let calls = self.calls(calls, true);
                     let told = content(&self.plan.model, &delta.told);
                     let logprobs =
                         if tells && !told.is_empty() { json!({ "content": told, "refusal": null }) } else { Value::Null };

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use recua_core::generate::{Bos, TokenLogprob};
@@ -16,7 +15,7 @@ use crate::error::{ApiError, Result};
 use crate::fields::{Fields, expected, ids};
 use crate::model::{Model, now};
 use crate::params::Params;
-use crate::server::{Caller, Server, aside, body};
+use crate::server::{Caller, Server, aside};
 use crate::sse::{Events, Next, stream};
 use crate::work::{Finish, Offsets, Prompts, Step, Told, Work};
 
@@ -35,20 +34,15 @@ struct Plan {
 }
 
 /// The route.
-pub(crate) async fn completions(
-    State(server): State<Server>,
-    Extension(caller): Extension<Caller>,
-    bytes: Result<Bytes, BytesRejection>,
-) -> Response {
-    answer(server, caller, bytes).await.unwrap_or_else(IntoResponse::into_response)
+pub(crate) async fn completions(State(server): State<Server>, Extension(caller): Extension<Caller>, body: Bytes) -> Response {
+    answer(server, caller, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn answer(server: Server, caller: Caller, bytes: Result<Bytes, BytesRejection>) -> Result<Response> {
+async fn answer(server: Server, caller: Caller, body: Bytes) -> Result<Response> {
     let active = server.begin()?;
-    let bytes = body(bytes)?;
     let of = server.clone();
     let (plan, work) = aside(move || {
-        let plan = Plan::read(&of, &bytes)?;
+        let plan = Plan::read(&of, &body)?;
         let work = Work::start(&of, active, &plan.model, caller, &plan.prompts, &plan.params)?;
         Ok((plan, work))
     })

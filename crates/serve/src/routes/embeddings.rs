@@ -3,7 +3,6 @@
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 use recua_core::generate::Bos;
 use serde_json::{Value, json};
@@ -12,24 +11,19 @@ use tokio::sync::oneshot;
 use super::{document, number};
 use crate::error::{ApiError, Result};
 use crate::fields::{Fields, expected, ids};
-use crate::server::{Caller, Server, aside, body};
+use crate::server::{Caller, Server, aside};
 use crate::worker::Command;
 
 /// The route.
-pub(crate) async fn embeddings(
-    State(server): State<Server>,
-    Extension(_): Extension<Caller>,
-    bytes: Result<Bytes, BytesRejection>,
-) -> Response {
-    answer(server, bytes).await.unwrap_or_else(IntoResponse::into_response)
+pub(crate) async fn embeddings(State(server): State<Server>, Extension(_): Extension<Caller>, body: Bytes) -> Response {
+    answer(server, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn answer(server: Server, bytes: Result<Bytes, BytesRejection>) -> Result<Response> {
+async fn answer(server: Server, body: Bytes) -> Result<Response> {
     let _active = server.begin()?;
-    let bytes = body(bytes)?;
     let of = server.clone();
     let (model, base64, all) = aside(move || {
-        let mut fields = Fields::parse(&bytes)?;
+        let mut fields = Fields::parse(&body)?;
         let model = of.model(fields.text("model")?.as_deref())?;
         let max_len = model.max_len()?;
         let base64 = match fields.text("encoding_format")?.as_deref() {

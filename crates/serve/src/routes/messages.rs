@@ -3,41 +3,32 @@
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use recua_core::tokenizer::TemplateValue;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat::Plan;
 use super::document;
-use crate::conversation::{self, Turn, content};
+use crate::conversation::{Turn, content};
 use crate::error::{ApiError, Result};
 use crate::fields::{Fields, expected};
 use crate::model::Model;
 use crate::params::{Params, stops};
-use crate::server::{Caller, Server, aside, body};
+use crate::plan::{Plan, ToolChoice, Tools, begin};
+use crate::server::{Caller, Server, aside};
 use crate::sse::{Events, Next, stream};
-use crate::tools::Call;
+use crate::tools::{Call, Whole};
 use crate::work::{Finish, Step, Usage, Work};
 
 /// The route.
-pub(crate) async fn messages(
-    State(server): State<Server>,
-    Extension(caller): Extension<Caller>,
-    bytes: Result<Bytes, BytesRejection>,
-) -> Response {
-    answer(server, caller, bytes).await.unwrap_or_else(|e| e.respond(&e.anthropic()))
+pub(crate) async fn messages(State(server): State<Server>, Extension(caller): Extension<Caller>, body: Bytes) -> Response {
+    answer(server, caller, body).await.unwrap_or_else(|e| e.respond(&e.anthropic()))
 }
 
 /// The route.
-pub(crate) async fn count_tokens(State(server): State<Server>, bytes: Result<Bytes, BytesRejection>) -> Response {
-    let counted = async {
-        let bytes = body(bytes)?;
-        aside(move || Ok(read(&server, &bytes, false)?.ids.len())).await
-    };
-    match counted.await {
+pub(crate) async fn count_tokens(State(server): State<Server>, body: Bytes) -> Response {
+    match aside(move || Ok(read(&server, &body, false)?.ids.len())).await {
         Ok(tokens) => document(&json!({ "input_tokens": tokens })),
         Err(e) => e.respond(&e.anthropic()),
     }
@@ -52,35 +43,37 @@ struct Tool {
 }
 
 #[derive(Deserialize)]
-struct Tools {
+struct Written {
     tools: Vec<Tool>,
 }
 
-/// The tools in OpenAI's form, which templates take, and their names.
-fn tools(model: &Model, body: &[u8], list: &[Value]) -> Result<(Option<TemplateValue>, Vec<String>)> {
-    let mut names = Vec::new();
+/// The tools in OpenAI's form, which templates take.
+fn tools(model: &Model, body: &[u8], list: &[Value]) -> Result<Tools> {
+    let mut known = Vec::new();
     for (i, tool) in list.iter().enumerate() {
         match (tool["type"].as_str(), tool["name"].as_str()) {
-            (None | Some("custom"), Some(name)) if !name.is_empty() => names.push(name.to_string()),
+            (None | Some("custom"), Some(name)) if !name.is_empty() => {
+                known.push((name.to_string(), tool["input_schema"].clone()));
+            }
             (None | Some("custom"), _) => return Err(ApiError::bad(&format!("tools[{i}].name"), "expected a name, got none")),
             (Some(kind), _) => {
                 return Err(ApiError::unsupported(&format!("tools[{i}] of type {kind}"), "only tools of the client are"));
             }
         }
     }
-    if names.is_empty() {
-        return Ok((None, names));
+    if known.is_empty() {
+        return Ok(Tools::default());
     }
     if !model.template()?.takes_tools() {
         return Err(ApiError::unsupported("tools", "the model's chat template has no place for tools"));
     }
-    let given: Tools = serde_json::from_slice(body).map_err(|e| ApiError::bad("tools", e.to_string()))?;
+    let given: Written = serde_json::from_slice(body).map_err(|e| ApiError::bad("tools", e.to_string()))?;
     let one = |tool: Tool| {
         let members = [("name", tool.name), ("description", tool.description), ("parameters", tool.input_schema)];
         let function = TemplateValue::object(members.into_iter().filter_map(|(key, value)| Some((key, value?))));
         TemplateValue::object([("type", TemplateValue::text("function")), ("function", function)])
     };
-    Ok((Some(TemplateValue::list(given.tools.into_iter().map(one))), names))
+    Ok(Tools { written: Some(TemplateValue::list(given.tools.into_iter().map(one))), known })
 }
 
 fn read(server: &Server, bytes: &[u8], writes: bool) -> Result<Plan> {
@@ -117,21 +110,9 @@ fn read(server: &Server, bytes: &[u8], writes: bool) -> Result<Plan> {
     for (i, message) in list.into_iter().enumerate() {
         turn(&format!("messages[{i}]"), &message, &mut turns)?;
     }
-    let (mut tools, mut names) = tools(&model, bytes, &given)?;
-    let mut single = false;
-    if let Some(choice) = choice {
-        single = choice["disable_parallel_tool_use"] == true;
-        match choice["type"].as_str() {
-            Some("auto") => {}
-            Some("none") => (tools, names) = (None, Vec::new()),
-            _ => return Err(expected("tool_choice.type", "auto or none", &choice)),
-        }
-    }
-    let ids = conversation::prompt(&model, &turns, tools.as_ref())?;
-    if let Some(template) = &model.template {
-        params.stops.extend(template.stops().iter().map(|stop| (*stop).to_string()));
-    }
-    Ok(Plan { model, params, ids, tools: names, single })
+    let tools = tools(&model, bytes, &given)?;
+    let single = choice.as_ref().is_some_and(|choice| choice["disable_parallel_tool_use"] == true);
+    Plan::new(model, params, &turns, tools, ToolChoice::anthropic(choice.as_ref())?, single)
 }
 
 /// A message: text, calls and results of tools.
@@ -179,16 +160,9 @@ fn turn(at: &str, message: &Value, turns: &mut Vec<Turn>) -> Result<()> {
     Ok(())
 }
 
-async fn answer(server: Server, caller: Caller, bytes: Result<Bytes, BytesRejection>) -> Result<Response> {
-    let active = server.begin()?;
-    let bytes = body(bytes)?;
-    let of = server.clone();
-    let (plan, work) = aside(move || {
-        let plan = read(&of, &bytes, true)?;
-        let work = plan.start(&of, active, caller)?;
-        Ok((plan, work))
-    })
-    .await?;
+async fn answer(server: Server, caller: Caller, body: Bytes) -> Result<Response> {
+    let read = |server: &Server, body: &[u8]| read(server, body, true);
+    let (plan, work) = begin(&server, caller, body, read, |plan| plan).await?;
     let shown = Shown { id: server.id("msg_"), plan, server: server.clone() };
     if shown.plan.params.stream {
         let write = move |events| async move { shown.write(work, events).await };
@@ -243,15 +217,7 @@ impl Shown {
     }
 
     async fn whole(self, mut work: Work) -> Result<Response> {
-        let (mut answer, mut text, mut finish) = (self.plan.answer(), String::new(), None);
-        while let Some(step) = work.next().await {
-            if let Step::Text(delta) = step? {
-                text += &answer.push(&delta.text);
-                finish = delta.finish.or(finish);
-            }
-        }
-        let (rest, calls) = answer.finish();
-        text += &rest;
+        let Whole { text, calls, finish } = Whole::read(self.plan.answer(), &mut work).await?;
         let (reason, stop) = self.reason(finish.as_ref(), !calls.is_empty());
         let mut content = Vec::new();
         if !text.is_empty() || calls.is_empty() {
@@ -287,13 +253,9 @@ impl Shown {
                 }
                 Next::Step(Step::Prompt { .. }) => {}
                 Next::Step(Step::Text(delta)) => {
-                    let mut text = answer.push(&delta.text);
-                    if delta.finish.is_some() {
-                        let (rest, found) = answer.finish();
-                        text += &rest;
-                        calls = found;
-                        finish = delta.finish;
-                    }
+                    let (text, found) = answer.take(&delta);
+                    calls.extend(found);
+                    finish = delta.finish.or(finish);
                     if text.is_empty() {
                         continue;
                     }

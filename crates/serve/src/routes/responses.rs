@@ -3,35 +3,30 @@
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use recua_core::tokenizer::TemplateValue;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::chat::Plan;
 use super::document;
-use crate::conversation::{self, Turn, arguments, content};
+use crate::conversation::{Turn, arguments, content};
 use crate::error::{ApiError, Result};
 use crate::fields::{Fields, expected};
 use crate::model::{Model, now};
 use crate::params::{Params, response_format};
-use crate::server::{Caller, Server, aside, body};
+use crate::plan::{Plan, ToolChoice, Tools, begin};
+use crate::server::{Caller, Server};
 use crate::sse::{Events, Next, stream};
-use crate::tools::Call;
+use crate::tools::{Call, Whole};
 use crate::work::{Finish, Step, Usage, Work};
 
 /// Names the tools that were left out.
 const DROPPED: HeaderName = HeaderName::from_static("x-recua-dropped-tools");
 
 /// The route.
-pub(crate) async fn responses(
-    State(server): State<Server>,
-    Extension(caller): Extension<Caller>,
-    bytes: Result<Bytes, BytesRejection>,
-) -> Response {
-    answer(server, caller, bytes).await.unwrap_or_else(IntoResponse::into_response)
+pub(crate) async fn responses(State(server): State<Server>, Extension(caller): Extension<Caller>, body: Bytes) -> Response {
+    answer(server, caller, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 /// A tool with its schema as it was written.
@@ -43,13 +38,13 @@ struct Tool {
 }
 
 #[derive(Deserialize)]
-struct Tools {
+struct Written {
     tools: Vec<Tool>,
 }
 
-/// The functions in the form that templates take, their names, and what was left out: agents send tools that no server of a model alone
+/// The functions in the form that templates take, and what was left out: agents send tools that no server of a model alone
 /// can run, and could not be used otherwise.
-fn tools(model: &Model, body: &[u8], list: &[Value]) -> Result<(Option<TemplateValue>, Vec<String>, Vec<String>)> {
+fn tools(model: &Model, body: &[u8], list: &[Value]) -> Result<(Tools, Vec<String>)> {
     let takes = model.template()?.takes_tools();
     let name = |tool: &Value| tool["name"].as_str().filter(|name| !name.is_empty()).map(String::from);
     let kept: Vec<bool> = list.iter().map(|tool| takes && tool["type"] == "function" && name(tool).is_some()).collect();
@@ -60,18 +55,19 @@ fn tools(model: &Model, body: &[u8], list: &[Value]) -> Result<(Option<TemplateV
             dropped.push(name(tool).map_or_else(|| kind.clone(), |name| format!("{kind}:{name}")));
         }
     }
-    let names: Vec<String> = list.iter().zip(&kept).filter(|(_, kept)| **kept).filter_map(|(tool, _)| name(tool)).collect();
-    if names.is_empty() {
-        return Ok((None, names, dropped));
+    let of_kept = list.iter().zip(&kept).filter(|(_, kept)| **kept);
+    let known: Vec<(String, Value)> = of_kept.filter_map(|(tool, _)| Some((name(tool)?, tool["parameters"].clone()))).collect();
+    if known.is_empty() {
+        return Ok((Tools::default(), dropped));
     }
-    let given: Tools = serde_json::from_slice(body).map_err(|e| ApiError::bad("tools", e.to_string()))?;
+    let given: Written = serde_json::from_slice(body).map_err(|e| ApiError::bad("tools", e.to_string()))?;
     let one = |tool: Tool| {
         let members = [("name", tool.name), ("description", tool.description), ("parameters", tool.parameters)];
         let function = TemplateValue::object(members.into_iter().filter_map(|(key, value)| Some((key, value?))));
         TemplateValue::object([("type", TemplateValue::text("function")), ("function", function)])
     };
     let all = given.tools.into_iter().zip(&kept).filter(|(_, kept)| **kept).map(|(tool, _)| one(tool));
-    Ok((Some(TemplateValue::list(all)), names, dropped))
+    Ok((Tools { written: Some(TemplateValue::list(all)), known }, dropped))
 }
 
 /// What was asked for, and what of it is said again in the response.
@@ -118,24 +114,15 @@ fn read(server: &Server, bytes: &[u8]) -> Result<Asked> {
     let instructions = fields.text("instructions")?;
     let input = fields.take("input").ok_or_else(|| ApiError::bad("input", "expected a text or a list of items, got nothing"))?;
     let given = fields.list("tools")?.unwrap_or_default();
-    let choice = fields.take("tool_choice");
+    let choice = ToolChoice::openai(fields.take("tool_choice"))?;
     let single = fields.flag("parallel_tool_calls")? == Some(false);
     said.insert("parallel_tool_calls".into(), (!single).into());
     fields.finish()?;
-    let (mut tools, mut names, dropped) = tools(&model, bytes, &given)?;
-    match choice.as_ref().map(|choice| choice.as_str().unwrap_or("a named tool")) {
-        None | Some("auto") => {}
-        Some("none") => (tools, names) = (None, Vec::new()),
-        Some(other) => return Err(ApiError::unsupported("tool_choice", &format!("expected auto or none, got {other}"))),
-    }
+    let (tools, dropped) = tools(&model, bytes, &given)?;
     let mut turns = Vec::new();
     turns.extend(instructions.map(|text| Turn::new("system", text)));
     items(input, &mut turns)?;
-    let ids = conversation::prompt(&model, &turns, tools.as_ref())?;
-    if let Some(template) = &model.template {
-        params.stops.extend(template.stops().iter().map(|stop| (*stop).to_string()));
-    }
-    Ok(Asked { plan: Plan { model, params, ids, tools: names, single }, said, dropped })
+    Ok(Asked { plan: Plan::new(model, params, &turns, tools, choice, single)?, said, dropped })
 }
 
 /// The conversation so far.
@@ -192,16 +179,8 @@ fn items(input: Value, turns: &mut Vec<Turn>) -> Result<()> {
     Ok(())
 }
 
-async fn answer(server: Server, caller: Caller, bytes: Result<Bytes, BytesRejection>) -> Result<Response> {
-    let active = server.begin()?;
-    let bytes = body(bytes)?;
-    let of = server.clone();
-    let (asked, work) = aside(move || {
-        let asked = read(&of, &bytes)?;
-        let work = asked.plan.start(&of, active, caller)?;
-        Ok((asked, work))
-    })
-    .await?;
+async fn answer(server: Server, caller: Caller, body: Bytes) -> Result<Response> {
+    let (asked, work) = begin(&server, caller, body, read, |asked| &asked.plan).await?;
     let mut headers = HeaderMap::new();
     if !asked.dropped.is_empty() {
         let names = asked.dropped.join(", ");
@@ -290,15 +269,7 @@ impl Shown {
     }
 
     async fn whole(self, mut work: Work) -> Result<Response> {
-        let (mut answer, mut text, mut finish) = (self.asked.plan.answer(), String::new(), None);
-        while let Some(step) = work.next().await {
-            if let Step::Text(delta) = step? {
-                text += &answer.push(&delta.text);
-                finish = delta.finish.or(finish);
-            }
-        }
-        let (rest, calls) = answer.finish();
-        text += &rest;
+        let Whole { text, calls, finish } = Whole::read(self.asked.plan.answer(), &mut work).await?;
         let mut output = Vec::new();
         if !text.is_empty() || calls.is_empty() {
             output.push(self.message(ended(finish.as_ref()), Some(&text)));
@@ -340,13 +311,9 @@ impl Shown {
                 }
                 Next::Step(Step::Prompt { .. }) => continue,
                 Next::Step(Step::Text(delta)) => {
-                    let mut piece = answer.push(&delta.text);
-                    if delta.finish.is_some() {
-                        let (rest, found) = answer.finish();
-                        piece += &rest;
-                        calls = found;
-                        finish = delta.finish;
-                    }
+                    let (piece, found) = answer.take(&delta);
+                    calls.extend(found);
+                    finish = delta.finish.or(finish);
                     (piece, false)
                 }
             };

@@ -2,7 +2,6 @@
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 use recua_core::generate::Bos;
 use recua_core::tokenizer::Tokenizer;
@@ -14,23 +13,15 @@ use crate::conversation;
 use crate::error::{ApiError, Result};
 use crate::fields::{Fields, ids};
 use crate::model::Model;
-use crate::server::{Server, aside, body};
+use crate::server::{Server, aside};
 
-async fn answer(
-    server: Server,
-    bytes: Result<Bytes, BytesRejection>,
-    job: impl FnOnce(&Server, &[u8]) -> Result<Value> + Send + 'static,
-) -> Response {
-    let done = async {
-        let bytes = body(bytes)?;
-        aside(move || job(&server, &bytes)).await
-    };
-    done.await.map_or_else(IntoResponse::into_response, |value| document(&value))
+async fn answer(server: Server, body: Bytes, job: impl FnOnce(&Server, &[u8]) -> Result<Value> + Send + 'static) -> Response {
+    aside(move || job(&server, &body)).await.map_or_else(IntoResponse::into_response, |value| document(&value))
 }
 
 /// The route.
-pub(crate) async fn tokenize(State(server): State<Server>, bytes: Result<Bytes, BytesRejection>) -> Response {
-    answer(server, bytes, |server, bytes| {
+pub(crate) async fn tokenize(State(server): State<Server>, body: Bytes) -> Response {
+    answer(server, body, |server, bytes| {
         let mut fields = Fields::parse(bytes)?;
         let model = server.model(fields.text("model")?.as_deref())?;
         let pieces = fields.flag("with_pieces")?.unwrap_or(false);
@@ -51,7 +42,7 @@ pub(crate) async fn tokenize(State(server): State<Server>, bytes: Result<Bytes, 
             (Some(text), None, None) => encode(tokenizer, &text, add.unwrap_or(false), special)?,
             (None, Some(text), None) => encode(tokenizer, &text, add.unwrap_or(true), special)?,
             (None, None, Some(messages)) => {
-                let (tools, _) = functions(&model, bytes, &tools)?;
+                let tools = functions(&model, bytes, &tools)?.written;
                 conversation::prompt(&model, &conversation::openai(messages)?, tools.as_ref())?
             }
             _ => return Err(ApiError::bad("prompt", "expected one of `content`, `prompt`, `messages`")),
@@ -87,8 +78,8 @@ fn piece(model: &Model, id: u32) -> Value {
 }
 
 /// The route.
-pub(crate) async fn detokenize(State(server): State<Server>, bytes: Result<Bytes, BytesRejection>) -> Response {
-    answer(server, bytes, |server, bytes| {
+pub(crate) async fn detokenize(State(server): State<Server>, body: Bytes) -> Response {
+    answer(server, body, |server, bytes| {
         let mut fields = Fields::parse(bytes)?;
         let model = server.model(fields.text("model")?.as_deref())?;
         let list = fields.list("tokens")?.ok_or_else(|| ApiError::bad("tokens", "expected a list of ids, got nothing"))?;
