@@ -1,0 +1,10 @@
+//! Several ranks, one model: the mesh of ranks, the network under the computation ([`comm`]), and what is split how.
+//!
+//! A rank is a process, or in tests a thread, with one device. [`Communicator`] is the border to the engines that move bytes between
+//! ranks ([`local`]: threads of one process). Everything above it is the same for all engines.
+
+pub mod comm;
+pub mod local;
+
+pub use comm::{Buffer, Call, Communicator, Completion, Operation, Pending, Reduce, Report};
+pub use local::{Failure, Link, LocalOptions, LocalWorld, run_ranks, run_ranks_of};
