@@ -255,7 +255,8 @@ pub(crate) fn fuse<B: LlamaOps>(config: &ModelConfig, named: Vec<FloatTensor<B>>
     })
 }
 
-/// Named tensors (views), in the order of [`ModelConfig::parameters`], from stored ones: parameters, gradients or moments.
+/// Named tensors (views), in the order of [`ModelConfig::parameters`], from stored ones: parameters, gradients or moments. Of a model
+/// split over devices the parts that this one has: the same share of the rows of each parameter in a fused matrix.
 pub fn unfuse<B: LlamaOps>(config: &ModelConfig, stored: PerSlot<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
     let rows: Vec<usize> = config.parameters().into_iter().map(|(_, shape)| shape[0]).collect();
     let mut named: Vec<Option<FloatTensor<B>>> = rows.iter().map(|_| None).collect();
@@ -265,10 +266,12 @@ pub fn unfuse<B: LlamaOps>(config: &ModelConfig, stored: PerSlot<FloatTensor<B>>
             named[part] = Some(x);
             continue;
         }
+        let (here, all) = (x.shape()[0], parts.iter().map(|&part| rows[part]).sum::<usize>());
         let mut at = 0;
         for part in parts {
-            named[part] = Some(primitive(tensor::<B, 2>(x.clone()).narrow(0, at, rows[part])));
-            at += rows[part];
+            let rows = rows[part] * here / all;
+            named[part] = Some(primitive(tensor::<B, 2>(x.clone()).narrow(0, at, rows)));
+            at += rows;
         }
     }
     named.into_iter().flatten().collect()

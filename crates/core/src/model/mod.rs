@@ -10,6 +10,7 @@ pub mod config;
 mod infer;
 pub mod init;
 pub mod llama;
+pub mod regions;
 pub mod slots;
 
 pub use block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Rope, inverse_frequencies};

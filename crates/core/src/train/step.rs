@@ -237,7 +237,7 @@ pub fn train_step<B: LlamaOps>(
         let pass = PassConfig { checkpointing: how.checkpointing, compute, scale };
         for micro in &micro_batches {
             let input = micro.to_device::<B>(&device);
-            losses.push(tensor::<B, 1>(forward_backward(&config, &rope, &mut state, &input, pass, &Single)));
+            losses.push(tensor::<B, 1>(forward_backward(&config, &rope, &mut state, &input, pass, &Single)?));
         }
         state
     };
