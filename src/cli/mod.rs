@@ -73,7 +73,7 @@ enum Verb {
     /// Measure training, attention, prefill, decoding and serving speed on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Say what memory a training step needs, before anything runs
+    /// Say what memory a training step needs, and what a run takes on a cluster
     Plan(Box<plan::Plan>),
     /// Check every operation of a backend against CPU references
     Selftest(selftest::Selftest),

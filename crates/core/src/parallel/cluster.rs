@@ -10,10 +10,8 @@ use crate::config;
 use crate::error::{Error, Result};
 
 /// Descriptions that come with the program.
-const BUILT_IN: [(&str, &str); 2] = [
-    ("a100-80", include_str!("../../assets/clusters/a100-80.toml")),
-    ("h100", include_str!("../../assets/clusters/h100.toml")),
-];
+const BUILT_IN: [(&str, &str); 2] =
+    [("a100-80", include_str!("../../assets/clusters/a100-80.toml")), ("h100", include_str!("../../assets/clusters/h100.toml"))];
 
 /// A number of a description: `312e12`, or `{ value = 312e12, source = "...", fitted = true }`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -249,7 +247,9 @@ impl Cluster {
             let value = constant.value;
             let share = ["clock", "efficiency", "dp_hidden", "tp_hidden"].iter().any(|end| key.ends_with(end));
             let may_be_0 = share && key.ends_with("hidden")
-                || ["latency", "start", "reserved_bytes", "half_speed_k", "per_kwh", "per_rank"].iter().any(|end| key.ends_with(end));
+                || ["latency", "start", "reserved_bytes", "half_speed_k", "per_kwh", "per_rank"]
+                    .iter()
+                    .any(|end| key.ends_with(end));
             if !(value.is_finite() && (value > 0.0 || may_be_0 && value == 0.0)) {
                 return bad(key, if may_be_0 { "a number of at least 0" } else { "a number above 0" }, value);
             }

@@ -3,8 +3,12 @@
 //! A rank is a process, or in tests a thread, with one device. [`Communicator`] is the border to the engines that move bytes between
 //! ranks ([`local`]: threads of one process). Everything above it is the same for all engines.
 
+#[cfg(feature = "train")]
+pub mod cluster;
 pub mod comm;
 pub mod local;
+#[cfg(feature = "train")]
+pub mod plan;
 
 pub use comm::{Buffer, Call, Communicator, Completion, Operation, Pending, Reduce, Report};
 pub use local::{Failure, Link, LocalOptions, LocalWorld, run_ranks, run_ranks_of};

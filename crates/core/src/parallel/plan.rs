@@ -187,7 +187,8 @@ pub fn check_tp(w: &Workload, cluster: &Cluster, tp: usize) -> Result<()> {
         let problem = format!("{tp} devices a group would straddle nodes of {node}");
         return Err(Error::bad_value("--tp", problem, format!("take a divisor or a multiple of {node}")));
     };
-    let can: Vec<_> = divisors(m.kv_heads()).filter(|tp| whole.iter().all(|(_, n)| n.is_multiple_of(*tp)) && on_nodes(*tp)).collect();
+    let can: Vec<_> =
+        divisors(m.kv_heads()).filter(|tp| whole.iter().all(|(_, n)| n.is_multiple_of(*tp)) && on_nodes(*tp)).collect();
     let can: Vec<_> = can.iter().map(ToString::to_string).collect();
     Err(Error::bad_value("--tp", format!("{tp} does not divide {n} {what}"), format!("take one of: {}", can.join(", "))))
 }
@@ -220,11 +221,16 @@ pub fn layout(w: &Workload, cluster: &Cluster, wanted: &Wanted) -> Result<Layout
     let tp = wanted.tp.unwrap_or_else(|| paper_tp(&w.model));
     check_tp(w, cluster, tp)?;
     if !devices.is_multiple_of(tp) {
-        return bad("--devices", format!("{devices} devices do not split into groups of {tp}"), format!("take a multiple of {tp}, or another --tp"));
+        return bad(
+            "--devices",
+            format!("{devices} devices do not split into groups of {tp}"),
+            format!("take a multiple of {tp}, or another --tp"),
+        );
     }
     let dp = devices / tp;
     if w.batch == 0 || !w.batch.is_multiple_of(dp) {
-        let near: Vec<_> = [(w.batch / dp) * dp, (w.batch / dp + 1) * dp].into_iter().filter(|b| *b > 0).map(|b| b.to_string()).collect();
+        let near: Vec<_> =
+            [(w.batch / dp) * dp, (w.batch / dp + 1) * dp].into_iter().filter(|b| *b > 0).map(|b| b.to_string()).collect();
         let problem = format!("{} sequences do not split over {dp} replicas", w.batch);
         return bad("--batch", problem, format!("take {}, or a larger --tp", near.join(" or ")));
     }
@@ -240,7 +246,11 @@ pub fn layout(w: &Workload, cluster: &Cluster, wanted: &Wanted) -> Result<Layout
     match wanted.micro_batch {
         Some(n) if n == 0 || !each.is_multiple_of(n) => {
             let can: Vec<_> = divisors(each).map(|d| d.to_string()).collect();
-            bad("--micro-batch", format!("{n} does not divide the {each} sequences of a replica"), format!("take one of: {}", can.join(", ")))
+            bad(
+                "--micro-batch",
+                format!("{n} does not divide the {each} sequences of a replica"),
+                format!("take one of: {}", can.join(", ")),
+            )
         }
         Some(n) => Ok(with(n)),
         None => Ok(divisors(each).rev().map(with).find(|l| fits(cluster, &memory(w, cluster, l))).unwrap_or_else(|| with(1))),
@@ -355,7 +365,7 @@ pub fn time(w: &Workload, cluster: &Cluster, l: &Layout) -> StepTime {
     // Embedding, output projection and loss: float32 statistics beside 16-bit logits; their exchanges are exposed.
     let head_products =
         cluster.matmul(tokens, vocab / tp, d) + cluster.matmul(tokens, d, vocab / tp) + cluster.matmul(vocab / tp, d, tokens);
-    let head = head_products + cluster.memory_time(tokens * width * (vocab / tp * 14.0 + d * 40.0 / along)) + 4.0 * half;
+    let head = head_products + cluster.memory_time(tokens * width * (vocab / tp * 14.0 + d * 40.0 / along));
 
     let (all_forward, all_backward) = (layers * forward + head / 3.0, layers * backward + head * 2.0 / 3.0);
 
@@ -385,7 +395,7 @@ pub fn time(w: &Workload, cluster: &Cluster, l: &Layout) -> StepTime {
     let mut time = StepTime {
         forward: n * all_forward,
         backward: n * all_backward,
-        tp_exposed: n * layers * (4.0 * half + tp_backward),
+        tp_exposed: n * (layers * (4.0 * half + tp_backward) + 4.0 * half),
         dp_exposed,
         optimizer,
         uncounted: 0.0,
