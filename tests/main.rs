@@ -42,6 +42,8 @@ mod ops;
 mod ops_inference;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod ops_narrow;
+#[cfg(feature = "flex")]
+mod parallel;
 #[cfg(feature = "cli")]
 mod plan;
 #[cfg(feature = "quickstart")]

@@ -10,6 +10,7 @@ pub mod config;
 mod infer;
 pub mod init;
 pub mod llama;
+pub mod part;
 pub mod regions;
 pub mod slots;
 
@@ -17,4 +18,5 @@ pub use block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Rope,
 pub use config::{ModelConfig, RopeScaling};
 pub use init::{InitConfig, initial_weights};
 pub use llama::{Llama, ParameterFn, unfuse};
+pub use part::{Part, Slice, Split};
 pub use slots::{LayerSlot, PerSlot, Slot};

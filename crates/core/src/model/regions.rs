@@ -26,6 +26,15 @@ impl<B: LlamaOps> Handle<B> {
             Self::Started(wait) => wait(),
         }
     }
+
+    /// What `then` makes of the tensor, once it is there.
+    #[must_use]
+    pub fn then(self, then: impl FnOnce(FloatTensor<B>) -> FloatTensor<B> + Send + 'static) -> Self {
+        match self {
+            Self::Ready(x) => Self::Ready(then(x)),
+            Self::Started(wait) => Self::Started(Box::new(move || wait().map(then))),
+        }
+    }
 }
 
 /// What a pass does between devices, each with its conjugate for backward. Every method has the body for one device.
