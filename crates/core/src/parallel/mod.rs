@@ -8,19 +8,23 @@ pub mod cluster;
 pub mod collectives;
 pub mod comm;
 pub mod config;
+pub mod data;
 pub mod local;
 pub mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 #[cfg(feature = "train")]
 pub mod plan;
+pub mod ranks;
 pub mod tensor;
 pub mod trace;
 
 pub use collectives::{Collectives, Hosted, Traffic, TrafficSum, Watch};
 pub use comm::{Buffer, Call, Communicator, Completion, Operation, Pending, Reduce, Report};
 pub use config::ParallelConfig;
+pub use data::DataParallel;
 pub use local::{Failure, Link, LocalOptions, LocalWorld, run_ranks, run_ranks_of};
 pub use mesh::Mesh;
+pub use ranks::Ranks;
 pub use tensor::TensorParallel;
 pub use trace::Trace;

@@ -23,6 +23,7 @@ use crate::model::llama::fuse;
 use crate::model::{Llama, unfuse};
 use crate::ops::{Job, LlamaOps};
 use crate::optim::AdamW;
+use crate::parallel::Ranks;
 use crate::tokenizer::Tokenizer;
 
 /// Opens and runs a training on a backend chosen at run time, and writes its `report.html`.
@@ -156,7 +157,7 @@ impl<B: LlamaOps> Trainer<B> {
             (None, None) => with_fresh_moments(config, Llama::init(&config.model, &config.init, device)?),
         };
         let model = Some(config.step().prepare(model, &mut optim));
-        Ok(Self { scope, session: opening.begin()?, learner: DeviceLearner { model, optim } })
+        Ok(Self { scope, session: opening.begin()?, learner: DeviceLearner { model, optim, ranks: Ranks::single() } })
     }
 
     /// The model as it stands.
@@ -179,6 +180,7 @@ struct DeviceLearner<B: LlamaOps> {
     /// Taken out during a step, so that the update may work in place.
     model: Option<Llama<B>>,
     optim: AdamW<B>,
+    ranks: Ranks<B>,
 }
 
 impl<B: LlamaOps> DeviceLearner<B> {
@@ -196,7 +198,7 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
         skip: &mut dyn FnMut(f64, f64) -> bool,
     ) -> Result<StepOutput> {
         let model = self.model.take().expect("the model is put back after every step");
-        let (model, out) = train_step(model, &mut self.optim, micro_batches, lr, how, skip)?;
+        let (model, out) = train_step(model, &mut self.optim, micro_batches, lr, how, skip, &mut self.ranks)?;
         self.model = Some(model);
         Ok(out)
     }
