@@ -35,6 +35,7 @@ mod generate_sampling;
 mod generate_text;
 mod gguf;
 mod golden;
+mod launch;
 mod memory;
 mod metrics;
 mod model;

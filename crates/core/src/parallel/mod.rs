@@ -9,6 +9,7 @@ pub mod collectives;
 pub mod comm;
 pub mod config;
 pub mod data;
+pub mod launch;
 pub mod local;
 pub mod mesh;
 #[cfg(feature = "mpi")]
