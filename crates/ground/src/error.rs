@@ -159,6 +159,14 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// Another rank failed; it tells the details itself.
+    #[error("rank {rank} failed: {problem}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// Its error.
+        problem: String,
+    },
     /// Training stopped because too many steps in a row had a non-finite loss or gradient.
     #[error(
         "step {step}: loss or gradient not finite {in_a_row} steps in a row; the last good checkpoint is {checkpoint}; lower optim.lr or look at the data around sample {sample}"

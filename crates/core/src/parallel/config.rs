@@ -70,7 +70,7 @@ impl ParallelConfig {
             return bad("sequence", problem, format!("set train.seq_len to a multiple of {tp}, or sequence = false"));
         }
         let dp = self.dp_of(ranks)?;
-        if !batch.is_multiple_of(dp * micro_batch) {
+        if micro_batch == 0 || !batch.is_multiple_of(dp * micro_batch) {
             let divides: Vec<String> = (1..=batch).filter(|m| batch.is_multiple_of(dp * m)).map(|m| m.to_string()).collect();
             let hint = match divides.is_empty() {
                 true => format!("set train.batch to a multiple of {dp}"),

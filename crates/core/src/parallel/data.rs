@@ -99,6 +99,12 @@ impl<B: LlamaOps> DataParallel<B> {
         shape
     }
 
+    /// The rows of a slot whose state this replica keeps.
+    pub fn kept_rows(&self, slot: Slot) -> std::ops::Range<usize> {
+        let (index, of) = if slot.is_matrix() { self.place() } else { (0, 1) };
+        own_rows(self.shapes[slot][0], index, of)
+    }
+
     /// This replica's rows of a whole matrix, filled up with zeros; gains as they are.
     pub fn own(&self, slot: Slot, whole: FloatTensor<B>) -> FloatTensor<B> {
         let (index, of) = self.place();
