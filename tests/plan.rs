@@ -201,6 +201,44 @@ fn a_search_finds_what_fits_and_is_no_slower() {
     }
 }
 
+/// docs/scaling.md says what the plan says.
+#[test]
+fn the_docs_have_the_plans_numbers() {
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/scaling.md")).unwrap();
+    let grouped = |n: f64| {
+        let (thousands, rest) = ((n / 1000.0) as u64, n.round() as u64 % 1000);
+        if thousands < 1000 {
+            format!("{thousands},{rest:03}")
+        } else {
+            format!("{},{:03},{rest:03}", thousands / 1000, thousands % 1000)
+        }
+    };
+    let has = |row: String| assert!(docs.contains(&row), "docs/scaling.md has no `{row}`");
+    for size in SIZES {
+        let p = of(&workload(size), &cluster(), wanted(2048));
+        let name = size.to_uppercase();
+        let (mesh, mfu, hours) = (p.mesh, 100.0 * p.mfu, grouped(p.gpu_hours));
+        has(format!(
+            "| {name} | dp {} x tp {} | {:.3} | {:.0} | {mfu:.1} % | {hours} |",
+            mesh.dp, mesh.tp, p.step_s, p.tok_s_gpu
+        ));
+        let m = p.memory;
+        let parts = [m.weights, m.gradients, m.state, m.activations, m.logits, m.buffers, m.total()];
+        has(format!("| {name} | {} |", parts.map(|bytes| format!("{:.1}", bytes / 1e9)).join(" | ")));
+    }
+    for (tokens, batch, devices) in
+        [("4.2M on 2048", 2048, 2048), ("5.2M", 2560, 20_480), ("10.5M", 5120, 20_480), ("41.9M", 20_480, 20_480)]
+    {
+        let p = of(&Workload { batch, ..workload("65b") }, &cluster(), wanted(devices));
+        let (t, mfu) = (p.time, 100.0 * p.mfu);
+        let dp = format!("{:.2} of {:.2} s", t.dp_exposed, t.dp_total);
+        has(format!(
+            "| {tokens} | {} | {:.3} | {:.0} | {mfu:.1} % | {dp} | {:.1} |",
+            p.mesh.micro_batch, p.step_s, p.tok_s_gpu, p.days
+        ));
+    }
+}
+
 fn recua(args: &str) -> (Option<i32>, String, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_recua")).args(args.split_whitespace()).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
