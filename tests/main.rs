@@ -39,6 +39,8 @@ mod launch;
 mod memory;
 mod metrics;
 mod model;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod ops;
 mod ops_inference;
 #[cfg(any(feature = "flex", feature = "ndarray"))]

@@ -256,7 +256,7 @@ impl Drop for Running {
     }
 }
 
-/// `0..len` in ranges of at most `most`; one empty range of nothing.
+/// `0..len` in ranges of at most `most`. Nothing has none: the address of no elements is one that means something else to MPI.
 fn ranges(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len.max(1)).step_by(most).map(move |start| start..(start + most).min(len))
+    (0..len).step_by(most).map(move |start| start..(start + most).min(len))
 }
