@@ -2,6 +2,7 @@
 //! the backend: what is asked of the device is a [`Learner`], so that the loop is compiled once.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,6 +92,9 @@ pub(super) struct Session {
 
 /// How long ranks wait for each other while a checkpoint is written: writing takes longer than a step.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// Steps of this process whose times are noted; fewer where it makes fewer.
+const TRACED: Range<usize> = 2..5;
 
 /// Whether this rank writes the run's files and tells of it.
 fn writes(mesh: Option<&Mesh>) -> bool {
@@ -224,6 +228,7 @@ impl Session {
                 let path = self.save(learner, observer)?;
                 return Err(Error::Interrupted { step: self.step, path });
             }
+            self.trace(rates.len())?;
             let began = Instant::now();
             let micro = batches.by_ref().take(per_step).map(|b| b.map(|b| self.micro_batch(b))).collect();
             let (out, lr) = self.one_step(learner, micro)?;
@@ -265,6 +270,7 @@ impl Session {
                 self.save(learner, observer)?;
             }
         }
+        self.trace(TRACED.end)?;
         let steady = if rates.len() > 4 { &rates[2..] } else { &rates[..] };
         Ok(RunSummary {
             last,
@@ -366,6 +372,18 @@ impl Session {
     /// Whether any rank says so.
     fn any(&self, own: bool) -> Result<bool> {
         self.mesh.as_ref().map_or(Ok(own), |mesh| any(mesh.world(), own))
+    }
+
+    /// Notes the times of a few steps, once the first ones are made, where that was asked for.
+    fn trace(&self, made: usize) -> Result<()> {
+        let Some((mesh, trace)) = self.mesh.as_ref().and_then(|mesh| Some((mesh, mesh.watch().trace.as_ref()?))) else {
+            return Ok(());
+        };
+        match made {
+            made if made == TRACED.start => trace.begin(mesh.world()),
+            made if made == TRACED.end => trace.end(mesh.world()),
+            _ => Ok(()),
+        }
     }
 
     /// Seconds that this rank has waited for others so far.

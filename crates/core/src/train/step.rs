@@ -1,5 +1,7 @@
 //! One optimizer step: forward and backward over the micro-batches, global norm, clip, AdamW.
 
+use std::sync::Arc;
+
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -16,7 +18,7 @@ use crate::optim::AdamW;
 #[cfg(doc)]
 use crate::optim::LossScale;
 use crate::parallel::ranks::sum_of_step;
-use crate::parallel::{DataParallel, Ranks};
+use crate::parallel::{DataParallel, Ranks, Trace};
 
 /// Type of the products' operands; sums, norms, softmax, loss, the residual stream, gradients of weights and the optimizer's state
 /// are float32 always.
@@ -194,10 +196,14 @@ struct StepParameters<'a, B: LlamaOps> {
     data: Option<&'a mut DataParallel<B>>,
     /// Gradients of this pass are the step's last.
     last: bool,
+    trace: Option<Arc<Trace>>,
 }
 
 impl<B: LlamaOps> PassParameters<B> for StepParameters<'_, B> {
     fn ready(&mut self, slots: &[Slot]) -> Result<()> {
+        if let (Some(trace), Some(slot)) = (&self.trace, slots.first()) {
+            trace.mark(&format!("forward, up to {}", slot.name()));
+        }
         match &mut self.data {
             Some(data) => data.ready(slots, &mut self.stored),
             None => Ok(()),
@@ -214,6 +220,9 @@ impl<B: LlamaOps> PassParameters<B> for StepParameters<'_, B> {
     }
 
     fn put_grad(&mut self, slot: Slot, grad: FloatTensor<B>) {
+        if let Some(trace) = &self.trace {
+            trace.mark(&format!("backward, {}", slot.name()));
+        }
         let Some((scalars, squares)) = &mut self.now else {
             self.grads[slot] = Some(grad);
             if let Some(data) = &mut self.data {
@@ -282,7 +291,8 @@ pub fn train_step<B: LlamaOps>(
     let now = how.update_in_backward.then(|| (optim.begin_step(last_norm, lr), Vec::new()));
     let Ranks { regions, mesh, data } = ranks;
     let (stored, regions, data) = (model.into_stored().map(|_, p| Some(p)), regions.as_ref(), data.as_mut());
-    let mut state = StepParameters { stored, grads, optim, compute, now, data, last: false };
+    let trace = mesh.as_ref().and_then(|mesh| mesh.watch().trace.clone());
+    let mut state = StepParameters { stored, grads, optim, compute, now, data, last: false, trace };
     if !how.autodiff {
         let pass = PassConfig { checkpointing: how.checkpointing, compute, scale };
         let mut shares = PerSlot::from_fn(config.n_layers, |_| None);
@@ -333,6 +343,9 @@ pub fn train_step<B: LlamaOps>(
     if !skipped {
         state.optim.last_norm = grad_norm;
         state.update(lr, grad_norm, unscaled);
+    }
+    if let Some(trace) = &state.trace {
+        trace.mark("norm, update");
     }
     let stored = state.stored.map(|_, p| p.expect("an update puts the parameter back"));
     Ok((Llama::from_stored(&config, rope, stored), StepOutput { loss, grad_norm, skipped, loss_scale }))
