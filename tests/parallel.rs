@@ -1,16 +1,28 @@
 // Several ranks are one device: the same gradients, the same weights, the same data, the same checkpoints. Ranks are threads here.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorMetadata, TensorPrimitive};
-use recua::backend::Flex;
-use recua::data::BatchSplit;
+use recua::Error;
+use recua::backend::{BackendName, Flex};
+use recua::checkpoint::native::{self, NativeCheckpoint, Need};
+use recua::checkpoint::{self, Format, RankFiles, SaveOptions, TensorSource};
+use recua::data::{BatchSplit, DatasetWriter, Vocab};
 use recua::model::backward::{self, ActivationCheckpointing, PassConfig};
 use recua::model::{InitConfig, Llama, ModelConfig, Slice, unfuse};
 use recua::optim::{AdamW, OptimConfig};
-use recua::parallel::{Communicator, Link, LocalOptions, Mesh, ParallelConfig, Ranks, Watch, run_ranks};
+use recua::parallel::{
+    Buffer, Communicator, Failure, Link, LocalOptions, LocalWorld, Mesh, ParallelConfig, Ranks, Reduce, Watch, run_ranks,
+    run_ranks_of,
+};
+use recua::train::config::{DataConfig, HeldOut, SampleTexts, TrainConfig};
+use recua::train::metrics::{self, StepRecord};
 use recua::train::step::{MicroBatch, Precision, StepConfig, StepOutput, train_step};
+use recua::train::{Observer, RunConfig, RunSummary, Start, train, train_threads};
 
 type B = Flex;
 
@@ -292,4 +304,247 @@ fn shares_of_the_optimizer_change_no_bit() {
             weights.iter().zip(&shared).filter(|(a, b)| a == b || a.iter().map(|x| read(*x)).eq(b.iter().copied())).count();
         assert_eq!(same, weights.len(), "{precision:?}");
     }
+}
+
+/// A dataset of two documents with a pattern in it.
+fn dataset(dir: &Path) -> PathBuf {
+    let out = dir.join("tokens");
+    let mut writer = DatasetWriter::create(&out, Vocab { size: VOCAB as u32, hash: 1 }, 1 << 20, false).unwrap();
+    for seed in 0..2 {
+        let tokens: Vec<u32> = (0..3000).map(|i| (seed + i * 7 + i * i % 5) % VOCAB as u32).collect();
+        writer.push(&tokens, 9000).unwrap();
+    }
+    writer.finish(vec!["test".into()]).unwrap();
+    out
+}
+
+fn run_config(data: &Path, parallel: ParallelConfig, steps: u64) -> RunConfig {
+    RunConfig {
+        model: config(),
+        optim: OptimConfig { lr: 3e-3, warmup_steps: 5, eps: 1e-6, ..Default::default() },
+        init: INIT,
+        train: TrainConfig { steps, batch: 4, checkpoint_every: 10, val_every: 10, val_windows: Some(5), ..Default::default() },
+        data: DataConfig { train: vec![data.into()], valid: Some(HeldOut::One(data.into())), ..Default::default() },
+        sample: SampleTexts { every: 0, ..Default::default() },
+        parallel,
+        ..Default::default()
+    }
+}
+
+/// Stops after a step.
+struct StopAt<'a>(u64, &'a AtomicBool);
+
+impl Observer for StopAt<'_> {
+    fn step(&mut self, record: &StepRecord, _eta_s: f64) {
+        self.1.store(record.step == self.0, Ordering::Relaxed);
+    }
+}
+
+/// Trains on so many ranks until `stop_at`, or to the end.
+fn train_ranks(ranks: usize, config: &RunConfig, dir: &Path, start: &Start, stop_at: u64) -> recua::Result<RunSummary> {
+    let stop = AtomicBool::new(false);
+    let mut observer = StopAt(stop_at, &stop);
+    let backend: BackendName = "flex".parse().unwrap();
+    match ranks {
+        1 => train(config.clone(), dir, start, &backend, &stop, &mut observer),
+        _ => train_threads(ranks, config, dir, start, &backend, &stop, &mut observer),
+    }
+}
+
+/// Weights and moments of a run's last checkpoint, by name.
+fn last_checkpoint(dir: &Path) -> Vec<(String, Vec<f32>)> {
+    let latest = native::latest_valid(&dir.join("checkpoints"), Need::All).unwrap().checkpoint.unwrap();
+    let mut all = Vec::new();
+    for file in [native::MODEL, native::OPTIM] {
+        let source = latest.source(file).unwrap();
+        all.extend(source.list().iter().map(|info| (info.name.clone(), source.read_f32(&info.name).unwrap().1)));
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+fn losses(dir: &Path) -> Vec<f64> {
+    metrics::read(&dir.join(metrics::METRICS_FILE)).unwrap().iter().map(|record| record.loss).collect()
+}
+
+fn of(dp: usize, tp: usize, sequence: bool, zero: u8) -> (usize, ParallelConfig) {
+    (dp * tp, ParallelConfig { tp, sequence, zero, bucket: 20_000, ..ParallelConfig::default() })
+}
+
+#[test]
+fn a_run_stops_and_goes_on_at_any_mesh() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let single = run_config(&data, ParallelConfig::default(), 50);
+    let whole = dir.path().join("one");
+    let summary = train_ranks(1, &single, &whole, &Start::Fresh, 0).unwrap();
+    let want = losses(&whole);
+    assert!(want[49] < want[0] - 0.5, "nothing is learned: {want:?}");
+    let want_valid = summary.valid.unwrap();
+
+    // Stopped at 20 and 30, each time another mesh.
+    let path = [of(2, 2, true, 1), of(1, 1, false, 1), of(1, 4, true, 1), of(3, 1, false, 1), of(4, 1, false, 2)];
+    for (a, b, c) in [(0, 1, 2), (2, 0, 4), (1, 4, 0)] {
+        let run = dir.path().join(format!("{a}{b}{c}"));
+        for (i, stop_at) in [(a, 20), (b, 30), (c, 0)] {
+            let (ranks, parallel) = path[i].clone();
+            let start = if stop_at == 20 { Start::Fresh } else { Start::Resume };
+            match train_ranks(ranks, &run_config(&data, parallel, 50), &run, &start, stop_at) {
+                Err(Error::Interrupted { step, .. }) => assert_eq!(step, stop_at),
+                Ok(summary) => {
+                    let valid = summary.valid.unwrap();
+                    assert!((valid.loss / want_valid.loss - 1.0).abs() < 1e-5, "{} and {}", valid.loss, want_valid.loss);
+                    assert!((valid.bpb / want_valid.bpb - 1.0).abs() < 1e-5);
+                }
+                Err(e) => panic!("{a}{b}{c}: {e}"),
+            }
+        }
+        let got = losses(&run);
+        assert_eq!(got.len(), 50);
+        for (step, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert!((got / want - 1.0).abs() < 1e-5, "{a}{b}{c}: step {}: {got}, one device {want}", step + 1);
+        }
+        let last = last_checkpoint(&run);
+        let names: Vec<_> = last.iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(names.len(), 3 * config().parameters().len(), "{names:?}");
+    }
+}
+
+#[test]
+fn the_same_mesh_goes_on_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let (ranks, parallel) = of(2, 2, true, 1);
+    let config = run_config(&data, parallel, 20);
+    let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
+    train_ranks(ranks, &config, &whole, &Start::Fresh, 0).unwrap();
+    let e = train_ranks(ranks, &config, &cut, &Start::Fresh, 7).unwrap_err();
+    assert!(matches!(e, Error::Interrupted { step: 7, .. }), "{e}");
+    train_ranks(ranks, &config, &cut, &Start::Resume, 0).unwrap();
+    assert!(last_checkpoint(&whole) == last_checkpoint(&cut));
+    assert_eq!(losses(&whole), losses(&cut));
+    let records = metrics::read(&whole.join(metrics::METRICS_FILE)).unwrap();
+    assert!(records.iter().all(|record| record.rank_tok_s.len() == 4 && record.rank_wait_s.len() == 4));
+
+    // Four files of weights and four of moments; one device reads them, and they become one file.
+    let step = cut.join("checkpoints/step-20");
+    let files = std::fs::read_dir(&step).unwrap().count();
+    assert_eq!(files, 9);
+    let merged = dir.path().join("merged");
+    checkpoint::convert(&cut, &merged, Format::Native, &SaveOptions::default()).unwrap();
+    let one = NativeCheckpoint::open(&merged, Need::All).unwrap();
+    let tensors = one.tensors(native::MODEL).unwrap();
+    for (name, values) in last_checkpoint(&cut).iter().filter(|(name, _)| !name.starts_with("exp_avg")) {
+        assert!(tensors.read_f32(name).unwrap().1 == *values, "{name}");
+    }
+    // The rectangles, as a reader of another number of ranks sees them.
+    let sliced = NativeCheckpoint::open(&step, Need::All).unwrap().source(native::MODEL).unwrap();
+    for index in 0..4 {
+        for slice in config.model.slices(recua::model::Part { index, of: 4 }) {
+            assert!(sliced.read_slice(&slice).unwrap() == tensors.read_slice(&slice).unwrap(), "{slice:?}");
+        }
+    }
+}
+
+#[test]
+fn slices_with_a_hole_or_an_overlap_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ModelConfig { n_layers: 1, ..config() };
+    let write = |name: &str, change: &dyn Fn(usize, &mut Vec<Slice>)| {
+        native::save(&dir.path().join(name), 1, &mut |writer| {
+            writer.model(&config);
+            for index in 0..2 {
+                let mut slices = config.slices(recua::model::Part { index, of: 2 });
+                slices.retain(|slice| index == 0 || !slice.is_whole());
+                change(index, &mut slices);
+                let mut files = RankFiles::default();
+                let data: Vec<Vec<u8>> = slices.iter().map(|slice| vec![0; 4 * slice.elements()]).collect();
+                // The writer's folder is beside the name that it will have.
+                let folder = std::fs::read_dir(dir.path().join(name)).unwrap().next().unwrap().unwrap().path();
+                files.write(&folder, &format!("model-r{index:05}.safetensors"), &slices, &mut |i| Ok((&data[i]).into()))?;
+                writer.add(files);
+            }
+            Ok(())
+        })
+        .unwrap();
+        checkpoint::Checkpoint::open(dir.path().join(name).join("step-1")).map(drop)
+    };
+    write("good", &|_, _| {}).unwrap();
+    let w2 = |slices: &mut Vec<Slice>| slices.iter().position(|slice| slice.name.ends_with("w2.weight")).unwrap();
+    let hole = write("hole", &|index, slices| {
+        if index == 1 {
+            let at = w2(slices);
+            slices.remove(at);
+        }
+    });
+    let hole = hole.unwrap_err().to_string();
+    assert!(hole.contains("layers.0.feed_forward.w2.weight") && hole.contains("a hole"), "{hole}");
+    let overlap = write("overlap", &|index, slices| {
+        if index == 1 {
+            let at = w2(slices);
+            slices[at].offsets[1] -= 1;
+        }
+    });
+    let overlap = overlap.unwrap_err().to_string();
+    assert!(overlap.contains("layers.0.feed_forward.w2.weight") && overlap.contains("overlap"), "{overlap}");
+}
+
+#[test]
+fn what_cannot_be_split_is_told_before_anything_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let refused = |ranks: usize, change: &dyn Fn(&mut RunConfig)| {
+        let mut config = run_config(&data, ParallelConfig::default(), 10);
+        change(&mut config);
+        let run = dir.path().join("refused");
+        let e = train_ranks(ranks, &config, &run, &Start::Fresh, 0).unwrap_err().to_string();
+        assert!(!run.join("config.toml").exists(), "{e}");
+        e
+    };
+    let says = |e: String, all: &[&str]| all.iter().for_each(|part| assert!(e.contains(part), "{e}: no `{part}`"));
+    says(refused(3, &|c| c.parallel.tp = 3), &["parallel.tp", "n_heads = 8", "1, 2, 4"]);
+    says(refused(8, &|c| c.parallel.tp = 8), &["parallel.tp", "n_kv_heads = 4", "1, 2, 4"]);
+    says(
+        refused(2, &|c| (c.parallel.tp, c.parallel.sequence, c.train.seq_len) = (2, true, Some(31))),
+        &["parallel.sequence", "31"],
+    );
+    says(refused(2, &|c| c.parallel.tp = 4), &["parallel", "2 ranks"]);
+    says(refused(1, &|c| c.parallel.tp = 2), &["parallel", "1 ranks"]);
+    says(refused(3, &|_| {}), &["parallel.dp", "train.batch 4"]);
+    says(refused(2, &|c| c.train.micro_batch = Some(4)), &["parallel.dp", "train.micro_batch to one of 1, 2"]);
+    says(refused(2, &|c| c.train.autodiff = true), &["train.autodiff"]);
+    says(refused(2, &|c| c.train.update_in_backward = true), &["train.update_in_backward"]);
+    says(refused(2, &|c| c.parallel.zero = 3), &["parallel.zero", "0, 1 or 2"]);
+}
+
+#[test]
+fn a_rank_that_dies_or_hangs_is_told_by_name_on_every_rank() {
+    for (failure, says) in [(Failure::Dead, "rank 2 died"), (Failure::Hung, "missing: rank 2")] {
+        let world = LocalWorld::new(4, LocalOptions { timeout: Duration::from_millis(500), link: None });
+        let began = Instant::now();
+        let results = run_ranks_of(&world, |comm| {
+            for step in 0.. {
+                if step == 3 && comm.rank() == 2 {
+                    world.fail(2, failure);
+                }
+                comm.all_reduce(Buffer::F32(vec![1.0; 8]), Reduce::Sum).wait()?;
+            }
+            Ok::<(), Error>(())
+        });
+        assert!(began.elapsed() < Duration::from_secs(5));
+        for (rank, result) in results.into_iter().enumerate() {
+            let e = result.unwrap_err().to_string();
+            assert!(
+                rank == 2 || (e.contains(says) && e.contains("all_reduce number 3 of the group `world`")),
+                "rank {rank}: {e}"
+            );
+        }
+    }
+    // Ranks that call different operations.
+    let results = run_ranks(2, LocalOptions::default(), |comm| match comm.rank() {
+        0 => comm.all_reduce(Buffer::F32(vec![1.0; 8]), Reduce::Sum).wait(),
+        _ => comm.all_gather(Buffer::F32(vec![1.0; 8])).wait(),
+    });
+    let e = results[0].as_ref().unwrap_err().to_string();
+    assert!(e.contains("rank 1 called all_gather of 8 f32, this rank all_reduce of 8 f32"), "{e}");
 }
