@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::MpiOptions;
 use super::ask::Asking;
-use super::operation::{Running, return_errors};
+use super::operation::{Collective, Running, return_errors};
 use crate::parallel::comm::{Buffer, Call, Completer, Completion, Operation, Reduce};
 
 /// What the thread is asked for.
@@ -48,15 +48,22 @@ enum Stage {
     Compare,
     /// A broadcast's length.
     Length,
-    /// The operation itself.
+    /// What is to be reduced: of every rank, this rank's part of it or, if it is small, all.
+    Collect { whole: bool },
+    /// The result, or the parts of a reduction's result.
     Move,
 }
+
+/// Up to so many elements every rank gets all of what is to be reduced: one exchange instead of two.
+const SMALL: usize = 2048;
 
 struct Active {
     start: Start,
     stage: Stage,
     running: Running,
     began: Instant,
+    /// Elements of a result that was made longer on the way; 0: it was not.
+    elements: usize,
 }
 
 struct Group {
@@ -142,7 +149,7 @@ impl Group {
         let own = described(&start);
         let compare = options.check_every > 0 && self.called.is_multiple_of(options.check_every);
         let (stage, running) = if compare {
-            (Stage::Compare, self.collective(Operation::AllGather, words(&[self.history, own[0], own[1], own[2]]), options))
+            (Stage::Compare, self.collective(Collective::Gather, words(&[self.history, own[0], own[1], own[2]]), options))
         } else {
             (Stage::Move, Ok(Running::none()))
         };
@@ -151,7 +158,7 @@ impl Group {
         self.called += 1;
         match running {
             Ok(running) => {
-                self.active = Some(Active { start, stage, running, began });
+                self.active = Some(Active { start, stage, running, began, elements: 0 });
                 if !compare {
                     self.enter(options);
                 }
@@ -160,25 +167,40 @@ impl Group {
         }
     }
 
-    fn collective(&self, operation: Operation, buffer: Buffer, options: &MpiOptions) -> Result<Running, String> {
-        Running::start(&self.comm, operation, buffer, options.most_elements)
+    fn collective(&self, collective: Collective, buffer: Buffer, options: &MpiOptions) -> Result<Running, String> {
+        Running::start(&self.comm, collective, buffer, options.most_elements)
     }
 
     /// Starts the operation itself, or what it needs first.
     fn enter(&mut self, options: &MpiOptions) {
         let Some(mut active) = self.active.take() else { return };
         let buffer = std::mem::replace(&mut active.start.buffer, Buffer::empty());
+        let (size, len) = (self.comm.size() as usize, buffer.len());
+        active.stage = Stage::Move;
         let running = match active.start.operation {
             Operation::Broadcast { root } => {
-                let length = buffer.len() as u64;
                 active.start.buffer = buffer;
                 active.stage = Stage::Length;
-                self.collective(Operation::Broadcast { root }, words(&[length]), options)
+                self.collective(Collective::Broadcast(root), words(&[len as u64]), options)
             }
-            operation => {
-                active.stage = Stage::Move;
-                self.collective(operation, buffer, options)
+            Operation::AllReduce(_) | Operation::ReduceScatter(_) if !matches!(buffer, Buffer::F32(_) | Buffer::F64(_)) => {
+                Err(format!("{} cannot be reduced", buffer.kind()))
             }
+            Operation::AllReduce(_) if len <= SMALL => {
+                active.stage = Stage::Collect { whole: true };
+                self.collective(Collective::Gather, buffer, options)
+            }
+            Operation::AllReduce(_) => {
+                active.elements = len;
+                active.stage = Stage::Collect { whole: false };
+                self.collective(Collective::Exchange, resized(buffer, len.next_multiple_of(size)), options)
+            }
+            Operation::ReduceScatter(_) => {
+                active.stage = Stage::Collect { whole: true };
+                self.collective(Collective::Exchange, buffer, options)
+            }
+            Operation::AllGather => self.collective(Collective::Gather, buffer, options),
+            Operation::Barrier => self.collective(Collective::Barrier, buffer, options),
         };
         self.go_on(active, running);
     }
@@ -209,10 +231,24 @@ impl Group {
                 let length = numbers(&result).first().map_or(0, |n| *n as usize);
                 let buffer = std::mem::replace(&mut active.start.buffer, Buffer::empty());
                 active.stage = Stage::Move;
-                let running = self.collective(active.start.operation, resized(buffer, length), options);
+                let Operation::Broadcast { root } = active.start.operation else { return };
+                let running = self.collective(Collective::Broadcast(root), resized(buffer, length), options);
                 self.go_on(active, running);
             }
-            Stage::Move => self.end_of(active.start, active.began, Ok(result)),
+            Stage::Collect { whole } => {
+                let (Operation::AllReduce(how) | Operation::ReduceScatter(how)) = active.start.operation else { return };
+                let reduced = folded(result, self.comm.size() as usize, how);
+                if whole {
+                    return self.end_of(active.start, active.began, Ok(reduced));
+                }
+                active.stage = Stage::Move;
+                let running = self.collective(Collective::Gather, reduced, options);
+                self.go_on(active, running);
+            }
+            Stage::Move => {
+                let result = if active.elements > 0 { resized(result, active.elements) } else { result };
+                self.end_of(active.start, active.began, Ok(result));
+            }
         }
     }
 
@@ -256,6 +292,28 @@ fn resized(buffer: Buffer, length: usize) -> Buffer {
         Buffer::F64(x) => Buffer::F64(to(x, length)),
         Buffer::U16(x) => Buffer::U16(to(x, length)),
         Buffer::Bytes(x) => Buffer::Bytes(to(x, length)),
+    }
+}
+
+/// The reduction of `n` equal parts, in the order of ranks: equal inputs give equal bits, here and in the engine of threads.
+fn folded(parts: Buffer, n: usize, how: Reduce) -> Buffer {
+    fn fold<T: Copy>(mut parts: Vec<T>, n: usize, with: impl Fn(T, T) -> T) -> Vec<T> {
+        let len = parts.len() / n;
+        let (sum, others) = parts.split_at_mut(len);
+        for part in others.chunks_exact(len.max(1)) {
+            sum.iter_mut().zip(part).for_each(|(a, b)| *a = with(*a, *b));
+        }
+        parts.truncate(len);
+        parts
+    }
+    match (parts, how) {
+        (Buffer::F32(x), Reduce::Sum) => Buffer::F32(fold(x, n, |a, b| a + b)),
+        (Buffer::F32(x), Reduce::Max) => Buffer::F32(fold(x, n, f32::max)),
+        (Buffer::F32(x), Reduce::Min) => Buffer::F32(fold(x, n, f32::min)),
+        (Buffer::F64(x), Reduce::Sum) => Buffer::F64(fold(x, n, |a, b| a + b)),
+        (Buffer::F64(x), Reduce::Max) => Buffer::F64(fold(x, n, f64::max)),
+        (Buffer::F64(x), Reduce::Min) => Buffer::F64(fold(x, n, f64::min)),
+        (other, _) => other, // refused before it was moved
     }
 }
 

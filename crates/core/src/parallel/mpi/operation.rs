@@ -7,7 +7,7 @@ use ::mpi::ffi;
 use ::mpi::raw::AsRaw;
 use ::mpi::topology::{Communicator as _, SimpleCommunicator};
 
-use crate::parallel::comm::{Buffer, Operation, Reduce};
+use crate::parallel::comm::Buffer;
 
 /// Makes MPI return errors instead of ending the process.
 pub(super) fn return_errors(comm: &SimpleCommunicator) {
@@ -35,17 +35,6 @@ fn datatype(buffer: &Buffer) -> ffi::MPI_Datatype {
             Buffer::F64(_) => ffi::RSMPI_DOUBLE,
             Buffer::U16(_) => ffi::RSMPI_UINT16_T,
             Buffer::Bytes(_) => ffi::RSMPI_UINT8_T,
-        }
-    }
-}
-
-fn reduction(how: Reduce) -> ffi::MPI_Op {
-    // SAFETY: constants of the library.
-    unsafe {
-        match how {
-            Reduce::Sum => ffi::RSMPI_SUM,
-            Reduce::Max => ffi::RSMPI_MAX,
-            Reduce::Min => ffi::RSMPI_MIN,
         }
     }
 }
@@ -82,7 +71,20 @@ fn copy(from: &Buffer, range: Range<usize>, to: &mut Buffer, start: usize) {
     }
 }
 
-/// A part of a gather that is too large for one call: this range of every rank's buffer, side by side.
+/// What MPI is called for. Reductions are not among it: OpenMPI's non-blocking ones send everything through one rank (coll/libnbc),
+/// which takes several times as long as [`Collective::Exchange`] and a sum.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Collective {
+    Barrier,
+    /// From a rank; all buffers have one length.
+    Broadcast(usize),
+    /// Every rank's buffer to every rank.
+    Gather,
+    /// The n-th of equal parts to rank n.
+    Exchange,
+}
+
+/// What is too large for one call: this range of every rank's part, side by side.
 struct Piece {
     range: Range<usize>,
     side_by_side: Buffer,
@@ -94,7 +96,7 @@ pub(super) struct Running {
     /// What MPI reads.
     sent: Vec<Buffer>,
     result: Buffer,
-    /// Of a gather: what is put into `result` in the end, where a rank's part there has this length.
+    /// What is put into `result` in the end, where a rank's part has this length.
     pieces: Vec<Piece>,
     part: usize,
 }
@@ -105,24 +107,17 @@ impl Running {
         Self { requests: Vec::new(), sent: Vec::new(), result: Buffer::empty(), pieces: Vec::new(), part: 0 }
     }
 
-    /// Starts an operation, in as many calls as `most` elements of all ranks a call make it. A broadcast's buffers have one length.
-    pub(super) fn start(comm: &SimpleCommunicator, operation: Operation, buffer: Buffer, most: usize) -> Result<Self, String> {
+    /// Starts a collective, in as many calls as `most` elements of all ranks a call make it.
+    pub(super) fn start(comm: &SimpleCommunicator, collective: Collective, buffer: Buffer, most: usize) -> Result<Self, String> {
         let (size, len) = (comm.size() as usize, buffer.len());
-        let reducible = matches!(buffer, Buffer::F32(_) | Buffer::F64(_));
-        if matches!(operation, Operation::AllReduce(_) | Operation::ReduceScatter(_)) && !reducible {
-            return Err(format!("{} cannot be reduced", buffer.kind()));
-        }
-        if matches!(operation, Operation::ReduceScatter(_)) && !len.is_multiple_of(size) {
-            return Err(format!("{len} elements cannot be divided among {size} ranks"));
-        }
         let mut running = Self::none();
         let each = (most / size).clamp(1, i32::MAX as usize);
-        match operation {
-            Operation::Barrier => running.call(|request| {
+        match collective {
+            Collective::Barrier => running.call(|request| {
                 // SAFETY: a live communicator; the request is waited for before it is dropped.
                 unsafe { ffi::MPI_Ibarrier(comm.as_raw(), request) }
             })?,
-            Operation::Broadcast { root } => {
+            Collective::Broadcast(root) => {
                 if root >= size {
                     return Err(format!("there is no rank {root}"));
                 }
@@ -136,27 +131,31 @@ impl Running {
                     })?;
                 }
             }
-            Operation::AllReduce(how) => {
-                running.result = zeros(&buffer, len);
+            Collective::Gather => {
+                running.result = zeros(&buffer, size * len);
+                running.part = len;
                 running.sent.push(buffer);
                 for range in ranges(len, each) {
-                    let kind = datatype(&running.result);
-                    let (from, to) = (at(&mut running.sent[0], range.start), at(&mut running.result, range.start));
+                    let (kind, n) = (datatype(&running.result), range.len() as c_int);
+                    let from = at(&mut running.sent[0], range.start);
+                    let to = running.receive(range, size);
                     running.call(|request| {
-                        // SAFETY: the range lies in both, which live and are not touched until the request has ended.
-                        unsafe {
-                            ffi::MPI_Iallreduce(from, to, range.len() as c_int, kind, reduction(how), comm.as_raw(), request)
-                        }
+                        // SAFETY: the range lies in `sent`, and `to` has room for that of every rank; both live and are not touched
+                        // until the request has ended.
+                        unsafe { ffi::MPI_Iallgather(from, n, kind, to, n, kind, comm.as_raw(), request) }
                     })?;
                 }
             }
-            Operation::ReduceScatter(how) => {
+            Collective::Exchange => {
                 let part = len / size;
-                running.result = zeros(&buffer, part);
+                if part * size != len {
+                    return Err(format!("{len} elements cannot be divided among {size} ranks"));
+                }
+                running.result = zeros(&buffer, len);
+                running.part = part;
                 if part <= each {
                     running.sent.push(buffer);
                 } else {
-                    // A range of every rank's part, side by side.
                     for range in ranges(part, each) {
                         let mut sent = zeros(&buffer, size * range.len());
                         for rank in 0..size {
@@ -166,44 +165,30 @@ impl Running {
                     }
                 }
                 for (i, range) in ranges(part, each).enumerate() {
-                    let kind = datatype(&running.result);
-                    let (from, to) = (at(&mut running.sent[i], 0), at(&mut running.result, range.start));
+                    let (kind, n) = (datatype(&running.result), range.len() as c_int);
+                    let from = at(&mut running.sent[i], 0);
+                    let to = running.receive(range, size);
                     running.call(|request| {
-                        // SAFETY: `sent` has this range of every rank's part, `result` the range; both live and are not touched
-                        // until the request has ended.
-                        unsafe {
-                            let n = range.len() as c_int;
-                            ffi::MPI_Ireduce_scatter_block(from, to, n, kind, reduction(how), comm.as_raw(), request)
-                        }
-                    })?;
-                }
-            }
-            Operation::AllGather => {
-                running.result = zeros(&buffer, size * len);
-                running.part = len;
-                running.sent.push(buffer);
-                let whole = len <= each;
-                for range in ranges(len, each) {
-                    let kind = datatype(&running.result);
-                    let from = at(&mut running.sent[0], range.start);
-                    let to = if whole {
-                        at(&mut running.result, 0)
-                    } else {
-                        let side_by_side = zeros(&running.result, size * range.len());
-                        running.pieces.push(Piece { range: range.clone(), side_by_side });
-                        let last = running.pieces.len() - 1;
-                        at(&mut running.pieces[last].side_by_side, 0)
-                    };
-                    running.call(|request| {
-                        let n = range.len() as c_int;
-                        // SAFETY: the range lies in `sent`, and `to` has room for that of every rank; both live and are not touched
-                        // until the request has ended (a piece's memory stays where it is when the list of pieces grows).
-                        unsafe { ffi::MPI_Iallgather(from, n, kind, to, n, kind, comm.as_raw(), request) }
+                        // SAFETY: `sent` has this range of every rank's part, and `to` has room for as much; both live and are not
+                        // touched until the request has ended.
+                        unsafe { ffi::MPI_Ialltoall(from, n, kind, to, n, kind, comm.as_raw(), request) }
                     })?;
                 }
             }
         }
         Ok(running)
+    }
+
+    /// Where a range of every rank's part is received: in the result, if it is all there is, else in memory of its own, which stays
+    /// where it is when the list of pieces grows.
+    fn receive(&mut self, range: Range<usize>, size: usize) -> *mut c_void {
+        if range.len() == self.part {
+            return at(&mut self.result, 0);
+        }
+        let mut side_by_side = zeros(&self.result, size * range.len());
+        let to = at(&mut side_by_side, 0);
+        self.pieces.push(Piece { range, side_by_side });
+        to
     }
 
     fn call(&mut self, start: impl FnOnce(*mut ffi::MPI_Request) -> c_int) -> Result<(), String> {
