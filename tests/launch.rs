@@ -1,6 +1,6 @@
 //! Variables of launchers, and the commands that start ranks.
 
-use recua::parallel::launch::{Engine, Launched, Launcher, Mpirun};
+use recua::parallel::launch::{Engine, Launched, Launcher, Mpirun, rank_arguments};
 
 fn read(variables: &[(&str, &str)]) -> recua::Result<Option<Launched>> {
     Launched::from_variables(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
@@ -97,4 +97,16 @@ fn mpirun_is_told_what_root_and_few_cores_need() {
     assert_eq!(variables, [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
     assert!(Mpirun::OpenMpi.command(4, false).1.is_empty());
     assert_eq!(Mpirun::Hydra.command(2, true), (["-n", "2", "-bind-to", "none"].map(String::from).to_vec(), Vec::new()));
+}
+
+#[test]
+fn a_rank_gets_the_arguments_that_are_for_it() {
+    let of = |given: &str, resume: bool| {
+        let arguments = rank_arguments(given.split(' ').map(Into::into), resume);
+        arguments.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    };
+    let given = "train --nproc 4 --data a b --restarts=2 --run r --init w --set train.seed=1";
+    assert_eq!(of(given, false), "train --data a b --run r --init w --set train.seed=1");
+    assert_eq!(of(given, true), "train --data a b --run r --set train.seed=1 --resume");
+    assert_eq!(of("train --nproc=4 --resume --run r", true), "train --resume --run r");
 }

@@ -1,6 +1,7 @@
 //! `recua plan --cluster`
 
 use clap::Args;
+use recua::parallel::ParallelConfig;
 use recua::parallel::cluster::Cluster;
 use recua::parallel::plan::{self, ClusterPlan, Energy, Wanted, Workload};
 use recua::train::RunConfig;
@@ -94,10 +95,12 @@ impl ClusterFlags {
         Ok(cluster)
     }
 
+    /// `parallel` is there where a file or --set says how ranks are divided.
     pub(super) fn run(
         &self,
         name: &str,
         config: &RunConfig,
+        parallel: Option<&ParallelConfig>,
         devices: usize,
         micro_batch: Option<usize>,
         json: bool,
@@ -121,7 +124,13 @@ impl ClusterFlags {
         };
         let (seq_len, batch, keep) = (config.seq_len(), config.train.batch, config.train.checkpointing);
         let w = Workload { model, seq_len, batch, tokens, keep, compute_bytes, gradient_bytes };
-        let wanted = Wanted { devices, tp: self.tp, micro_batch, sequence: self.sequence, zero: self.zero };
+        let wanted = Wanted {
+            devices,
+            tp: self.tp.or(parallel.map(|p| p.tp)),
+            micro_batch: micro_batch.or(config.train.micro_batch),
+            sequence: self.sequence.or(parallel.map(|p| p.sequence)),
+            zero: self.zero.or(parallel.map(|p| p.zero)),
+        };
         if self.search {
             return search(&w, &cluster, &wanted, json);
         }

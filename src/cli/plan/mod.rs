@@ -107,7 +107,9 @@ impl Plan {
         }
         let config = self.resolve()?;
         if let Some(name) = &self.clusters.cluster {
-            return self.clusters.run(name, &config, self.devices.unwrap_or(2048), self.micro_batch, self.json);
+            let stated = self.config.is_some() || self.set.iter().any(|entry| entry.trim_start().starts_with("parallel."));
+            let parallel = stated.then_some(&config.parallel);
+            return self.clusters.run(name, &config, parallel, self.devices.unwrap_or(2048), self.micro_batch, self.json);
         }
         let has = match self.memory {
             Some(gib) => Some((gib * (1u64 << 30) as f64) as u64),

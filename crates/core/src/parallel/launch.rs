@@ -1,6 +1,7 @@
 //! Who started this process, as which of how many: read from the variables that launchers set. And how `recua` starts ranks of its
 //! own machine.
 
+use std::ffi::OsString;
 use std::fmt;
 
 use crate::error::{Error, Result};
@@ -191,6 +192,30 @@ impl Launched {
     pub fn threads(&self, cores: usize) -> usize {
         (cores / self.local_world).max(1)
     }
+}
+
+/// The arguments of a rank: those of this process without what is for it alone; `--resume` in place of where it began from.
+pub fn rank_arguments(given: impl Iterator<Item = OsString>, resume: bool) -> Vec<OsString> {
+    let mut left_out = vec!["--nproc", "--restarts"];
+    if resume {
+        left_out.push("--init");
+    }
+    let (mut arguments, mut skip) = (Vec::new(), false);
+    for argument in given {
+        let text = argument.to_string_lossy();
+        if std::mem::take(&mut skip) {
+            continue;
+        }
+        if left_out.contains(&text.as_ref()) {
+            skip = true; // its value
+        } else if !left_out.iter().any(|flag| text.strip_prefix(flag).is_some_and(|rest| rest.starts_with('='))) {
+            arguments.push(argument);
+        }
+    }
+    if resume && !arguments.iter().any(|a| a == "--resume") {
+        arguments.push("--resume".into());
+    }
+    arguments
 }
 
 /// Whose `mpirun` there is.
