@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::engine::EngineConfig;
 use crate::error::{Error, Result};
+use crate::model::regions::Regions;
 use crate::model::{Llama, ModelConfig};
 use crate::ops::{BatchRows, CacheRows, KV_BLOCK, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, Weight, int_tensor, tensor};
 
@@ -57,8 +58,14 @@ pub(super) struct CacheSize {
 }
 
 /// How many blocks there are, and how long a sequence may be.
-fn cache_size(model: &ModelConfig, config: &EngineConfig, memory: Option<u64>, largest: Option<u64>) -> Result<CacheSize> {
-    let shape = KvShape { blocks: 0, kv_heads: model.kv_heads(), head_dim: model.head_dim(), dtype: config.kv_cache_dtype };
+fn cache_size(
+    model: &ModelConfig,
+    kv_heads: usize,
+    config: &EngineConfig,
+    memory: Option<u64>,
+    largest: Option<u64>,
+) -> Result<CacheSize> {
+    let shape = KvShape { blocks: 0, kv_heads, head_dim: model.head_dim(), dtype: config.kv_cache_dtype };
     let block_bytes = (shape.block_bytes() * model.n_layers) as u64;
     let longest = config.max_len.unwrap_or(model.max_seq_len).min(model.max_seq_len).max(1);
     if let Some(asked) = config.max_len.filter(|asked| *asked > longest) {
@@ -97,21 +104,29 @@ fn cache_size(model: &ModelConfig, config: &EngineConfig, memory: Option<u64>, l
 /// A model with its cache.
 pub(super) struct ModelRunner<B: LlamaOps> {
     model: Llama<B>,
+    /// Between the devices that have parts of the model.
+    regions: Box<dyn Regions<B>>,
     pools: Vec<Option<KvPool<B>>>,
     device: B::Device,
     weight_bytes: BTreeMap<&'static str, u64>,
 }
 
 impl<B: LlamaOps> ModelRunner<B> {
-    pub(super) fn new(model: Llama<B>, config: &EngineConfig, memory: Option<u64>) -> Result<(Self, CacheSize)> {
+    pub(super) fn new(
+        model: Llama<B>,
+        regions: Box<dyn Regions<B>>,
+        config: &EngineConfig,
+        memory: Option<u64>,
+    ) -> Result<(Self, CacheSize)> {
         let device = model.device();
         let shape = model.config();
         let dtype = config.kv_cache_dtype;
         if dtype != KvDtype::Int8 && !<B as Backend>::supports_dtype(&device, dtype.dtype()) {
             return Err(Error::bad_value("kv_cache_dtype", format!("the backend has no {dtype}"), "take f32 or int8"));
         }
-        let size = cache_size(shape, config, memory, B::largest_page(&device))?;
-        let (kv_heads, head_dim) = (shape.kv_heads(), shape.head_dim());
+        let kv_heads = model.layers.first().map_or(0, |layer| layer.attention.heads().1);
+        let size = cache_size(shape, kv_heads, config, memory, B::largest_page(&device))?;
+        let head_dim = shape.head_dim();
         let pool = KvShape { blocks: size.blocks, kv_heads, head_dim, dtype };
         let pools = B::resident(&device, || (0..shape.n_layers).map(|_| Some(B::kv_pool(pool, &device))).collect());
         for weight in model.weights() {
@@ -123,7 +138,7 @@ impl<B: LlamaOps> ModelRunner<B> {
         for (dtype, bytes) in model.weights().skip(1).flat_map(|w| w.bytes()) {
             *weight_bytes.entry(dtype).or_default() += bytes;
         }
-        Ok((Self { model, pools, device, weight_bytes }, size))
+        Ok((Self { model, regions, pools, device, weight_bytes }, size))
     }
 }
 
@@ -139,11 +154,11 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
     fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
         let rows = CacheRows::new(step.rows.clone());
-        let x = self.model.forward_rows(tokens, &rows, &mut self.pools);
+        let x = self.model.forward_rows_in(tokens, &rows, &mut self.pools, self.regions.as_ref())?;
         let vocab = self.model.config().vocab_size;
         for (i, asked) in step.logits.chunks(LOGIT_ROWS).enumerate() {
             let picked = Llama::<B>::pick_rows(x.clone(), asked);
-            let logits = tensor::<B, 2>(self.model.logits_of_rows(picked)).into_data();
+            let logits = tensor::<B, 2>(self.model.logits_of_rows_in(picked, self.regions.as_ref())?).into_data();
             let mut logits: Vec<f32> = logits.into_vec().map_err(|e| Error::internal("logits", format!("not float32: {e:?}")))?;
             for (j, row) in logits.chunks_exact_mut(vocab).enumerate() {
                 see(i * LOGIT_ROWS + j, row);
@@ -158,13 +173,13 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
 
     fn sample(&mut self, step: &StepInput, rows: &SampleRows, then: &[(BatchRows, SampleRows)]) -> Result<Vec<Vec<u32>>> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
-        let x = self.model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools);
-        let logits = self.model.logits_of_rows(Llama::<B>::pick_rows(x, &step.logits));
+        let x = self.model.forward_rows_in(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools, self.regions.as_ref())?;
+        let logits = self.model.logits_of_rows_in(Llama::<B>::pick_rows(x, &step.logits), self.regions.as_ref())?;
         let mut drawn = vec![B::sample_rows(logits, rows)];
         for (rows, sampling) in then {
             let before = drawn.last().expect("the first step's").clone();
-            let x = self.model.forward_rows(before, &CacheRows::new(rows.clone()), &mut self.pools);
-            drawn.push(B::sample_rows(self.model.logits_of_rows(x), sampling));
+            let x = self.model.forward_rows_in(before, &CacheRows::new(rows.clone()), &mut self.pools, self.regions.as_ref())?;
+            drawn.push(B::sample_rows(self.model.logits_of_rows_in(x, self.regions.as_ref())?, sampling));
         }
         let n = step.logits.len();
         let drawn = drawn.into_iter().map(Tensor::<B, 1, Int>::from_primitive).collect();
@@ -175,7 +190,7 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
 
     fn hidden_sum(&mut self, step: &StepInput) -> Result<Vec<f32>> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
-        let x = self.model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools);
+        let x = self.model.forward_rows_in(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools, self.regions.as_ref())?;
         let sum = tensor::<B, 2>(self.model.norm_of_rows(x)).sum_dim(0).into_data();
         sum.into_vec().map_err(|e| Error::internal("hidden states", format!("not float32: {e:?}")))
     }

@@ -41,7 +41,7 @@ impl<B: LlamaOps> Handle<B> {
 ///
 /// Of `n` rows (tokens) the products see all; embedding, norms and residual stream see the `n'` that the device has, all or a part.
 /// What crosses between devices has the type in which products read it.
-pub trait Regions<B: LlamaOps> {
+pub trait Regions<B: LlamaOps>: Send + Sync {
     /// Whether anything crosses: backward then orders its products so that they hide it.
     fn split(&self) -> bool {
         false
@@ -66,6 +66,14 @@ pub trait Regions<B: LlamaOps> {
     /// `h [n', d]`.
     fn exit(&self, h: FloatTensor<B>, x: FloatTensor<B>, w: FloatTensor<B>) -> Handle<B> {
         Handle::Ready(B::project_add(h, x, w))
+    }
+    /// The sum over the devices alone, of a product that inference adds by an operation of its own.
+    fn sum(&self, x: FloatTensor<B>) -> Handle<B> {
+        Handle::Ready(x)
+    }
+    /// The logits of the whole vocabulary, from those of its parts: `[n, v']` to `[n, v]`.
+    fn join_logits(&self, logits: FloatTensor<B>) -> Handle<B> {
+        Handle::Ready(logits)
     }
     /// The gradient that comes in where [`Regions::exit`] left: `[n', d]` to `[n, d]`.
     fn exit_backward(&self, dy: FloatTensor<B>) -> Handle<B> {

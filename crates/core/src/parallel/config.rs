@@ -49,22 +49,8 @@ impl ParallelConfig {
         if self.tp == 0 || self.dp == Some(0) {
             return bad(if self.tp == 0 { "tp" } else { "dp" }, "expected at least 1, got 0".into(), "leave it out".into());
         }
+        self.check_model(model)?;
         let tp = self.tp;
-        let split = [
-            ("model.n_heads", model.n_heads),
-            ("model.n_kv_heads", model.kv_heads()),
-            ("model.vocab_size", model.vocab_size),
-            ("the feed-forward width", model.hidden_dim()),
-        ];
-        if let Some((what, n)) = split.iter().find(|(_, n)| !n.is_multiple_of(tp)) {
-            let fits = |t: &usize| split.iter().all(|(_, n)| n.is_multiple_of(*t));
-            let all: Vec<String> = (1..=model.n_heads).filter(fits).map(|t| t.to_string()).collect();
-            return bad(
-                "tp",
-                format!("{what} = {n} cannot be split over {tp} ranks"),
-                format!("this model takes {}", all.join(", ")),
-            );
-        }
         if self.sequence && !seq_len.is_multiple_of(tp) {
             let problem = format!("sequences of {seq_len} tokens cannot be split over {tp} ranks");
             return bad("sequence", problem, format!("set train.seq_len to a multiple of {tp}, or sequence = false"));
@@ -78,6 +64,30 @@ impl ParallelConfig {
             };
             let problem = format!("train.batch {batch} is no multiple of dp {dp} x train.micro_batch {micro_batch}");
             return bad("dp", problem, hint);
+        }
+        Ok(())
+    }
+
+    /// Checks that a model can be split by `tp`.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] naming what cannot be split, with the values that can.
+    pub fn check_model(&self, model: &ModelConfig) -> Result<()> {
+        let tp = self.tp;
+        let split = [
+            ("model.n_heads", model.n_heads),
+            ("model.n_kv_heads", model.kv_heads()),
+            ("model.vocab_size", model.vocab_size),
+            ("the feed-forward width", model.hidden_dim()),
+        ];
+        if let Some((what, n)) = split.iter().find(|(_, n)| !n.is_multiple_of(tp)) {
+            let fits = |t: &usize| split.iter().all(|(_, n)| n.is_multiple_of(*t));
+            let all: Vec<String> = (1..=model.n_heads).filter(fits).map(|t| t.to_string()).collect();
+            return Err(Error::bad_value(
+                "parallel.tp",
+                format!("{what} = {n} cannot be split over {tp} ranks"),
+                format!("this model takes {}", all.join(", ")),
+            ));
         }
         Ok(())
     }

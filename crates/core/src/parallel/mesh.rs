@@ -29,17 +29,15 @@ impl Mesh {
     /// # Errors
     /// [`Error::BadValue`] where `dp` and `tp` do not make the world, [`Error::Communication`].
     pub fn new(world: Arc<dyn Communicator>, config: &ParallelConfig, watch: Watch) -> Result<Self> {
-        let (tp, size, rank) = (config.tp, world.size(), world.rank());
-        let dp = config.dp_of(size)?;
-        let (data, tensor) = match (dp, tp) {
-            (_, 1) => (world.clone(), world.split(rank, 0, "tp")?),
-            (1, _) => (world.split(rank, 0, "dp")?, world.clone()),
-            _ => (world.split(rank % tp, rank / tp, "dp")?, world.split(rank / tp, rank % tp, "tp")?),
-        };
+        let (tp, rank) = (config.tp, world.rank());
+        let dp = config.dp_of(world.size())?;
+        // Groups of their own, also where they are all ranks: what the world exchanges, a few numbers, does not wait behind buckets.
+        let data = world.split(rank % tp, rank / tp, "dp")?;
+        let tensor = world.split(rank / tp, rank % tp, "tp")?;
         Ok(Self { world, data, tensor, config: ParallelConfig { dp: Some(dp), ..config.clone() }, watch })
     }
 
-    /// All ranks.
+    /// All ranks, for numbers and reports.
     pub fn world(&self) -> &dyn Communicator {
         self.world.as_ref()
     }

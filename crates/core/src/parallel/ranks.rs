@@ -77,12 +77,11 @@ impl<B: LlamaOps> Ranks<B> {
         }
     }
 
-    /// The sum over the replicas.
+    /// The sum over the replicas of what each of their ranks has.
     pub(crate) fn sum_over_replicas(&self, own: f64) -> Result<f64> {
-        match &self.mesh {
-            Some(mesh) if mesh.replica().of > 1 => Ok(gather_numbers(mesh.data(), &[own])?.iter().map(|x| x[0]).sum()),
-            _ => Ok(own),
-        }
+        let Some(mesh) = &self.mesh else { return Ok(own) };
+        let counts = if mesh.part().index == 0 { own } else { 0.0 };
+        Ok(gather_numbers(mesh.world(), &[counts])?.iter().map(|x| x[0]).sum())
     }
 }
 

@@ -31,7 +31,7 @@ impl<B: LlamaOps> TensorParallel<B> {
     }
 
     /// The sum over the ranks: of all rows, or of this rank's.
-    fn sum(&self, x: FloatTensor<B>) -> Handle<B> {
+    fn sum_rows(&self, x: FloatTensor<B>) -> Handle<B> {
         if self.sequence { self.group.reduce_scatter(x) } else { self.group.all_reduce(x) }
     }
 
@@ -60,7 +60,7 @@ impl<B: LlamaOps> Regions<B> for TensorParallel<B> {
 
     fn embed(&self, ids: IntTensor<B>, table: FloatTensor<B>) -> Handle<B> {
         let (ids, elsewhere) = self.rows(ids);
-        self.sum(without::<B>(B::embed(ids, table, DType::F32), elsewhere))
+        self.sum_rows(without::<B>(B::embed(ids, table, DType::F32), elsewhere))
     }
 
     fn embed_backward(&self, ids: IntTensor<B>, order: IntTensor<B>, dx: FloatTensor<B>, sum: FloatTensor<B>) -> Handle<B> {
@@ -73,16 +73,28 @@ impl<B: LlamaOps> Regions<B> for TensorParallel<B> {
     }
 
     fn enter_backward(&self, dx: FloatTensor<B>) -> Handle<B> {
-        self.sum(dx)
+        self.sum_rows(dx)
     }
 
     fn exit(&self, h: FloatTensor<B>, x: FloatTensor<B>, w: FloatTensor<B>) -> Handle<B> {
         let (compute, dtype) = (x.dtype(), h.dtype());
-        self.sum(B::project(x, w, compute)).then(move |y| B::float_add(h, cast::<B>(y, dtype)))
+        self.sum_rows(B::project(x, w, compute)).then(move |y| B::float_add(h, cast::<B>(y, dtype)))
     }
 
     fn exit_backward(&self, dy: FloatTensor<B>) -> Handle<B> {
         self.gather(dy)
+    }
+
+    fn sum(&self, x: FloatTensor<B>) -> Handle<B> {
+        self.group.all_reduce(x)
+    }
+
+    fn join_logits(&self, logits: FloatTensor<B>) -> Handle<B> {
+        let ([n, part], ranks) = (logits.shape().dims::<2>(), self.group.size());
+        self.group.all_gather(logits).then(move |all| {
+            let all = tensor::<B, 2>(all).reshape([ranks, n, part]);
+            primitive(all.swap_dims(0, 1).reshape([n, ranks * part]))
+        })
     }
 
     fn join_stats(&self, stats: FloatTensor<B>) -> Handle<B> {
