@@ -20,12 +20,12 @@ pub fn split_engine(checkpoint: &Checkpoint, context: &DeviceContext, config: En
         fn run<B: LlamaOps>(self, device: B::Device) -> Result<Engine> {
             let Self(checkpoint, context, config, mesh) = self;
             let model = load_part::<B>(checkpoint.config(), mesh.part(), checkpoint.source(), &device)?;
-            Engine::of_part(model, mesh.regions(checkpoint.config()), Some(context), config)
+            Engine::of_part(model, mesh.inference_regions(checkpoint.config()), Some(context), config)
         }
     }
-    if mesh.replica().of > 1 || mesh.config().sequence {
+    if mesh.replica().of > 1 {
         let problem = format!("inference is split by tp alone, and the mesh is {}", mesh.describe());
-        return Err(Error::bad_value("parallel", problem, "set tp to the number of ranks, and sequence to false"));
+        return Err(Error::bad_value("parallel", problem, "set tp to the number of ranks"));
     }
     mesh.config().check_model(checkpoint.config())?;
     context.run(Load(checkpoint, context.clone(), config, mesh))

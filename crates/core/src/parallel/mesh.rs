@@ -81,11 +81,20 @@ impl Mesh {
 
     /// What a pass does between the ranks of this replica.
     pub fn regions<B: LlamaOps>(&self, model: &ModelConfig) -> Box<dyn Regions<B>> {
+        self.tensor_regions(model, self.config.sequence)
+    }
+
+    /// What inference does between them: its rows, of which there are few, are not split.
+    pub fn inference_regions<B: LlamaOps>(&self, model: &ModelConfig) -> Box<dyn Regions<B>> {
+        self.tensor_regions(model, false)
+    }
+
+    fn tensor_regions<B: LlamaOps>(&self, model: &ModelConfig, sequence: bool) -> Box<dyn Regions<B>> {
         if self.part().of == 1 {
             return Box::new(Single);
         }
         let group = Arc::new(Hosted::new(self.tensor.clone(), self.watch.clone(), self.config.overlap));
-        Box::new(TensorParallel::new(group, self.config.sequence, model.vocab_size))
+        Box::new(TensorParallel::new(group, sequence, model.vocab_size))
     }
 }
 

@@ -24,8 +24,9 @@ use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM
 use crate::checkpoint::weights::{infos, load, load_part, read, to_bytes};
 use crate::checkpoint::{RankFiles, TensorSource};
 use crate::error::{Error, Result};
-use crate::generate::{Request, SampleConfig, generate};
+use crate::generate::{Request, SampleConfig, generate_in};
 use crate::model::llama::fuse;
+use crate::model::regions::Single;
 use crate::model::{Llama, unfuse};
 use crate::ops::{Job, LlamaOps};
 use crate::optim::AdamW;
@@ -72,7 +73,7 @@ pub fn check(config: &RunConfig, dir: &Path, start: &Start, backend: &BackendNam
 pub type Then<'a> = dyn FnMut(&dyn Trained, &RunSummary, &mut dyn Observer) -> Result<()> + 'a;
 
 /// [`train_then`] as one of several ranks, each of which calls this: the entry of a process with a communicator. The first rank writes,
-/// tells `observer` and calls `then`; the others are silent.
+/// tells `observer` and calls `then`, which must not compute: the others do not take part. They are silent.
 ///
 /// # Errors
 /// As [`train`], on every rank; [`Error::Communication`].
@@ -335,7 +336,11 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
     }
 
     fn write(&self, request: Request) -> Result<Vec<u32>> {
-        Ok(generate(self.model(), request, &mut |_| ControlFlow::Continue(()))?.0)
+        let regions = match self.ranks.mesh() {
+            Some(mesh) => mesh.inference_regions(self.model().config()),
+            None => Box::new(Single),
+        };
+        Ok(generate_in(self.model(), regions, request, &mut |_| ControlFlow::Continue(()))?.0)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {

@@ -251,11 +251,11 @@ impl Session {
                 (last.val_loss, last.val_bpb, last.val_losses) = (Some(v.loss), Some(v.bpb), v.by_set.clone());
                 valid = Some(v);
             }
-            if due(self.config.sample.every) && self.metrics.is_some() {
+            if due(self.config.sample.every) {
                 // Nothing but the device, the next step or a save ends a training.
                 match self.sample(learner) {
                     Ok(text) => last.sample = text,
-                    Err(e @ Error::Backend { .. }) => return Err(e),
+                    Err(e @ (Error::Backend { .. } | Error::Communication { .. })) => return Err(e),
                     Err(e) => observer.note(&format!("step {}: no sample: {e}", self.step)),
                 }
             }
@@ -356,10 +356,6 @@ impl Session {
     /// A text by the model as it stands; `None` without a tokenizer.
     fn sample(&self, learner: &dyn Learner) -> Result<Option<String>> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
-        if self.mesh.as_ref().is_some_and(|mesh| mesh.part().of > 1) {
-            let problem = "a model that is split over ranks writes no samples in training";
-            return Err(Error::bad_value("sample.every", problem, "set it to 0; generate from the checkpoints"));
-        }
         let c = &self.config.sample;
         let prompt = sample_prompt(tokenizer, &c.prompt, self.sample_bos)?;
         if prompt.is_empty() {
