@@ -288,7 +288,7 @@ pub fn train_step<B: LlamaOps>(
     {
         grads = all.map(|_, grad| Some(grad));
     }
-    let now = how.update_in_backward.then(|| (optim.begin_step(last_norm, lr), Vec::new()));
+    let now = (how.update_in_backward && !how.autodiff).then(|| (optim.begin_step(last_norm, lr), Vec::new()));
     let Ranks { regions, mesh, data } = ranks;
     let (stored, regions, data) = (model.into_stored().map(|_, p| Some(p)), regions.as_ref(), data.as_mut());
     let trace = mesh.as_ref().and_then(|mesh| mesh.watch().trace.clone());
