@@ -8,14 +8,14 @@
 use std::sync::Arc;
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, FloatDType, Tensor, TensorMetadata};
+use burn::tensor::{Tensor, TensorMetadata};
 
 use super::collectives::Collectives;
 use super::mesh::Mesh;
 use crate::error::Result;
 use crate::model::backward::{Handle, flat_gains, set_gains};
 use crate::model::{Llama, Parameter, PerSlot, Slot};
-use crate::ops::{AdamWScalars, LlamaOps, cast, primitive, reshape, tensor};
+use crate::ops::{AdamWScalars, LlamaOps, primitive, reshape, tensor};
 use crate::optim::AdamW;
 
 /// A bucket: matrices whose gradients come one after the other.
@@ -113,7 +113,9 @@ impl<B: LlamaOps> DataParallel<B> {
         }
         let rows = own_rows(self.shapes[slot][0], index, of);
         if rows.is_empty() {
-            return B::float_zeros(self.state_shape(slot).into(), &B::float_device(&whole), FloatDType::F32);
+            let (device, dtype) = (B::float_device(&whole), whole.dtype());
+            let [rows, width] = [self.state_shape(slot)[0], self.state_shape(slot)[1]];
+            return primitive(Tensor::<B, 2>::zeros([rows, width], (&device, dtype)));
         }
         let own = primitive(tensor::<B, 2>(whole).narrow(0, rows.start, rows.len()));
         padded::<B>(own, share(self.shapes[slot][0], of))
@@ -222,15 +224,21 @@ impl<B: LlamaOps> DataParallel<B> {
                 stored[slot] = Some(optim.update(slot, parameter, grad, s));
                 return None;
             }
-            let dtype = parameter.value.dtype();
-            let own = this.masters[slot].take().unwrap_or_else(|| this.own(slot, parameter.value.clone()));
-            let own = optim.update(slot, Parameter::new(own), grad, s).value;
+            // Weights in the type of products are made by the update itself, as on one device.
+            let rows = this.own(slot, parameter.value.clone());
+            let own = match this.masters[slot].take() {
+                Some(master) => Parameter { value: master, copy: Some(rows) },
+                None => Parameter::new(rows),
+            };
+            let own = optim.update(slot, own, grad, s);
             stored[slot] = Some(parameter);
-            if dtype == DType::F32 {
-                return Some(own);
+            match own.copy {
+                Some(copy) => {
+                    this.masters[slot] = Some(own.value);
+                    Some(copy)
+                }
+                None => Some(own.value),
             }
-            this.masters[slot] = Some(own.clone());
-            Some(cast::<B>(own, dtype))
         };
         for i in (0..self.buckets.len()).rev() {
             let slots = self.buckets[i].slots.clone();
