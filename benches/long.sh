@@ -3,6 +3,14 @@
 # memory flat, the cache whole at the end (benches/soak.rs).
 #
 #     bash benches/long.sh [MINUTES] [BACKEND]
+#
+# With the folder of a quickstart: twenty ranks killed or stopped at random, as in CI two (tests/parallel/ranks.py).
+#
+#     bash benches/long.sh ranks RUN
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = ranks ]; then
+    cargo build --release --features mpi
+    exec python3 tests/parallel/ranks.py "${CARGO_TARGET_DIR:-target}/release/recua" "$2/data/train" "$2/data/valid" --kills 20 --steps 50
+fi
 cargo run --release --example soak -- "${1:-60}" "${2:-flex}"

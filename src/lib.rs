@@ -18,6 +18,7 @@
 //! | [`eval`] | log-probabilities; what a model has to beat: xz, an n-gram model |
 //! | `serve` | the HTTP server: OpenAI's and Anthropic's APIs, a chat page (feature `serve`) |
 //! | [`optim`] | AdamW, the global-norm clip, the schedule |
+//! | [`parallel`] | several ranks: the collectives between them and their engines; time and memory of a run on a cluster |
 //! | `train` | settings, one step, the loop, what it writes down (feature `train`) |
 //! | `bench`, `selftest` | how fast a backend is, and whether it is right (feature `train`) |
 //! | `build` | `recua data build` with recua's own tokenizers (feature `data`) |
@@ -56,6 +57,7 @@
 //! - `data`: the pipeline from dumps. `ballista`: its shuffles on a cluster.
 //! - `chat` (in `cli`): chat templates. `constrain`: text by a JSON schema, a regular expression or a grammar.
 //! - `serve` (default): the HTTP server and `recua serve`.
+//! - `mpi`: several ranks over MPI.
 //! - `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default features make of its aliases `Wgpu` and `Cuda`.
 //! - `tui`: the dashboard.
 //!
@@ -80,7 +82,7 @@ pub use recua_corpus as corpus;
 
 #[cfg(feature = "train")]
 pub use recua_core::{bench, selftest, train};
-pub use recua_core::{checkpoint, data, eval, generate, model, ops, optim, tokenizer};
+pub use recua_core::{checkpoint, data, eval, generate, model, ops, optim, parallel, tokenizer};
 
 /// The HTTP server.
 #[cfg(feature = "serve")]

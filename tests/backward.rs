@@ -9,6 +9,7 @@ use recua::model::backward::{self, ActivationCheckpointing, PassConfig};
 use recua::model::{InitConfig, LayerSlot, Llama, ModelConfig, Slot, unfuse};
 use recua::ops::LlamaOps;
 use recua::optim::{AdamW, LossScale, OptimConfig};
+use recua::parallel::Ranks;
 use recua::train::step::{MicroBatch, Precision, StepConfig, StepOutput, train_step};
 
 const SEQ: usize = 33;
@@ -198,7 +199,15 @@ impl Job for InBackward {
             let how = StepConfig { update_in_backward, ..StepConfig::default() };
             let mut norms = Vec::new();
             for step in 0..4 {
-                let (next, out) = train_step(model, &mut optim, vec![Ok(rows(step, 2, None))], 1e-2, how, &mut |_, _| false)?;
+                let (next, out) = train_step(
+                    model,
+                    &mut optim,
+                    vec![Ok(rows(step, 2, None))],
+                    1e-2,
+                    how,
+                    &mut |_, _| false,
+                    &mut Ranks::single(),
+                )?;
                 assert!(!out.skipped);
                 model = next;
                 norms.push(out.grad_norm);
@@ -227,14 +236,14 @@ fn updates_in_backward_need_one_micro_batch() {
     let mut optim = AdamW::new(OptimConfig::default(), &model);
     let how = StepConfig { update_in_backward: true, ..StepConfig::default() };
     let micro = vec![Ok(rows(0, 1, None)), Ok(rows(1, 1, None))];
-    let error = train_step(model, &mut optim, micro, 1e-3, how, &mut |_, _| false).unwrap_err().to_string();
+    let error = train_step(model, &mut optim, micro, 1e-3, how, &mut |_, _| false, &mut Ranks::single()).unwrap_err().to_string();
     assert!(error.contains("train.update_in_backward") && error.contains("micro_batch"), "{error}");
 }
 
 /// A step on one batch that repeats.
 fn step<B: LlamaOps>(model: Llama<B>, optim: &mut AdamW<B>, precision: Precision) -> (Llama<B>, StepOutput) {
     let how = StepConfig { precision, ..StepConfig::default() };
-    train_step(model, optim, vec![Ok(rows(7, 4, None))], 3e-3, how, &mut |_, _| false).unwrap()
+    train_step(model, optim, vec![Ok(rows(7, 4, None))], 3e-3, how, &mut |_, _| false, &mut Ranks::single()).unwrap()
 }
 
 /// With an optimizer, ready for steps in `precision`.
@@ -365,7 +374,9 @@ fn float16_does_not_update_in_backward() {
     type B = recua::backend::Flex;
     let (model, mut optim) = prepared(model::<B>(&Default::default()), Precision::F16);
     let how = StepConfig { update_in_backward: true, precision: Precision::F16, ..StepConfig::default() };
-    let error = train_step(model, &mut optim, vec![Ok(rows(0, 1, None))], 1e-3, how, &mut |_, _| false).unwrap_err().to_string();
+    let error = train_step(model, &mut optim, vec![Ok(rows(0, 1, None))], 1e-3, how, &mut |_, _| false, &mut Ranks::single())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("train.update_in_backward") && error.contains("float16"), "{error}");
 }
 

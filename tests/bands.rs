@@ -11,7 +11,7 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("text to batches", &["tokenizer", "data"]),
     ("tokens to loss", &["ops", "model", "checkpoint"]),
     ("weights to text", &["generate", "eval", "serve"]),
-    ("loss to weights", &["optim", "train"]),
+    ("loss to weights", &["optim", "parallel", "train"]),
     ("all of it", &["bench", "selftest", "quickstart", "build", "tokenize"]),
     ("binary", &["cli", "main"]),
 ];

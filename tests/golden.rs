@@ -11,6 +11,7 @@ use recua::model::backward::{self, ActivationCheckpointing, PassConfig};
 use recua::model::{Llama, PerSlot, unfuse};
 use recua::ops::LlamaOps;
 use recua::optim::{AdamW, OptimConfig};
+use recua::parallel::Ranks;
 use recua::train::step::{MicroBatch, StepConfig, train_step};
 use serde_json::Value;
 
@@ -194,7 +195,8 @@ fn training<B: LlamaOps>(dir: &Path, mut model: Llama<B>, t: &Tolerance, how: St
         let tokens = tokens[step * batch * width..][..batch * width].to_vec();
         let micro = MicroBatch { tokens, batch, seq_len: width - 1, bos: None };
         let lr = optim.config.lr_at(step as u64, total);
-        let (next, out) = train_step(model, &mut optim, vec![Ok(micro)], lr, how, &mut |_, _| false).unwrap();
+        let (next, out) =
+            train_step(model, &mut optim, vec![Ok(micro)], lr, how, &mut |_, _| false, &mut Ranks::single()).unwrap();
         model = next;
         let at = |key: &str| number(&format!("/steps/{step}/{key}"));
         let close = |what: &str, got: f64, expected: f64, tolerance: f64| {

@@ -35,13 +35,20 @@ mod generate_sampling;
 mod generate_text;
 mod gguf;
 mod golden;
+mod launch;
 mod memory;
 mod metrics;
 mod model;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod ops;
 mod ops_inference;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod ops_narrow;
+#[cfg(feature = "flex")]
+mod parallel;
+#[cfg(feature = "cli")]
+mod plan;
 #[cfg(feature = "quickstart")]
 mod quickstart;
 #[cfg(all(feature = "serve", feature = "cli", feature = "flex"))]

@@ -8,6 +8,7 @@ use recua::data::{DatasetWriter, Vocab};
 use recua::model::{InitConfig, Llama, ModelConfig};
 use recua::ops::LlamaOps;
 use recua::optim::{AdamW, OptimConfig};
+use recua::parallel::Ranks;
 use recua::train::config::{DataConfig, TrainConfig};
 use recua::train::metrics::{self, StepRecord};
 use recua::train::step::{MicroBatch, StepConfig, StepOutput, train_step};
@@ -59,7 +60,8 @@ impl Job for Steps {
                 .chunks(rows * 17)
                 .map(|c| Ok(MicroBatch { tokens: c.to_vec(), batch: rows, seq_len: 16, bos: None }))
                 .collect();
-            let (next, out) = train_step(model, &mut optim, micro, 1e-2, StepConfig::default(), &mut |_, _| false)?;
+            let (next, out) =
+                train_step(model, &mut optim, micro, 1e-2, StepConfig::default(), &mut |_, _| false, &mut Ranks::single())?;
             model = next;
             outs.push(out);
         }

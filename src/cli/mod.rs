@@ -11,6 +11,7 @@ mod info;
 mod plan;
 mod progress;
 mod quickstart;
+mod ranks;
 mod selftest;
 #[cfg(feature = "serve")]
 mod serve;
@@ -73,7 +74,7 @@ enum Verb {
     /// Measure training, attention, prefill, decoding and serving speed on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Say what memory a training step needs, before anything runs
+    /// Say what memory a training step needs, and what a run takes on a cluster
     Plan(Box<plan::Plan>),
     /// Check every operation of a backend against CPU references
     Selftest(selftest::Selftest),
@@ -107,12 +108,17 @@ struct Device {
     /// Backend and device: flex, ndarray, wgpu, wgpu:1, wgpu:cpu, cuda, cuda:0 (`recua info` lists them)
     #[arg(long, value_name = "NAME", default_value_t = BackendName::default())]
     backend: BackendName,
-    /// CPU threads [default: all cores]
+    /// CPU threads [default: all cores; of several ranks, their share]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 }
 
 impl Device {
+    /// [`Device::apply`] of one of several ranks, which share the machine's cores.
+    fn apply_shared(&self, launched: &recua::parallel::launch::Launched) -> Result<()> {
+        Self { threads: self.threads.or(Some(launched.threads(cores()))), ..self.clone() }.apply()
+    }
+
     /// Sets the number of threads for the whole process.
     fn apply(&self) -> Result<()> {
         let Some(n) = self.threads else { return Ok(()) };
@@ -122,6 +128,11 @@ impl Device {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
         pool.map_err(|e| Error::bad_value("--threads", e.to_string(), "leave it out to use all cores"))
     }
+}
+
+/// Of this machine.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Warnings of the library, on stderr; with `--verbose` what it tells beside them.
@@ -251,6 +262,15 @@ fn quiet_wayland() {
     }
 }
 
+fn exit_code(e: &Error) -> u8 {
+    match e {
+        Error::Interrupted { .. } => 130,
+        Error::UnknownKey { .. } | Error::BadValue { .. } => 2,
+        Error::Internal { .. } => 70,
+        _ => 1,
+    }
+}
+
 pub(crate) fn main() -> ExitCode {
     tune_allocator();
     quiet_wayland();
@@ -271,12 +291,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let _ = writeln!(std::io::stderr(), "error: {e}");
-            ExitCode::from(match e {
-                Error::Interrupted { .. } => 130,
-                Error::UnknownKey { .. } | Error::BadValue { .. } => 2,
-                Error::Internal { .. } => 70,
-                _ => 1,
-            })
+            ExitCode::from(exit_code(&e))
         }
     }
 }

@@ -1,17 +1,24 @@
 //! `recua train`
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "mpi")]
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
 use recua::checkpoint::read_config;
 use recua::data::DatasetIndex;
+#[cfg(feature = "mpi")]
+use recua::parallel::launch::Launched;
 use recua::train::report::REPORT_FILE;
 use recua::train::{Layers, Observer, RunConfig, Start, check, train};
+#[cfg(feature = "mpi")]
+use recua::train::{RunSummary, report, train_on};
 use recua::{Error, Result};
 use serde_json::json;
 
 use super::progress::Lines;
+use super::ranks::{RankFlags, Role};
 
 /// Train a model on token datasets
 ///
@@ -21,6 +28,7 @@ use super::progress::Lines;
 #[command(after_help = "Examples:
   recua train --data data/ --run runs/a --preset 15m --steps 2000 --set optim.lr=1e-3 --set optim.warmup_steps=200
   recua train --run runs/a --resume
+  recua train --data data/ --run runs/c --preset 110m --nproc 4 --set parallel.tp=2
   recua train --data data/ --run runs/b --init runs/a        (weights only; also Hugging Face or Meta folders, GGUF files)")]
 pub(crate) struct Train {
     /// Training datasets (made by `recua data tokenize`)
@@ -81,6 +89,8 @@ pub(crate) struct Train {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    ranks: RankFlags,
     #[command(flatten)]
     device: super::Device,
 }
@@ -152,8 +162,19 @@ impl Train {
     }
 
     pub(crate) fn run(self) -> Result<()> {
-        self.device.apply()?;
+        let role = self.ranks.role()?;
         let config = self.resolve()?;
+        let ranks = match &role {
+            Role::Alone => 1,
+            Role::Launcher(ranks) => *ranks,
+            Role::Rank(launched) => launched.world,
+        };
+        config.validate_on(ranks)?;
+        match &role {
+            Role::Launcher(ranks) if !self.dry_run => return self.ranks.launch(*ranks, &self.run),
+            Role::Rank(launched) => self.device.apply_shared(launched)?,
+            _ => self.device.apply()?,
+        }
         let start = match (&self.init, self.resume) {
             (Some(path), _) => Start::Init(path.clone()),
             (None, true) => Start::Resume,
@@ -172,9 +193,11 @@ impl Train {
             ));
             return Ok(());
         }
+        // Of several ranks the first speaks.
+        let other = matches!(&role, Role::Rank(launched) if launched.rank > 0);
         let stop = super::stop_on_signal("stopping after this step")?;
         #[cfg(feature = "tui")]
-        let mut dashboard = self.tui.then(|| super::tui::Dashboard::new(stop));
+        let mut dashboard = (self.tui && !other).then(|| super::tui::Dashboard::new(stop));
         #[cfg(feature = "tui")]
         let observer: &mut dyn Observer = match &mut dashboard {
             Some(dashboard) => dashboard,
@@ -182,7 +205,14 @@ impl Train {
         };
         #[cfg(not(feature = "tui"))]
         let observer: &mut dyn Observer = &mut lines;
-        let summary = train(config, &self.run, &start, &self.device.backend, stop, observer)?;
+        let summary = match &role {
+            #[cfg(feature = "mpi")]
+            Role::Rank(launched) => self.run_rank(launched, config, &start, stop, observer)?,
+            _ => train(config, &self.run, &start, &self.device.backend, stop, observer)?,
+        };
+        if other {
+            return Ok(());
+        }
         let report = self.run.join(REPORT_FILE);
         if self.json {
             return super::print_json(&json!({
@@ -200,5 +230,27 @@ impl Train {
         ));
         super::print(&format!("curves and samples: {}", report.display()));
         Ok(())
+    }
+
+    /// As one of several ranks.
+    #[cfg(feature = "mpi")]
+    fn run_rank(
+        &self,
+        launched: &Launched,
+        config: RunConfig,
+        start: &Start,
+        stop: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<RunSummary> {
+        let (dir, p) = (&self.run, &config.parallel);
+        let sequence = if p.sequence && p.tp > 1 { ", sequence parallel" } else { "" };
+        let dp = p.dp_of(launched.world)?;
+        let threads = self.device.threads.unwrap_or_else(|| launched.threads(super::cores()));
+        let about = format!("dp {dp} x tp {}{sequence}, ZeRO-{}; {threads} threads a rank", p.tp, p.zero);
+        super::ranks::rank::run(&self.ranks, launched, &about, |world, watch| {
+            train_on(config, dir, start, &self.device.backend, world, watch, stop, observer, &mut |trained, summary, _| {
+                report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
+            })
+        })
     }
 }

@@ -24,6 +24,7 @@ pub mod eval;
 pub mod generate;
 
 pub mod optim;
+pub mod parallel;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -143,6 +143,30 @@ pub enum Error {
         /// What was expected and what was found.
         problem: String,
     },
+    /// A collective operation of several ranks did not come to its end: a rank died, hangs, or called another operation.
+    #[error("rank {rank}: {operation} number {sequence} of the group `{group}`: {problem}; {hint}")]
+    Communication {
+        /// The rank that tells of it, in the whole job.
+        rank: usize,
+        /// The operation: `all_reduce`, `barrier`.
+        operation: &'static str,
+        /// How many operations of the group came before it.
+        sequence: u64,
+        /// The group of ranks: `world`, `tp`, `dp`.
+        group: String,
+        /// What was expected and what was found.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Another rank failed; it tells the details itself.
+    #[error("rank {rank} failed: {problem}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// Its error.
+        problem: String,
+    },
     /// Training stopped because too many steps in a row had a non-finite loss or gradient.
     #[error(
         "step {step}: loss or gradient not finite {in_a_row} steps in a row; the last good checkpoint is {checkpoint}; lower optim.lr or look at the data around sample {sample}"

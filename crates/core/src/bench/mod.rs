@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::{InitConfig, Llama, ModelConfig};
 use crate::ops::{self, Job, LlamaOps, primitive, tensor};
 use crate::optim::{AdamW, OptimConfig};
+use crate::parallel::Ranks;
 use crate::train::step::{MicroBatch, StepConfig, check_device, device_failed, train_step};
 
 pub use engine::{EngineBench, EngineMeasured, EngineRow, EngineWhat, Served, Weights, run_engine};
@@ -152,7 +153,15 @@ pub fn train<B: LlamaOps>(config: &BenchConfig, device: &B::Device) -> Result<Me
         MicroBatch { tokens: tokens.collect(), batch, seq_len, bos: None }
     };
     let step_s = median_seconds::<B, _>(steps, WARMUP.1, device, &mut input, &mut |micro| {
-        let (next, out) = train_step(llama.take().expect("put back"), &mut optim, vec![Ok(micro)], 1e-4, how, &mut |_, _| false)?;
+        let (next, out) = train_step(
+            llama.take().expect("put back"),
+            &mut optim,
+            vec![Ok(micro)],
+            1e-4,
+            how,
+            &mut |_, _| false,
+            &mut Ranks::single(),
+        )?;
         llama = Some(next);
         loss = out.loss;
         Ok(())

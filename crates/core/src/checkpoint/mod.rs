@@ -13,6 +13,7 @@ mod hf_config;
 pub mod meta;
 mod meta_pickle;
 pub mod native;
+mod slices;
 mod tensors;
 pub mod weights;
 
@@ -28,6 +29,7 @@ pub use gguf::GgufModel;
 pub use hf::{HfConfig, HfFolder};
 pub use meta::MetaFolder;
 pub use native::{CheckpointWriter, Latest, NativeCheckpoint, Need, Skipped};
+pub use slices::{Piece, RankFiles, SlicedTensors};
 pub use tensors::{FileSummary, SafetensorsFile, Tensor, TensorInfo, TensorSource, write_safetensors};
 
 use crate::error::{Error, Result};
@@ -137,13 +139,13 @@ impl Checkpoint {
 
     fn from_native(checkpoint: NativeCheckpoint, skipped: Vec<Skipped>) -> Result<Self> {
         let (dir, config) = (checkpoint.dir(), checkpoint.model().clone());
-        let file = checkpoint.tensors(native::MODEL)?;
+        let file = checkpoint.source(native::MODEL)?;
         check_layers(dir, &config, file.list().len())?;
         check_tensors(&dir.join(native::MODEL), &config.parameters(), file.list())?;
         // RUN/checkpoints/step-N: the tokenizer is in RUN.
         let folders = dir.ancestors().take(3).collect::<Vec<_>>();
         let ids = TextEnds::of(checkpoint.state(), "bos_id", "eos_ids");
-        Ok(Self { skipped, ids, ..Self::new(dir, Format::Native, config, Box::new(file), &folders) })
+        Ok(Self { skipped, ids, ..Self::new(dir, Format::Native, config, file, &folders) })
     }
 
     fn new(

@@ -15,7 +15,8 @@ use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::disk;
-use super::tensors::{FileSummary, SafetensorsFile, TensorInfo, write_safetensors};
+use super::slices::{Piece, RankFiles, SlicedTensors};
+use super::tensors::{FileSummary, SafetensorsFile, TensorInfo, TensorSource, write_safetensors};
 use crate::error::{Error, Result};
 use crate::files::{self, Aside, Folder};
 use crate::model::ModelConfig;
@@ -27,9 +28,16 @@ pub const MODEL: &str = "model.safetensors";
 /// The optimizer's moments.
 pub const OPTIM: &str = "optim.safetensors";
 
+/// How the files of ranks begin.
+pub(crate) const MODEL_SLICES: &str = "model-r";
+/// Of their moments.
+pub(crate) const OPTIM_SLICES: &str = "optim-r";
+
 const WHAT: &str = "checkpoint";
 const FORMAT: &str = "recua checkpoint";
 const VERSION: u32 = 1;
+/// Of checkpoints in slices, which earlier versions cannot read.
+const SLICED: u32 = 2;
 const HINT: &str = "remove it; --resume goes on from the newest whole checkpoint";
 
 /// A file of a checkpoint.
@@ -44,7 +52,7 @@ pub struct FileEntry {
 }
 
 impl FileEntry {
-    fn new(name: &str, summary: FileSummary) -> Self {
+    pub(super) fn new(name: &str, summary: FileSummary) -> Self {
         Self { name: name.into(), bytes: summary.bytes, xxh3: format!("{:016x}", summary.xxh3) }
     }
 }
@@ -56,6 +64,9 @@ struct StateFile {
     step: u64,
     model: ModelConfig,
     files: Vec<FileEntry>,
+    /// Of several ranks: which rectangle of which tensor lies in which file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    slices: Vec<Piece>,
     state: Value,
 }
 
@@ -64,6 +75,7 @@ struct StateFile {
 pub struct CheckpointWriter {
     dir: PathBuf,
     files: Vec<FileEntry>,
+    slices: Vec<Piece>,
     model: Option<ModelConfig>,
     state: Value,
 }
@@ -95,6 +107,12 @@ impl CheckpointWriter {
         Ok(())
     }
 
+    /// Lists what a rank has written into the folder.
+    pub fn add(&mut self, rank: RankFiles) {
+        self.files.extend(rank.files);
+        self.slices.extend(rank.pieces);
+    }
+
     /// Sets the model's hyper-parameters, which every checkpoint has.
     pub fn model(&mut self, config: &ModelConfig) {
         self.model = Some(config.clone());
@@ -113,13 +131,14 @@ impl CheckpointWriter {
     }
 
     fn finish(self, step: u64) -> Result<()> {
-        let Some(model) = self.model else {
+        let Some(model) = self.model.clone() else {
             return Err(Error::bad_value("checkpoint", "no model config was set", "call CheckpointWriter::model"));
         };
         model.validate()?;
-        let (format, files, state) = (FORMAT.to_string(), self.files, self.state);
-        let state = StateFile { format, version: VERSION, step, model, files, state };
-        let path = self.dir.join(STATE);
+        let (format, Self { dir, files, slices, state, .. }) = (FORMAT.to_string(), self);
+        let version = if slices.is_empty() { VERSION } else { SLICED };
+        let state = StateFile { format, version, step, model, files, slices, state };
+        let path = dir.join(STATE);
         let json = serde_json::to_string_pretty(&state)
             .map_err(|e| Error::bad_value("checkpoint state", e.to_string(), "save plain JSON only"))?;
         // The checksum is the first key of the object, alone on a line; it covers everything after that line.
@@ -135,7 +154,7 @@ fn checksum_line(rest: &str) -> String {
 
 /// Fills the existing folder `dir` as a checkpoint.
 pub(crate) fn write_into(dir: &Path, step: u64, fill: &mut dyn FnMut(&mut CheckpointWriter) -> Result<()>) -> Result<()> {
-    let mut writer = CheckpointWriter { dir: dir.into(), files: Vec::new(), model: None, state: Value::Null };
+    let mut writer = CheckpointWriter { dir: dir.into(), files: Vec::new(), slices: Vec::new(), model: None, state: Value::Null };
     fill(&mut writer)?;
     writer.finish(step)
 }
@@ -148,13 +167,44 @@ pub(crate) fn write_into(dir: &Path, step: u64, fill: &mut dyn FnMut(&mut Checkp
 /// # Errors
 /// [`Error::Io`] (disk full, no permission) and those of `fill`; the unfinished folder is then removed.
 pub fn save(root: &Path, step: u64, fill: &mut dyn FnMut(&mut CheckpointWriter) -> Result<()>) -> Result<PathBuf> {
-    fs::create_dir_all(root).map_err(Error::io("create", root))?;
-    clean(root)?;
-    let dir = root.join(format!("step-{step}"));
-    let folder = Folder::create(&dir)?;
-    write_into(folder.path(), step, fill)?;
-    folder.replace()?;
-    Ok(dir)
+    let unfinished = Unfinished::begin(root, step)?;
+    unfinished.finish(fill)
+}
+
+/// A checkpoint that is being written, by this process or by several. Dropped, it is removed.
+#[derive(Debug)]
+pub struct Unfinished {
+    folder: Folder,
+    dir: PathBuf,
+    step: u64,
+}
+
+impl Unfinished {
+    /// Begins `root/step-N`, under another name.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn begin(root: &Path, step: u64) -> Result<Self> {
+        fs::create_dir_all(root).map_err(Error::io("create", root))?;
+        clean(root)?;
+        let dir = root.join(format!("step-{step}"));
+        Ok(Self { folder: Folder::create(&dir)?, dir, step })
+    }
+
+    /// Where to write meanwhile.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Completes it and gives it its name; returns that.
+    ///
+    /// # Errors
+    /// As [`save`].
+    pub fn finish(self, fill: &mut dyn FnMut(&mut CheckpointWriter) -> Result<()>) -> Result<PathBuf> {
+        write_into(self.path(), self.step, fill)?;
+        self.folder.replace()?;
+        Ok(self.dir)
+    }
 }
 
 /// The step of a checkpoint's name. `step-007` or `step-+7` is not ours.
@@ -268,7 +318,7 @@ impl Need {
     fn wants(self, file: &str) -> bool {
         match self {
             Self::State => false,
-            Self::Weights => file != OPTIM,
+            Self::Weights => !file.starts_with(OPTIM_SLICES) && file != OPTIM,
             Self::All => true,
         }
     }
@@ -281,6 +331,7 @@ pub struct NativeCheckpoint {
     step: u64,
     model: ModelConfig,
     files: Vec<FileEntry>,
+    slices: Vec<Piece>,
     state: Value,
 }
 
@@ -300,8 +351,9 @@ impl NativeCheckpoint {
             return Err(bad("its checksum is not that of its text: truncated, damaged or edited".into()));
         }
         let state: StateFile = serde_json::from_str(text).map_err(|e| bad(format!("cannot be understood: {e}")))?;
-        if state.format != FORMAT || state.version != VERSION {
-            let problem = format!("expected `{FORMAT}` version {VERSION}, got `{}` version {}", state.format, state.version);
+        if state.format != FORMAT || ![VERSION, SLICED].contains(&state.version) {
+            let problem =
+                format!("expected `{FORMAT}` version {VERSION} or {SLICED}, got `{}` version {}", state.format, state.version);
             return Err(Error::bad_file(WHAT, &path, problem, "read it with the version that wrote it"));
         }
         state.model.validate()?;
@@ -326,7 +378,11 @@ impl NativeCheckpoint {
                 return bad(format!("expected checksum {}, got {}", file.xxh3, found.xxh3));
             }
         }
-        Ok(Self { dir: dir.into(), step: state.step, model: state.model, files: state.files, state: state.state })
+        if let Some(piece) = state.slices.iter().find(|piece| !state.files.iter().any(|file| file.name == piece.file)) {
+            return Err(bad(format!("a slice of `{}` is in `{}`, which is not among the files", piece.slice.name, piece.file)));
+        }
+        let StateFile { step, model, files, slices, state, .. } = state;
+        Ok(Self { dir: dir.into(), step, model, files, slices, state })
     }
 
     /// Its folder.
@@ -352,6 +408,18 @@ impl NativeCheckpoint {
     /// What the trainer saved.
     pub fn state(&self) -> &Value {
         &self.state
+    }
+
+    /// Its weights ([`MODEL`]) or moments ([`OPTIM`]), in one file or in slices.
+    ///
+    /// # Errors
+    /// As [`NativeCheckpoint::tensors`]; [`Error::BadTensor`] for slices with a hole or an overlap.
+    pub fn source(&self, file: &str) -> Result<Box<dyn TensorSource + Send + Sync>> {
+        if self.slices.is_empty() {
+            return Ok(Box::new(self.tensors(file)?));
+        }
+        let prefix = if file == OPTIM { OPTIM_SLICES } else { MODEL_SLICES };
+        Ok(Box::new(SlicedTensors::open(&self.dir, &self.slices, prefix)?))
     }
 
     /// Opens one of its safetensors files: [`MODEL`], [`OPTIM`].

@@ -13,7 +13,10 @@ use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::weights::check_shape;
 use crate::error::{Error, Result};
+use crate::model::Slice;
+use crate::ops::blocks::widened;
 use crate::ops::{Dtype, blocks};
 
 /// Name, shape and element type of a tensor.
@@ -100,6 +103,24 @@ pub trait TensorSource {
         let tensor = self.read(name)?;
         let values = tensor.to_f32();
         Ok((tensor.shape, values))
+    }
+
+    /// A rectangle of a tensor as float32.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`]; [`Error::BadTensor`] where the whole has another shape.
+    fn read_slice(&self, slice: &Slice) -> Result<Vec<f32>> {
+        let tensor = self.read(&slice.name)?;
+        check_shape(&slice.name, &tensor.shape, &slice.shape)?;
+        if slice.is_whole() {
+            return Ok(tensor.to_f32());
+        }
+        // Of a mapped file no more is read than the rectangle's rows.
+        match tensor.dtype {
+            Dtype::F32 => Ok(widened(Dtype::F32, &slice.cut(&tensor.bytes, 4))),
+            Dtype::F16 | Dtype::BF16 => Ok(widened(tensor.dtype, &slice.cut(&tensor.bytes, 2))),
+            _ => Ok(slice.cut(&tensor.to_f32(), 1)),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{DType, TensorMetadata};
 use super::{Checkpoint, Dtype, Format, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
 use crate::model::init::from_f32;
-use crate::model::{Llama, ModelConfig};
+use crate::model::{Llama, ModelConfig, Part};
 use crate::ops::blocks::{narrowed, widened};
 use crate::ops::{LlamaOps, Weight, WeightPart, cast, primitive, tensor};
 
@@ -102,6 +102,19 @@ pub fn load<B: LlamaOps>(config: &ModelConfig, source: &dyn TensorSource, device
     Llama::build(config, device, &mut |name, shape| read::<B>(source, name, shape, device))
 }
 
+/// A part of such a model.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_part<B: LlamaOps>(
+    config: &ModelConfig,
+    part: Part,
+    source: &dyn TensorSource,
+    device: &B::Device,
+) -> Result<Llama<B>> {
+    Llama::build_part(config, part, device, &mut |slice| Ok(from_f32::<B>(source.read_slice(slice)?, &slice.sizes, device)))
+}
+
 /// One tensor, float32, which must have `shape`.
 pub(crate) fn read<B: LlamaOps>(
     source: &dyn TensorSource,
@@ -114,7 +127,7 @@ pub(crate) fn read<B: LlamaOps>(
     Ok(from_f32::<B>(values, shape, device))
 }
 
-fn check_shape(name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
+pub(super) fn check_shape(name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
     if found == shape {
         return Ok(());
     }

@@ -17,6 +17,7 @@ use super::{Event, Request, RequestId, RequestStats, Sampler, Stop, check_tokens
 use crate::backend::DeviceContext;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::{Error, Result};
+use crate::model::regions::{Regions, Single};
 use crate::model::{Llama, ModelConfig};
 use crate::ops::{Job, KV_BLOCK, KvDtype, LlamaOps, SampleRows};
 
@@ -146,9 +147,24 @@ impl Engine {
     /// # Errors
     /// [`Error::BadValue`] for a setting that cannot be, a cache too small for one sequence among them.
     pub fn new<B: LlamaOps>(model: Llama<B>, config: EngineConfig) -> Result<Self> {
+        Self::of_part(model, Box::new(Single), None, config)
+    }
+
+    /// An engine on the part of a model that one of several devices has. On each the same requests are given and the same steps made; all
+    /// draw the same tokens.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn of_part<B: LlamaOps>(
+        model: Llama<B>,
+        regions: Box<dyn Regions<B>>,
+        context: Option<DeviceContext>,
+        config: EngineConfig,
+    ) -> Result<Self> {
         config.validate()?;
-        let (runner, size) = ModelRunner::new(model, &config, None)?;
-        Ok(Self::with_runner(None, Box::new(runner), config, size))
+        let memory = context.as_ref().and_then(|context| context.name().memory());
+        let (runner, size) = ModelRunner::new(model, regions, &config, memory)?;
+        Ok(Self::with_runner(context, Box::new(runner), config, size))
     }
 
     /// Loads a checkpoint's model onto a device.
@@ -161,7 +177,7 @@ impl Engine {
             type Output = (Box<dyn Runner>, CacheSize);
             fn run<B: LlamaOps>(self, device: B::Device) -> Result<Self::Output> {
                 let model = self.0.load_as::<B>(&device, self.1.weights()?)?;
-                let (runner, size) = ModelRunner::new(model, self.1, self.2)?;
+                let (runner, size) = ModelRunner::new(model, Box::new(Single), self.1, self.2)?;
                 Ok((Box::new(runner), size))
             }
         }

@@ -20,6 +20,7 @@ use std::ops::ControlFlow;
 
 use crate::error::{Error, Result};
 use crate::model::Llama;
+use crate::model::regions::{Regions, Single};
 use crate::ops::LlamaOps;
 
 #[cfg(feature = "constrain")]
@@ -58,9 +59,22 @@ pub fn generate<B: LlamaOps>(
     request: Request,
     see: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<(Vec<u32>, Stop)> {
+    generate_in(model, Box::new(Single), request, see)
+}
+
+/// [`generate`] by the part of a model that one of several devices has; see [`Engine::of_part`].
+///
+/// # Errors
+/// As there.
+pub fn generate_in<B: LlamaOps>(
+    model: &Llama<B>,
+    regions: Box<dyn Regions<B>>,
+    request: Request,
+    see: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<(Vec<u32>, Stop)> {
     let longest = model.config().max_seq_len;
     let len = request.prompt.len().saturating_add(request.max_new).min(longest).max(1);
     let max_len = if request.prompt.len() > longest { None } else { Some(len) };
     let config = EngineConfig { max_len, max_batch: request.n.clamp(1, 16), prefix_cache: false, ..Default::default() };
-    Engine::new(model.clone(), config)?.generate(request, see)
+    Engine::of_part(model.clone(), regions, None, config)?.generate(request, see)
 }

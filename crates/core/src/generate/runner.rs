@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor};
 
 use super::engine::EngineConfig;
 use crate::error::{Error, Result};
+use crate::model::regions::Regions;
 use crate::model::{Llama, ModelConfig};
 use crate::ops::{BatchRows, CacheRows, KV_BLOCK, KvDtype, KvPool, KvShape, LlamaOps, SampleRows, Weight, int_tensor, tensor};
 
@@ -57,8 +59,14 @@ pub(super) struct CacheSize {
 }
 
 /// How many blocks there are, and how long a sequence may be.
-fn cache_size(model: &ModelConfig, config: &EngineConfig, memory: Option<u64>, largest: Option<u64>) -> Result<CacheSize> {
-    let shape = KvShape { blocks: 0, kv_heads: model.kv_heads(), head_dim: model.head_dim(), dtype: config.kv_cache_dtype };
+fn cache_size(
+    model: &ModelConfig,
+    kv_heads: usize,
+    config: &EngineConfig,
+    memory: Option<u64>,
+    largest: Option<u64>,
+) -> Result<CacheSize> {
+    let shape = KvShape { blocks: 0, kv_heads, head_dim: model.head_dim(), dtype: config.kv_cache_dtype };
     let block_bytes = (shape.block_bytes() * model.n_layers) as u64;
     let longest = config.max_len.unwrap_or(model.max_seq_len).min(model.max_seq_len).max(1);
     if let Some(asked) = config.max_len.filter(|asked| *asked > longest) {
@@ -97,21 +105,29 @@ fn cache_size(model: &ModelConfig, config: &EngineConfig, memory: Option<u64>, l
 /// A model with its cache.
 pub(super) struct ModelRunner<B: LlamaOps> {
     model: Llama<B>,
+    /// Between the devices that have parts of the model.
+    regions: Box<dyn Regions<B>>,
     pools: Vec<Option<KvPool<B>>>,
     device: B::Device,
     weight_bytes: BTreeMap<&'static str, u64>,
 }
 
 impl<B: LlamaOps> ModelRunner<B> {
-    pub(super) fn new(model: Llama<B>, config: &EngineConfig, memory: Option<u64>) -> Result<(Self, CacheSize)> {
+    pub(super) fn new(
+        model: Llama<B>,
+        regions: Box<dyn Regions<B>>,
+        config: &EngineConfig,
+        memory: Option<u64>,
+    ) -> Result<(Self, CacheSize)> {
         let device = model.device();
         let shape = model.config();
         let dtype = config.kv_cache_dtype;
         if dtype != KvDtype::Int8 && !<B as Backend>::supports_dtype(&device, dtype.dtype()) {
             return Err(Error::bad_value("kv_cache_dtype", format!("the backend has no {dtype}"), "take f32 or int8"));
         }
-        let size = cache_size(shape, config, memory, B::largest_page(&device))?;
-        let (kv_heads, head_dim) = (shape.kv_heads(), shape.head_dim());
+        let kv_heads = model.layers.first().map_or(0, |layer| layer.attention.heads().1);
+        let size = cache_size(shape, kv_heads, config, memory, B::largest_page(&device))?;
+        let head_dim = shape.head_dim();
         let pool = KvShape { blocks: size.blocks, kv_heads, head_dim, dtype };
         let pools = B::resident(&device, || (0..shape.n_layers).map(|_| Some(B::kv_pool(pool, &device))).collect());
         for weight in model.weights() {
@@ -123,7 +139,25 @@ impl<B: LlamaOps> ModelRunner<B> {
         for (dtype, bytes) in model.weights().skip(1).flat_map(|w| w.bytes()) {
             *weight_bytes.entry(dtype).or_default() += bytes;
         }
-        Ok((Self { model, pools, device, weight_bytes }, size))
+        Ok((Self { model, regions, pools, device, weight_bytes }, size))
+    }
+
+    /// The residual stream of a step's rows. A pass that waits for other devices does so on a thread of its own, not on one of the pool's.
+    fn pass(&mut self, tokens: IntTensor<B>, rows: &BatchRows) -> Result<FloatTensor<B>> {
+        let (model, pools) = (&self.model, &mut self.pools);
+        if self.regions.split() {
+            return model.forward_rows_in(tokens, &CacheRows::new(rows.clone()), pools, self.regions.as_ref());
+        }
+        Ok(B::in_pool(|| model.forward_rows(tokens, &CacheRows::new(rows.clone()), pools)))
+    }
+
+    /// The logits of rows of [`ModelRunner::pass`].
+    fn logits(&self, rows: FloatTensor<B>) -> Result<FloatTensor<B>> {
+        let model = &self.model;
+        if self.regions.split() {
+            return model.logits_of_rows_in(rows, self.regions.as_ref());
+        }
+        Ok(B::in_pool(|| model.logits_of_rows(rows)))
     }
 }
 
@@ -138,12 +172,10 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
 
     fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
-        let (model, pools) = (&self.model, &mut self.pools);
-        let x = B::in_pool(|| model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), pools));
-        let vocab = model.config().vocab_size;
+        let x = self.pass(tokens, &step.rows)?;
+        let vocab = self.model.config().vocab_size;
         for (i, asked) in step.logits.chunks(LOGIT_ROWS).enumerate() {
-            let logits = B::in_pool(|| model.logits_of_rows(Llama::<B>::pick_rows(x.clone(), asked)));
-            let logits = tensor::<B, 2>(logits).into_data();
+            let logits = tensor::<B, 2>(self.logits(Llama::<B>::pick_rows(x.clone(), asked))?).into_data();
             let mut logits: Vec<f32> = logits.into_vec().map_err(|e| Error::internal("logits", format!("not float32: {e:?}")))?;
             for (j, row) in logits.chunks_exact_mut(vocab).enumerate() {
                 see(i * LOGIT_ROWS + j, row);
@@ -158,13 +190,13 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
 
     fn sample(&mut self, step: &StepInput, rows: &SampleRows, then: &[(BatchRows, SampleRows)]) -> Result<Vec<Vec<u32>>> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
-        let x = self.model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), &mut self.pools);
-        let logits = self.model.logits_of_rows(Llama::<B>::pick_rows(x, &step.logits));
+        let x = self.pass(tokens, &step.rows)?;
+        let logits = self.logits(Llama::<B>::pick_rows(x, &step.logits))?;
         let mut drawn = vec![B::sample_rows(logits, rows)];
         for (rows, sampling) in then {
             let before = drawn.last().expect("the first step's").clone();
-            let x = self.model.forward_rows(before, &CacheRows::new(rows.clone()), &mut self.pools);
-            drawn.push(B::sample_rows(self.model.logits_of_rows(x), sampling));
+            let x = self.pass(before, rows)?;
+            drawn.push(B::sample_rows(self.logits(x)?, sampling));
         }
         let n = step.logits.len();
         let drawn = drawn.into_iter().map(Tensor::<B, 1, Int>::from_primitive).collect();
@@ -175,9 +207,8 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
 
     fn hidden_sum(&mut self, step: &StepInput) -> Result<Vec<f32>> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
-        let (model, pools) = (&self.model, &mut self.pools);
-        let x = B::in_pool(|| model.norm_of_rows(model.forward_rows(tokens, &CacheRows::new(step.rows.clone()), pools)));
-        let sum = tensor::<B, 2>(x).sum_dim(0).into_data();
+        let x = self.pass(tokens, &step.rows)?;
+        let sum = tensor::<B, 2>(self.model.norm_of_rows(x)).sum_dim(0).into_data();
         sum.into_vec().map_err(|e| Error::internal("hidden states", format!("not float32: {e:?}")))
     }
 

@@ -5,6 +5,8 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Tensor, TensorMetadata};
 
 use super::Llama;
+use super::regions::{Regions, Single};
+use crate::error::Result;
 use crate::ops::{CacheRows, CachedAttention, KvPool, LlamaOps, Rotary, Weight, cast, primitive, reshape, tensor};
 
 /// `x W^T` as `out`.
@@ -32,12 +34,31 @@ impl<B: LlamaOps> Llama<B> {
     /// of more rows do not add in their own pass. With weights in parts: one more for each further run of another type in a weight, and
     /// for each product of blocks by more rows, which widens them first.
     pub fn forward_rows(&self, tokens: IntTensor<B>, rows: &CacheRows<B>, pools: &mut [Option<KvPool<B>>]) -> FloatTensor<B> {
+        self.forward_rows_in(tokens, rows, pools, &Single).expect("nothing crosses between devices")
+    }
+
+    /// [`Llama::forward_rows`] of the part of a model that this device has; every device runs the same rows.
+    ///
+    /// # Errors
+    /// [`Error::Communication`](crate::Error::Communication).
+    pub fn forward_rows_in(
+        &self,
+        tokens: IntTensor<B>,
+        rows: &CacheRows<B>,
+        pools: &mut [Option<KvPool<B>>],
+        regions: &dyn Regions<B>,
+    ) -> Result<FloatTensor<B>> {
+        // A sum has the type of the residual stream: rows are few.
+        let add = |y: FloatTensor<B>, x: FloatTensor<B>, w: &Weight<B>| match regions.split() {
+            false => Ok(project_add(y, x, w)),
+            true => Ok::<_, crate::Error>(B::float_add(y, regions.sum(project(x, w, DType::F32)).wait()?)),
+        };
         let n = rows.host.len();
         let positions = &rows.host.positions;
         let (cos, sin) = self.rope().rows(positions, || rows.positions(&self.device()).clone());
         let (cos, sin) = (primitive(cos), primitive(sin));
         let mut x = match self.tok_embeddings.weight() {
-            Weight::Float(w) => B::embed(tokens, w, DType::F32),
+            Weight::Float(w) => regions.embed(tokens, w).wait()?,
             Weight::Parts(parts) => B::embed_parts(tokens, &parts, DType::F32),
         };
         for (block, slot) in self.layers.iter().zip(pools) {
@@ -57,20 +78,28 @@ impl<B: LlamaOps> Llama<B> {
             let (out, pool) = B::cached_attention(qkv, rotary, pool, rows, s);
             *slot = Some(pool);
             let out = cast::<B>(reshape::<B>(out, &[n, n_heads * head_dim]), compute);
-            x = project_add(x, out, &wo);
+            x = add(x, out, &wo)?;
             let feed_forward = &block.feed_forward;
             let (w13, w2) = (feed_forward.w13.weight(), feed_forward.w2.weight());
             let gate_up = project(normed(&x, &block.ffn_norm), &w13, compute);
-            x = project_add(x, B::swiglu(gate_up), &w2);
+            x = add(x, B::swiglu(gate_up), &w2)?;
         }
-        x
+        Ok(x)
     }
 
     /// Logits `[n, vocab_size]`, float32, of rows of [`Llama::forward_rows`].
     pub fn logits_of_rows(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+        self.logits_of_rows_in(x, &Single).expect("nothing crosses between devices")
+    }
+
+    /// [`Llama::logits_of_rows`] of the whole vocabulary, of which this device has a part.
+    ///
+    /// # Errors
+    /// [`Error::Communication`](crate::Error::Communication).
+    pub fn logits_of_rows_in(&self, x: FloatTensor<B>, regions: &dyn Regions<B>) -> Result<FloatTensor<B>> {
         let w = self.output.weight();
         let normed = B::rms_norm(x, primitive(self.norm.weight.val()), self.norm.eps, B::activation_dtype(w.dtype()));
-        project(normed, &w, DType::F32)
+        regions.join_logits(project(normed, &w, DType::F32)).wait()
     }
 
     /// Last hidden states `[n, dim]`, float32, of rows of [`Llama::forward_rows`]: after the last norm.

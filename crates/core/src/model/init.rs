@@ -1,5 +1,7 @@
 //! First weights. Training begins from these; they are the same on every backend, whatever the number of threads.
 
+use std::ops::Range;
+
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData};
 use rand::SeedableRng;
@@ -8,7 +10,7 @@ use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Llama, ModelConfig};
+use super::{Llama, ModelConfig, Part, Slice};
 use crate::error::Result;
 use crate::ops::{LlamaOps, primitive};
 
@@ -42,24 +44,47 @@ const CHUNK: usize = 1 << 16;
 /// A chunk's generator is ChaCha8 keyed by `seed`, with the stream number from a hash of the name and the chunk's index, so
 /// that a parameter's values depend on its name alone, not on the others or on their order.
 pub fn initial_weights(config: &ModelConfig, init: &InitConfig, name: &str, elements: usize) -> Vec<f32> {
+    draw(config, init, name, 0..elements)
+}
+
+/// The same values of a rectangle of a parameter alone; those of whole rows are drawn without the others.
+pub fn initial_slice(config: &ModelConfig, init: &InitConfig, slice: &Slice) -> Vec<f32> {
+    match slice.range() {
+        Some(range) => draw(config, init, &slice.name, range),
+        None => slice.cut(&draw(config, init, &slice.name, 0..slice.shape.iter().product()), 1),
+    }
+}
+
+fn draw(config: &ModelConfig, init: &InitConfig, name: &str, range: Range<usize>) -> Vec<f32> {
     if name.ends_with("norm.weight") {
-        return vec![1.0; elements];
+        return vec![1.0; range.len()];
     }
     let writes_residual = name.ends_with("attention.wo.weight") || name.ends_with("feed_forward.w2.weight");
     let std = if writes_residual { init.std / (2.0 * config.n_layers as f64).sqrt() } else { init.std };
-    let mut values = vec![0f32; elements];
+    let mut values = vec![0f32; range.len()];
     let name_hash = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-    values.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
+    let mut chunks = Vec::new();
+    let (mut at, mut rest) = (range.start, values.as_mut_slice());
+    while !rest.is_empty() {
+        let (chunk, after) = rest.split_at_mut(rest.len().min(CHUNK - at % CHUNK));
+        rest = after;
+        chunks.push((at, &mut *chunk));
+        at = (at / CHUNK + 1) * CHUNK;
+    }
+    chunks.into_par_iter().for_each(|(at, chunk)| {
         let mut rng = ChaCha8Rng::seed_from_u64(init.seed);
-        rng.set_stream(name_hash.wrapping_add(i as u64));
+        rng.set_stream(name_hash.wrapping_add((at / CHUNK) as u64));
+        let mut next = || loop {
+            let z: f64 = StandardNormal.sample(&mut rng);
+            if z.abs() <= 3.0 {
+                break z;
+            }
+        };
+        for _ in 0..at % CHUNK {
+            next();
+        }
         for x in chunk {
-            let z: f64 = loop {
-                let z: f64 = StandardNormal.sample(&mut rng);
-                if z.abs() <= 3.0 {
-                    break z;
-                }
-            };
-            *x = (z * std) as f32;
+            *x = (next() * std) as f32;
         }
     });
     values
@@ -71,9 +96,16 @@ impl<B: LlamaOps> Llama<B> {
     /// # Errors
     /// Those of [`ModelConfig::validate`].
     pub fn init(config: &ModelConfig, init: &InitConfig, device: &B::Device) -> Result<Self> {
-        Self::build(config, device, &mut |name, shape| {
-            let values = initial_weights(config, init, name, shape.iter().product());
-            Ok(from_f32::<B>(values, shape, device))
+        Self::init_part(config, init, Part::WHOLE, device)
+    }
+
+    /// A part of [`Llama::init`]'s model: the same values.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::validate`].
+    pub fn init_part(config: &ModelConfig, init: &InitConfig, part: Part, device: &B::Device) -> Result<Self> {
+        Self::build_part(config, part, device, &mut |slice| {
+            Ok(from_f32::<B>(initial_slice(config, init, slice), &slice.sizes, device))
         })
     }
 }

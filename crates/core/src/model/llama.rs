@@ -9,6 +9,7 @@ use burn_autodiff::grads::Gradients;
 
 use super::block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Rope};
 use super::config::ModelConfig;
+use super::part::{Part, Slice};
 use super::slots::{LayerSlot, PerSlot, Slot};
 use crate::error::Result;
 use crate::ops::{self, LlamaOps, Weight, cast, primitive, tensor};
@@ -35,6 +36,9 @@ pub struct Llama<B: Backend> {
 /// Gives a parameter by name and shape; see [`Llama::build`].
 pub type ParameterFn<'a, B> = dyn FnMut(&str, &[usize]) -> Result<FloatTensor<B>> + 'a;
 
+/// Gives a rectangle of a parameter; see [`Llama::build_part`].
+pub type SliceFn<'a, B> = dyn FnMut(&Slice) -> Result<FloatTensor<B>> + 'a;
+
 impl<B: LlamaOps> Llama<B> {
     /// Builds the model from a function that gives each parameter by name and shape, in the order of
     /// [`ModelConfig::parameters`]. Initialisation, checkpoints and gradients all go through here.
@@ -42,9 +46,17 @@ impl<B: LlamaOps> Llama<B> {
     /// # Errors
     /// Those of `parameter`, and of [`ModelConfig::validate`].
     pub fn build(config: &ModelConfig, device: &B::Device, parameter: &mut ParameterFn<'_, B>) -> Result<Self> {
+        Self::build_part(config, Part::WHOLE, device, &mut |slice| parameter(&slice.name, &slice.sizes))
+    }
+
+    /// [`Llama::build`] of the part that one of several devices holds; the whole model's configuration stays with it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_part(config: &ModelConfig, part: Part, device: &B::Device, parameter: &mut SliceFn<'_, B>) -> Result<Self> {
         config.validate()?;
         let stored = B::resident(device, || {
-            let named: Result<_> = config.parameters().iter().map(|(name, shape)| parameter(name, shape)).collect();
+            let named: Result<_> = config.slices(part).iter().map(parameter).collect();
             Ok::<_, crate::Error>(fuse::<B>(config, named?))
         })?;
         Ok(Self::from_stored(config, Rope::new(config, device), stored.map(|_, value| Parameter::new(value))))
@@ -255,7 +267,8 @@ pub(crate) fn fuse<B: LlamaOps>(config: &ModelConfig, named: Vec<FloatTensor<B>>
     })
 }
 
-/// Named tensors (views), in the order of [`ModelConfig::parameters`], from stored ones: parameters, gradients or moments.
+/// Named tensors (views), in the order of [`ModelConfig::parameters`], from stored ones: parameters, gradients or moments. Of a model
+/// split over devices the parts that this one has: the same share of the rows of each parameter in a fused matrix.
 pub fn unfuse<B: LlamaOps>(config: &ModelConfig, stored: PerSlot<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
     let rows: Vec<usize> = config.parameters().into_iter().map(|(_, shape)| shape[0]).collect();
     let mut named: Vec<Option<FloatTensor<B>>> = rows.iter().map(|_| None).collect();
@@ -265,10 +278,12 @@ pub fn unfuse<B: LlamaOps>(config: &ModelConfig, stored: PerSlot<FloatTensor<B>>
             named[part] = Some(x);
             continue;
         }
+        let (here, all) = (x.shape()[0], parts.iter().map(|&part| rows[part]).sum::<usize>());
         let mut at = 0;
         for part in parts {
-            named[part] = Some(primitive(tensor::<B, 2>(x.clone()).narrow(0, at, rows[part])));
-            at += rows[part];
+            let rows = rows[part] * here / all;
+            named[part] = Some(primitive(tensor::<B, 2>(x.clone()).narrow(0, at, rows)));
+            at += rows;
         }
     }
     named.into_iter().flatten().collect()

@@ -10,10 +10,13 @@ pub mod config;
 mod infer;
 pub mod init;
 pub mod llama;
+pub mod part;
+pub mod regions;
 pub mod slots;
 
 pub use block::{Attention, Block, FeedForward, Linear, Parameter, RmsNorm, Rope, inverse_frequencies};
 pub use config::{ModelConfig, RopeScaling};
 pub use init::{InitConfig, initial_weights};
 pub use llama::{Llama, ParameterFn, unfuse};
+pub use part::{Part, Slice, Split};
 pub use slots::{LayerSlot, PerSlot, Slot};

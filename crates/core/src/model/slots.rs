@@ -60,6 +60,11 @@ const LAYER_SLOTS: [(LayerSlot, &str, &[usize]); 6] = [
     (LayerSlot::W2, "feed_forward.w2", &[7]),
 ];
 
+impl LayerSlot {
+    /// All of a layer, in the order of the forward pass.
+    pub const ALL: [Self; 6] = [Self::AttentionNorm, Self::Wqkv, Self::Wo, Self::FfnNorm, Self::W13, Self::W2];
+}
+
 impl Slot {
     /// All slots of a model in the order of the forward pass.
     pub fn all(n_layers: usize) -> impl DoubleEndedIterator<Item = Self> {

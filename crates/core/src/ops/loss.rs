@@ -3,6 +3,8 @@
 //! largest logit, the sum of exponentials and the target's logit ([`LlamaOps::logit_stats`]), then the gradient
 //! ([`LlamaOps::logit_grad`]).
 
+use std::convert::Infallible;
+
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorMetadata};
 
@@ -66,8 +68,8 @@ fn total<B: LlamaOps>(stats: FloatTensor<B>, targets: IntTensor<B>) -> Tensor<B,
     tensor(B::element_sum(primitive(loss)))
 }
 
-/// Joins statistics over the parts of a split vocabulary; the identity where it is whole.
-pub type Join<'a, B> = dyn Fn(FloatTensor<B>) -> FloatTensor<B> + 'a;
+/// Joins statistics over the parts of a split vocabulary; the identity, which cannot fail, where it is whole.
+pub type Join<'a, B, E = Infallible> = dyn Fn(FloatTensor<B>) -> Result<FloatTensor<B>, E> + 'a;
 
 /// What [`forward_backward`] gives.
 pub struct LossGrads<B: LlamaOps> {
@@ -99,28 +101,47 @@ fn chunk<B: LlamaOps>(x: &FloatTensor<B>, targets: &IntTensor<B>, start: usize, 
 }
 
 pub(super) fn forward<B: LlamaOps>(x: FloatTensor<B>, w: FloatTensor<B>, targets: IntTensor<B>) -> FloatTensor<B> {
+    let Ok(loss) = forward_joined::<B, Infallible>(x, w, targets, 0, &|stats| Ok(stats));
+    loss
+}
+
+/// [`LlamaOps::linear_cross_entropy`] of a part of the vocabulary that begins at `first`; `join` brings the statistics of its parts
+/// together.
+///
+/// # Errors
+/// Those of `join`.
+pub fn forward_joined<B: LlamaOps, E>(
+    x: FloatTensor<B>,
+    w: FloatTensor<B>,
+    targets: IntTensor<B>,
+    first: usize,
+    join: &Join<'_, B, E>,
+) -> Result<FloatTensor<B>, E> {
     let n = x.shape()[0];
     let step = rows_per_chunk(B::logit_rows(w.shape()[0]), n);
     let mut loss = Tensor::<B, 1>::zeros([1], (&B::float_device(&x), DType::F32));
     for start in (0..n).step_by(step) {
         let (xb, tb) = chunk::<B>(&x, &targets, start, step.min(n - start));
         let logits = B::project(xb, w.clone(), DType::F32);
-        loss = loss + total::<B>(B::logit_stats(logits, tb.clone(), 0), tb);
+        loss = loss + total::<B>(join(B::logit_stats(logits, tb.clone(), first))?, tb);
     }
-    primitive(loss)
+    Ok(primitive(loss))
 }
 
 /// The loss of [`LlamaOps::linear_cross_entropy`] and the gradients of `scale` times it, a chunk at a time. `first` is where this
 /// part of the vocabulary begins, `join` brings the statistics of its parts together; `dw` is added to.
-pub fn forward_backward<B: LlamaOps>(
+///
+/// # Errors
+/// Those of `join`.
+pub fn forward_backward<B: LlamaOps, E>(
     x: FloatTensor<B>,
     w: FloatTensor<B>,
     targets: IntTensor<B>,
     scale: f64,
     dw: Option<FloatTensor<B>>,
     first: usize,
-    join: &Join<'_, B>,
-) -> LossGrads<B> {
+    join: &Join<'_, B, E>,
+) -> Result<LossGrads<B>, E> {
     let ([n, _], dtype) = (x.shape().dims::<2>(), x.dtype());
     let device = B::float_device(&x);
     let step = rows_per_chunk(B::logit_rows(w.shape()[0]), n);
@@ -131,7 +152,7 @@ pub fn forward_backward<B: LlamaOps>(
     for start in (0..n).step_by(step) {
         let (xb, tb) = chunk::<B>(&x, &targets, start, step.min(n - start));
         let logits = B::project_over(used.take(), xb.clone(), w.clone(), DType::F32);
-        let stats = join(B::logit_stats(logits.clone(), tb.clone(), first));
+        let stats = join(B::logit_stats(logits.clone(), tb.clone(), first))?;
         loss = loss + total::<B>(stats.clone(), tb.clone());
         let dlogits = B::logit_grad(logits, stats, tb, first, scale, dtype);
         dxs.push(tensor::<B, 2>(B::project_backward_input(dlogits.clone(), w.clone(), dtype)));
@@ -148,5 +169,5 @@ pub fn forward_backward<B: LlamaOps>(
         }
     };
     let dw = dw.unwrap_or_else(|| B::float_zeros(w.shape(), &device, burn::tensor::FloatDType::F32));
-    LossGrads { loss: primitive(loss), dx: primitive(dx), dw }
+    Ok(LossGrads { loss: primitive(loss), dx: primitive(dx), dw })
 }

@@ -14,6 +14,7 @@ use crate::generate::SampleConfig;
 use crate::model::backward::ActivationCheckpointing;
 use crate::model::{InitConfig, ModelConfig};
 use crate::optim::OptimConfig;
+use crate::parallel::ParallelConfig;
 
 /// Everything that decides a training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct RunConfig {
     pub init: InitConfig,
     /// Texts written during training.
     pub sample: SampleTexts,
+    /// Several ranks.
+    pub parallel: ParallelConfig,
     /// Shape of the model. `model.preset` takes a named size first.
     pub model: ModelConfig,
 }
@@ -39,9 +42,9 @@ pub struct RunConfig {
 pub struct TrainConfig {
     /// Optimizer steps of the whole run; the cosine ends here.
     pub steps: u64,
-    /// Samples (windows of `seq_len` tokens) of one step.
+    /// Samples (windows of `seq_len` tokens) of one step, over all ranks.
     pub batch: usize,
-    /// Samples of one forward and backward pass; a divisor of `batch`. `None`: as `batch`.
+    /// Samples of one forward and backward pass; a divisor of `batch`. `None`: as `batch`, or a replica's share of it.
     pub micro_batch: Option<usize>,
     /// Targets of a sample. `None`: the model's `max_seq_len`.
     pub seq_len: Option<usize>,
@@ -268,6 +271,21 @@ impl RunConfig {
     /// Samples of one forward and backward pass.
     pub fn micro_batch(&self) -> usize {
         self.train.micro_batch.unwrap_or(self.train.batch)
+    }
+
+    /// The same where `dp` replicas share a step.
+    pub fn micro_batch_on(&self, dp: usize) -> usize {
+        self.train.micro_batch.unwrap_or(self.train.batch / dp.max(1))
+    }
+
+    /// Checks the settings for so many ranks.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] naming what cannot be split, with the values that can.
+    pub fn validate_on(&self, ranks: usize) -> Result<()> {
+        self.step().check_mesh(ranks > 1)?;
+        let dp = self.parallel.dp_of(ranks)?;
+        self.parallel.validate(&self.model, self.seq_len(), self.train.batch, self.micro_batch_on(dp), ranks)
     }
 
     /// How a step computes.

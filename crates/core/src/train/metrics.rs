@@ -50,6 +50,12 @@ pub struct StepRecord {
     /// The factor on this step's loss, in float16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
+    /// Of several ranks: tokens a second of each while it computed, its share of a step over the time that it did not wait.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rank_tok_s: Vec<f64>,
+    /// Of several ranks: seconds that each waited for others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rank_wait_s: Vec<f64>,
     /// Validation loss after this step, in nats a token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,

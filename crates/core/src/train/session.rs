@@ -2,10 +2,11 @@
 //! the backend: what is asked of the device is a [`Learner`], so that the loop is compiled once.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -18,11 +19,16 @@ use super::spike::is_spike;
 use super::state::{OptimState, RunState};
 use super::step::{MicroBatch, StepConfig, StepOutput};
 use super::valid::Valid;
-use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint};
+use crate::checkpoint::RankFiles;
+use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint, Unfinished};
 use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::generate::{Bos, Request, SampleConfig, end_ids};
+use crate::model::Part;
+use crate::parallel::Mesh;
+use crate::parallel::comm::gather_numbers;
+use crate::parallel::ranks::{agree, any};
 use crate::tokenizer::Tokenizer;
 
 /// A model that learns, on a device of some backend.
@@ -35,12 +41,16 @@ pub(super) trait Learner {
         how: StepConfig,
         skip: &mut dyn FnMut(f64, f64) -> bool,
     ) -> Result<StepOutput>;
+    /// Waits for what is still on its way to the model: before it is read otherwise than by a step.
+    fn settle(&mut self) -> Result<()>;
     /// Mean loss in nats, and the number of targets.
-    fn loss(&self, batch: &MicroBatch) -> (f64, u64);
+    fn loss(&self, batch: &MicroBatch) -> Result<(f64, u64)>;
     /// Tokens after a prompt.
     fn write(&self, request: Request) -> Result<Vec<u32>>;
     /// Weights and moments into a checkpoint.
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
+    /// What this rank writes of them into an unfinished checkpoint.
+    fn save_pieces(&self, dir: &Path) -> Result<RankFiles>;
     /// Whether the device is sound.
     fn check(&self) -> Result<()>;
     /// Where the optimizer stands.
@@ -51,8 +61,10 @@ pub(super) trait Learner {
 pub(super) struct Opening {
     pub(super) config: RunConfig,
     pub(super) inputs: Inputs,
+    pub(super) mesh: Option<Mesh>,
     dir: PathBuf,
-    lock: File,
+    /// Of the rank that writes.
+    lock: Option<File>,
 }
 
 /// A run in progress, but for its model.
@@ -69,10 +81,24 @@ pub(super) struct Session {
     state: RunState,
     /// Steps made.
     step: u64,
-    metrics: MetricsLog,
+    /// Of the rank that writes.
+    metrics: Option<MetricsLog>,
     saved: Option<PathBuf>,
+    /// The ranks, where there are several.
+    mesh: Option<Mesh>,
     /// Held as long as the run is open.
-    _lock: File,
+    _lock: Option<File>,
+}
+
+/// How long ranks wait for each other while a checkpoint is written: writing takes longer than a step.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// Steps of this process whose times are noted; fewer where it makes fewer.
+const TRACED: Range<usize> = 2..5;
+
+/// Whether this rank writes the run's files and tells of it.
+fn writes(mesh: Option<&Mesh>) -> bool {
+    mesh.is_none_or(|mesh| mesh.world().rank() == 0)
 }
 
 /// Takes the run directory for this process; the system gives it back however the process ends.
@@ -89,30 +115,81 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
+/// A result as what is told to others, and what is kept.
+fn split_result<T>(result: Result<T>) -> (Result<()>, Option<T>) {
+    match result {
+        Ok(value) => (Ok(()), Some(value)),
+        Err(e) => (Err(e), None),
+    }
+}
+
 impl Opening {
-    pub(super) fn new(config: RunConfig, dir: &Path, start: &Start, observer: &mut dyn Observer) -> Result<Self> {
-        // A run that is there is taken before its checkpoints are looked at; one that is refused leaves no folder behind.
-        let taken = if dir.join("checkpoints").exists() { Some(lock(dir)?) } else { None };
-        let inputs = Inputs::open(&config, dir, start, observer)?;
-        let root = dir.join("checkpoints");
-        std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
-        let lock = taken.map_or_else(|| lock(dir), Ok)?;
-        Ok(Self { config, inputs, dir: dir.into(), lock })
+    pub(super) fn new(
+        config: RunConfig,
+        dir: &Path,
+        start: &Start,
+        mesh: Option<Mesh>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let ranks = mesh.as_ref().map_or(1, |mesh| mesh.world().size());
+        let open = |observer: &mut dyn Observer| {
+            config.validate_on(ranks)?;
+            // A run that is there is taken before its checkpoints are looked at; one that is refused leaves no folder behind.
+            let writes = writes(mesh.as_ref());
+            let taken = if writes && dir.join("checkpoints").exists() { Some(lock(dir)?) } else { None };
+            let inputs = Inputs::open(&config, dir, start, observer)?;
+            if !writes {
+                return Ok((inputs, None));
+            }
+            let root = dir.join("checkpoints");
+            std::fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
+            Ok((inputs, Some(taken.map_or_else(|| lock(dir), Ok)?)))
+        };
+        let opened = open(observer);
+        let (inputs, lock) = match &mesh {
+            None => opened?,
+            Some(mesh) => {
+                // Nobody begins before all have looked, and all have seen the same.
+                let (result, opened) = split_result(opened);
+                let seen = result.map(|()| opened.as_ref().and_then(|(inputs, _)| Some(inputs.resumed.as_ref()?.step())));
+                let steps = agree(mesh.world(), seen, None)?;
+                if let Some(rank) = steps.iter().position(|step| *step != steps[0]) {
+                    let problem = format!("rank {rank} finds the checkpoint {:?}, rank 0 {:?}", steps[rank], steps[0]);
+                    return Err(Error::bad_value("--resume", problem, "the run's folder must be the same one on every machine"));
+                }
+                opened.ok_or_else(|| Error::internal("open", "neither opened nor refused"))?
+            }
+        };
+        Ok(Self { config, inputs, mesh, dir: dir.into(), lock })
     }
 
     /// Begins to write, once the model is there: a start that is refused leaves the run as it was.
     pub(super) fn begin(self) -> Result<Session> {
-        let Self { config, inputs, dir, lock } = self;
+        let Self { config, inputs, mesh, dir, lock } = self;
         let Inputs { loader, valid, tokenizer, bos, sample_bos, resumed, state, .. } = inputs;
-        if let Some(tokenizer) = &tokenizer {
-            tokenizer.files.write_missing(&dir)?;
-        }
-        write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
-        let metrics = MetricsLog::open(&dir, resumed.as_ref().map(NativeCheckpoint::step))?;
+        let begin = || {
+            if !writes(mesh.as_ref()) {
+                return Ok(None);
+            }
+            if let Some(tokenizer) = &tokenizer {
+                tokenizer.files.write_missing(&dir)?;
+            }
+            write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+            MetricsLog::open(&dir, resumed.as_ref().map(NativeCheckpoint::step)).map(Some)
+        };
+        let begun = begin();
+        let metrics = match &mesh {
+            None => begun?,
+            Some(mesh) => {
+                let (result, metrics) = split_result(begun);
+                agree(mesh.world(), result, None)?;
+                metrics.flatten()
+            }
+        };
         let step = resumed.as_ref().map_or(0, NativeCheckpoint::step);
         let saved = resumed.map(|c| c.dir().to_path_buf());
         let tokenizer = tokenizer.map(|t| t.tokenizer);
-        Ok(Session { config, dir, loader, valid, tokenizer, bos, sample_bos, state, step, metrics, saved, _lock: lock })
+        Ok(Session { config, dir, loader, valid, tokenizer, bos, sample_bos, state, step, metrics, saved, mesh, _lock: lock })
     }
 }
 
@@ -135,19 +212,23 @@ impl Session {
             batch,
             dir: self.dir.clone(),
         });
-        let split = BatchSplit::single(batch, self.config.micro_batch());
+        let replica = self.mesh.as_ref().map_or(Part::WHOLE, Mesh::replica);
+        let micro_batch = self.config.micro_batch_on(replica.of);
+        let split = BatchSplit { batch, micro_batch, rank: replica.index, world_size: replica.of };
         let per_step = split.micro_batches();
         let batches = self.loader.batches(split, self.state.loader.next_sample)?;
         let mut batches = Prefetch::new(batches, 2 * per_step, &self.config.data.train[0])?;
         let mut rates = Vec::new();
-        let before = metrics::read(&self.dir.join(METRICS_FILE))?;
+        let before = if self.metrics.is_some() { metrics::read(&self.dir.join(METRICS_FILE))? } else { Vec::new() };
         let mut valid = before.iter().rev().find_map(StepRecord::validation);
         let mut last = before.last().cloned().unwrap_or_default();
+        let mut waited = self.waited();
         while self.step < steps {
-            if stop.load(Ordering::Relaxed) {
+            if self.any(stop.load(Ordering::Relaxed))? {
                 let path = self.save(learner, observer)?;
                 return Err(Error::Interrupted { step: self.step, path });
             }
+            self.trace(rates.len())?;
             let began = Instant::now();
             let micro = batches.by_ref().take(per_step).map(|b| b.map(|b| self.micro_batch(b))).collect();
             let (out, lr) = self.one_step(learner, micro)?;
@@ -158,7 +239,12 @@ impl Session {
             let tok_s = tokens_per_step as f64 / step_s;
             rates.push(tok_s);
             last = self.record(&out, lr, tok_s, step_s);
+            (last.rank_tok_s, last.rank_wait_s) =
+                self.of_ranks(step_s, &mut waited, tokens_per_step as f64 / replica.of as f64)?;
             let due = |every: u64| every > 0 && (self.step.is_multiple_of(every) || self.step == steps);
+            if due(self.config.train.val_every) || due(self.config.sample.every) {
+                learner.settle()?;
+            }
             if due(self.config.train.val_every)
                 && let Some(v) = self.validate(learner, self.config.train.val_windows)?
             {
@@ -169,11 +255,13 @@ impl Session {
                 // Nothing but the device, the next step or a save ends a training.
                 match self.sample(learner) {
                     Ok(text) => last.sample = text,
-                    Err(e @ Error::Backend { .. }) => return Err(e),
+                    Err(e @ (Error::Backend { .. } | Error::Communication { .. })) => return Err(e),
                     Err(e) => observer.note(&format!("step {}: no sample: {e}", self.step)),
                 }
             }
-            self.metrics.append(&last)?;
+            if let Some(metrics) = &mut self.metrics {
+                metrics.append(&last)?;
+            }
             let left_s = |rate: f64| (steps - self.step) as f64 * tokens_per_step as f64 / rate;
             observer.step(&last, median(&rates[rates.len().saturating_sub(20)..]).map_or(0.0, left_s));
             self.check_step(&out, first_sample, observer)?;
@@ -182,6 +270,7 @@ impl Session {
                 self.save(learner, observer)?;
             }
         }
+        self.trace(TRACED.end)?;
         let steady = if rates.len() > 4 { &rates[2..] } else { &rates[..] };
         Ok(RunSummary {
             last,
@@ -247,7 +336,9 @@ impl Session {
     /// Mean loss over at most `windows` windows of each held-out set (`None`: all); `None` without any.
     pub(super) fn validate(&self, learner: &dyn Learner, windows: Option<u64>) -> Result<Option<Validation>> {
         let mut loss = |batch| learner.loss(&self.micro_batch(batch));
-        self.valid.as_ref().map(|valid| valid.measure(self.config.micro_batch(), windows, &mut loss)).transpose()
+        let mesh = self.mesh.as_ref();
+        let batch = self.config.micro_batch_on(mesh.map_or(1, |mesh| mesh.replica().of));
+        self.valid.as_ref().map(|valid| valid.measure(batch, windows, mesh, &mut loss)).transpose()
     }
 
     /// Tokens after a prompt, up to the tokenizer's end.
@@ -274,21 +365,101 @@ impl Session {
         Ok(Some(format!("{}{}", c.prompt, tokenizer.decode_after(&prompt, &tokens)?)))
     }
 
+    /// Whether any rank says so.
+    fn any(&self, own: bool) -> Result<bool> {
+        self.mesh.as_ref().map_or(Ok(own), |mesh| any(mesh.world(), own))
+    }
+
+    /// Notes the times of a few steps, once the first ones are made, where that was asked for.
+    fn trace(&self, made: usize) -> Result<()> {
+        let Some((mesh, trace)) = self.mesh.as_ref().and_then(|mesh| Some((mesh, mesh.watch().trace.as_ref()?))) else {
+            return Ok(());
+        };
+        match made {
+            made if made == TRACED.start => trace.begin(mesh.world()),
+            made if made == TRACED.end => trace.end(mesh.world()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Seconds that this rank has waited for others so far.
+    fn waited(&self) -> f64 {
+        self.mesh.as_ref().map_or(0.0, |mesh| mesh.watch().traffic.sum().waited_s)
+    }
+
+    /// Each rank's tokens a second while it computed, and seconds that it waited, in a step that took this one `step_s`.
+    fn of_ranks(&self, step_s: f64, waited: &mut f64, tokens: f64) -> Result<(Vec<f64>, Vec<f64>)> {
+        let Some(mesh) = &self.mesh else { return Ok((Vec::new(), Vec::new())) };
+        let now = self.waited();
+        let wait_s = (now - std::mem::replace(waited, now)).min(step_s);
+        let all = gather_numbers(mesh.world(), &[tokens / (step_s - wait_s).max(1e-9), wait_s])?;
+        Ok((all.iter().map(|own| own[0]).collect(), all.iter().map(|own| own[1]).collect()))
+    }
+
     /// Saves weights, moments and state as `checkpoints/step-N`, and removes old ones.
-    fn save(&mut self, learner: &dyn Learner, observer: &mut dyn Observer) -> Result<PathBuf> {
-        self.metrics.sync()?;
-        learner.check()?;
+    fn save(&mut self, learner: &mut dyn Learner, observer: &mut dyn Observer) -> Result<PathBuf> {
+        learner.settle()?;
         let root = self.dir.join("checkpoints");
-        let path = native::save(&root, self.step, &mut |writer| {
-            writer.model(&self.config.model);
-            writer.state(json!(self.state));
-            learner.save(writer)?;
-            learner.check() // nothing of a device that failed on the way becomes a checkpoint
-        })?;
-        native::prune(&root, self.config.train.keep_last, self.config.train.keep_every)?;
+        let path = match self.mesh.clone() {
+            None => self.save_alone(learner, &root)?,
+            Some(mesh) => self.save_together(learner, &root, &mesh)?,
+        };
         observer.saved(self.step, &path);
         self.saved = Some(path.clone());
         Ok(path)
+    }
+
+    /// What a save does before anything is written.
+    fn before_save(&self, learner: &dyn Learner) -> Result<()> {
+        if let Some(metrics) = &self.metrics {
+            metrics.sync()?;
+        }
+        learner.check()
+    }
+
+    /// The parts of a checkpoint that are no tensors.
+    fn fill(&self, writer: &mut CheckpointWriter) {
+        writer.model(&self.config.model);
+        writer.state(json!(self.state));
+    }
+
+    fn save_alone(&self, learner: &dyn Learner, root: &Path) -> Result<PathBuf> {
+        self.before_save(learner)?;
+        let path = native::save(root, self.step, &mut |writer| {
+            self.fill(writer);
+            learner.save(writer)?;
+            learner.check() // nothing of a device that failed on the way becomes a checkpoint
+        })?;
+        native::prune(root, self.config.train.keep_last, self.config.train.keep_every)?;
+        Ok(path)
+    }
+
+    /// Each rank writes its slices; the rank that writes gives the checkpoint its name once all have told what they wrote.
+    fn save_together(&self, learner: &dyn Learner, root: &Path, mesh: &Mesh) -> Result<PathBuf> {
+        let (world, first) = (mesh.world(), writes(Some(mesh)));
+        let begin = || {
+            self.before_save(learner)?;
+            first.then(|| Unfinished::begin(root, self.step)).transpose()
+        };
+        let (result, unfinished) = split_result(begin());
+        let unfinished = unfinished.flatten();
+        let path = unfinished.as_ref().map_or(Path::new(""), Unfinished::path);
+        let paths = agree(world, result.map(|()| path.to_path_buf()), Some(SAVE_TIMEOUT))?;
+        let written = learner.save_pieces(&paths[0]).and_then(|files| learner.check().map(|()| files));
+        let all: Vec<RankFiles> = agree(world, written, Some(SAVE_TIMEOUT))?;
+        let named = match unfinished {
+            None => Ok(()),
+            Some(unfinished) => unfinished
+                .finish(&mut |writer| {
+                    self.fill(writer);
+                    all.iter().for_each(|files| writer.add(files.clone()));
+                    Ok(())
+                })
+                .and_then(|_| native::prune(root, self.config.train.keep_last, self.config.train.keep_every))
+                .map(drop),
+        };
+        agree(world, named, Some(SAVE_TIMEOUT))?;
+        Ok(root.join(format!("step-{}", self.step)))
     }
 
     /// What `report.html` says beside the curves.
@@ -304,6 +475,13 @@ impl Session {
         if let Some(peak) = self.config.train.peak_tflops {
             let mfu = model.train_flop_per_token(self.config.seq_len()) * summary.tok_s / (peak * 1e12);
             rows.push(("MFU".into(), format!("{:.1} % (6N + 12 n_layers dim seq_len FLOP a token)", 100.0 * mfu)));
+        }
+        if let Some(mesh) = &self.mesh {
+            let seconds = |all: &[f64]| all.iter().map(|x| format!("{x:.3}")).collect::<Vec<_>>().join(", ");
+            let rates = summary.last.rank_tok_s.iter().map(|x| format!("{x:.0}")).collect::<Vec<_>>().join(", ");
+            rows.push(("ranks".into(), format!("{}: {}", mesh.world().size(), mesh.describe())));
+            rows.push(("speed of each rank while it computed, last step".into(), format!("{rates} tok/s")));
+            rows.push(("each rank's waiting for others, last step".into(), format!("{} s", seconds(&summary.last.rank_wait_s))));
         }
         let mut bits_per_byte = Vec::new();
         if let Some(Validation { loss, bpb, by_set }) = &summary.valid {

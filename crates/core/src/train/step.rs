@@ -1,5 +1,7 @@
 //! One optimizer step: forward and backward over the micro-batches, global norm, clip, AdamW.
 
+use std::sync::Arc;
+
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -7,12 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::context;
 use crate::error::{Error, Result};
-use crate::model::backward::{ActivationCheckpointing, PassConfig, PassInput, PassParameters, Single, forward_backward};
+use crate::model::backward::{
+    ActivationCheckpointing, PassConfig, PassInput, PassParameters, forward_backward, forward_loss, join_gains,
+};
 use crate::model::{Llama, Parameter, PerSlot, Slot};
 use crate::ops::{AdamWScalars, LlamaOps, tensor};
+use crate::optim::AdamW;
 #[cfg(doc)]
 use crate::optim::LossScale;
-use crate::optim::{AdamW, norm_of};
+use crate::parallel::ranks::sum_of_step;
+use crate::parallel::{DataParallel, Ranks, Trace};
 
 /// Type of the products' operands; sums, norms, softmax, loss, the residual stream, gradients of weights and the optimizer's state
 /// are float32 always.
@@ -68,6 +74,42 @@ pub struct StepConfig {
 }
 
 impl StepConfig {
+    /// What a step of so many micro-batches cannot do.
+    fn check(self, micro_batches: usize, mesh: bool) -> Result<()> {
+        if self.update_in_backward && micro_batches > 1 {
+            return Err(Error::bad_value(
+                "train.update_in_backward",
+                "gradients of several micro-batches cannot be added up without keeping them",
+                "set train.micro_batch = train.batch",
+            ));
+        }
+        if self.update_in_backward && self.precision == Precision::F16 {
+            return Err(Error::bad_value(
+                "train.update_in_backward",
+                "in float16 a step whose gradients overflow is left out, which an update made on the way is not",
+                "set train.precision = \"bf16\" or \"f32\"",
+            ));
+        }
+        self.check_mesh(mesh)
+    }
+
+    /// What several ranks cannot do.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] naming the setting.
+    pub fn check_mesh(self, mesh: bool) -> Result<()> {
+        let bad = |key: &str, problem: &str| {
+            Err(Error::bad_value(format!("train.{key}"), problem, "leave it out, or train on one rank"))
+        };
+        if mesh && self.update_in_backward {
+            return bad("update_in_backward", "gradients of several ranks are summed before any is used up");
+        }
+        if mesh && self.autodiff {
+            return bad("autodiff", "the backward of several ranks is the one written by hand");
+        }
+        Ok(())
+    }
+
     /// Makes model and optimizer ready for such steps: copies of the weights in the compute type, the factor on a float16 loss.
     pub fn prepare<B: LlamaOps>(self, model: Llama<B>, optim: &mut AdamW<B>) -> Llama<B> {
         let compute = self.precision.dtype();
@@ -149,10 +191,25 @@ struct StepParameters<'a, B: LlamaOps> {
     optim: &'a mut AdamW<B>,
     compute: DType,
     /// The numbers of updates that are made in backward, and the squares of the gradients so far.
-    now: Option<(AdamWScalars, Vec<Tensor<B, 1>>)>,
+    now: Option<(AdamWScalars, Vec<(Slot, Tensor<B, 1>)>)>,
+    /// The other replicas, which gradients are summed over.
+    data: Option<&'a mut DataParallel<B>>,
+    /// Gradients of this pass are the step's last.
+    last: bool,
+    trace: Option<Arc<Trace>>,
 }
 
 impl<B: LlamaOps> PassParameters<B> for StepParameters<'_, B> {
+    fn ready(&mut self, slots: &[Slot]) -> Result<()> {
+        if let (Some(trace), Some(slot)) = (&self.trace, slots.first()) {
+            trace.mark(&format!("forward, up to {}", slot.name()));
+        }
+        match &mut self.data {
+            Some(data) => data.ready(slots, &mut self.stored),
+            None => Ok(()),
+        }
+    }
+
     fn weight(&self, slot: Slot) -> FloatTensor<B> {
         let parameter = self.stored[slot].as_ref().expect("a parameter is away only while it is updated");
         parameter.read(slot.read_as(self.compute))
@@ -163,11 +220,17 @@ impl<B: LlamaOps> PassParameters<B> for StepParameters<'_, B> {
     }
 
     fn put_grad(&mut self, slot: Slot, grad: FloatTensor<B>) {
+        if let Some(trace) = &self.trace {
+            trace.mark(&format!("backward, {}", slot.name()));
+        }
         let Some((scalars, squares)) = &mut self.now else {
             self.grads[slot] = Some(grad);
+            if let Some(data) = &mut self.data {
+                data.put(slot, &mut self.grads, self.last);
+            }
             return;
         };
-        squares.push(tensor(B::square_sum(grad.clone())));
+        squares.push((slot, tensor(B::square_sum(grad.clone()))));
         let parameter = self.stored[slot].take().expect("each gradient comes once");
         self.stored[slot] = Some(self.optim.update(slot, parameter, grad, *scalars));
     }
@@ -181,6 +244,9 @@ impl<B: LlamaOps> StepParameters<'_, B> {
         }
         let mut s = self.optim.begin_step(norm, lr);
         s.grad_scale *= factor;
+        if let Some(data) = &mut self.data {
+            return data.update(&mut self.stored, &mut self.grads, self.optim, s);
+        }
         for slot in self.grads.slots() {
             if let (Some(grad), Some(parameter)) = (self.grads[slot].take(), self.stored[slot].take()) {
                 self.stored[slot] = Some(self.optim.update(slot, parameter, grad, s));
@@ -189,11 +255,13 @@ impl<B: LlamaOps> StepParameters<'_, B> {
     }
 }
 
-/// One step over micro-batches. Gradients are those of the mean over all targets of the step, however they are divided.
-/// `skip(loss, grad_norm)` may refuse an update (not where updates are made in backward).
+/// One step over micro-batches, this rank's share of them. Gradients are those of the mean over all targets of the step, however they
+/// are divided. `skip(loss, grad_norm)` may refuse an update (not where updates are made in backward); it is asked on every rank, with
+/// the same numbers.
 ///
 /// # Errors
-/// Those of the micro-batches and of the device, also those that only its own thread saw (the model is then lost with the run).
+/// Those of the micro-batches and of the device, also those that only its own thread saw (the model is then lost with the run);
+/// [`Error::Communication`].
 pub fn train_step<B: LlamaOps>(
     model: Llama<B>,
     optim: &mut AdamW<B>,
@@ -201,23 +269,11 @@ pub fn train_step<B: LlamaOps>(
     lr: f64,
     how: StepConfig,
     skip: &mut dyn FnMut(f64, f64) -> bool,
+    ranks: &mut Ranks<B>,
 ) -> Result<(Llama<B>, StepOutput)> {
     let micro_batches = micro_batches.into_iter().collect::<Result<Vec<_>>>()?;
-    let valid = micro_batches.iter().map(MicroBatch::valid).sum::<u64>().max(1) as f64;
-    if how.update_in_backward && micro_batches.len() > 1 {
-        return Err(Error::bad_value(
-            "train.update_in_backward",
-            "gradients of several micro-batches cannot be added up without keeping them",
-            "set train.micro_batch = train.batch",
-        ));
-    }
-    if how.update_in_backward && how.precision == Precision::F16 {
-        return Err(Error::bad_value(
-            "train.update_in_backward",
-            "in float16 a step whose gradients overflow is left out, which an update made on the way is not",
-            "set train.precision = \"bf16\" or \"f32\"",
-        ));
-    }
+    how.check(micro_batches.len(), ranks.mesh().is_some())?;
+    let valid = ranks.sum_over_replicas(micro_batches.iter().map(MicroBatch::valid).sum::<u64>() as f64)?.max(1.0);
     let device = model.device();
     let (config, rope) = (model.config().clone(), model.rope().clone());
     let loss_scale = optim.loss_scale.map(|s| s.factor);
@@ -226,34 +282,59 @@ pub fn train_step<B: LlamaOps>(
     let mut losses = Vec::new();
     let last_norm = optim.last_norm;
     let compute = how.precision.dtype();
-    let mut state = if how.autodiff {
-        let grads = autodiff_gradients(&model, &micro_batches, scale, &mut losses);
-        let grads = grads.map_or_else(|| PerSlot::from_fn(config.n_layers, |_| None), |grads| grads.map(|_, grad| Some(grad)));
-        StepParameters { stored: model.into_stored().map(|_, p| Some(p)), grads, optim, compute, now: None }
-    } else {
-        let now = how.update_in_backward.then(|| (optim.begin_step(last_norm, lr), Vec::new()));
-        let grads = PerSlot::from_fn(config.n_layers, |_| None);
-        let mut state = StepParameters { stored: model.into_stored().map(|_, p| Some(p)), grads, optim, compute, now };
+    let mut grads = PerSlot::from_fn(config.n_layers, |_| None);
+    if how.autodiff
+        && let Some(all) = autodiff_gradients(&model, &micro_batches, scale, &mut losses)
+    {
+        grads = all.map(|_, grad| Some(grad));
+    }
+    let now = (how.update_in_backward && !how.autodiff).then(|| (optim.begin_step(last_norm, lr), Vec::new()));
+    let Ranks { regions, mesh, data } = ranks;
+    let (stored, regions, data) = (model.into_stored().map(|_, p| Some(p)), regions.as_ref(), data.as_mut());
+    let trace = mesh.as_ref().and_then(|mesh| mesh.watch().trace.clone());
+    let mut state = StepParameters { stored, grads, optim, compute, now, data, last: false, trace };
+    if !how.autodiff {
         let pass = PassConfig { checkpointing: how.checkpointing, compute, scale };
-        for micro in &micro_batches {
+        let mut shares = PerSlot::from_fn(config.n_layers, |_| None);
+        for (i, micro) in micro_batches.iter().enumerate() {
             let input = micro.to_device::<B>(&device);
-            losses.push(tensor::<B, 1>(forward_backward(&config, &rope, &mut state, &input, pass, &Single)));
+            state.last = i + 1 == micro_batches.len();
+            losses.push(tensor::<B, 1>(forward_backward(&config, &rope, &mut state, &input, pass, regions)?));
+            if let Some(data) = &mut state.data {
+                data.collect(&mut shares)?;
+            }
         }
-        state
-    };
+        join_gains(&mut state.grads, regions)?;
+        if let Some(data) = &mut state.data {
+            data.sum_gains(&mut state.grads)?;
+            for slot in shares.slots().filter(|slot| slot.is_matrix()) {
+                state.grads[slot] = shares[slot].take();
+            }
+        }
+    }
     let squares = match state.now.take() {
         Some((_, squares)) => squares,
-        None => state.grads.iter().flatten().map(|g| tensor(B::square_sum(g.clone()))).collect(),
+        None => {
+            let of = |slot: Slot| Some((slot, tensor(B::square_sum(state.grads[slot].clone()?))));
+            state.grads.slots().filter_map(of).collect()
+        }
     };
     // The one read of the step: losses and squares.
     let micros = losses.len();
+    let is_whole: Vec<bool> = squares.iter().map(|(slot, _)| !slot.is_matrix()).collect();
     let failed = |e: ExecutionError| device_failed::<B>(&device, &format!("{e:?}"));
-    let read = Tensor::cat(losses.into_iter().chain(squares).collect(), 0).try_into_data().map_err(failed)?.convert::<f32>();
+    let all = losses.into_iter().chain(squares.into_iter().map(|(_, square)| square)).collect();
+    let read = Tensor::cat(all, 0).try_into_data().map_err(failed)?.convert::<f32>();
     B::sync(&device).map_err(failed)?;
     check_device::<B>(&device)?;
-    let read: Vec<f32> = read.iter::<f32>().collect();
-    let loss = read[..micros].iter().map(|&x| f64::from(x)).sum::<f64>() / valid;
-    let grad_norm = norm_of(&read[micros..]) * unscaled;
+    let read: Vec<f64> = read.iter::<f32>().map(f64::from).collect();
+    let (losses, squares) = read.split_at(micros);
+    let of = |whole: bool| squares.iter().zip(&is_whole).filter(move |(_, w)| **w == whole).map(|(x, _)| x).sum::<f64>();
+    let [loss, squares] = match mesh {
+        Some(mesh) => sum_of_step(mesh, losses.iter().sum(), of(true), of(false))?,
+        None => [losses.iter().sum(), squares.iter().sum()],
+    };
+    let (loss, grad_norm) = (loss / valid, squares.sqrt() * unscaled);
     let skipped = !how.update_in_backward && (!(loss.is_finite() && grad_norm.is_finite()) || skip(loss, grad_norm));
     if let Some(scale) = &mut state.optim.loss_scale {
         // A loss that is not finite is none of the scale's making.
@@ -262,6 +343,9 @@ pub fn train_step<B: LlamaOps>(
     if !skipped {
         state.optim.last_norm = grad_norm;
         state.update(lr, grad_norm, unscaled);
+    }
+    if let Some(trace) = &state.trace {
+        trace.mark("norm, update");
     }
     let stored = state.stored.map(|_, p| p.expect("an update puts the parameter back"));
     Ok((Llama::from_stored(&config, rope, stored), StepOutput { loss, grad_norm, skipped, loss_scale }))
@@ -305,6 +389,29 @@ fn autodiff_gradients<B: LlamaOps>(
         });
     }
     total
+}
+
+/// Sum of the losses of a batch, in nats, and the number of its targets, of a model whose parts are on several ranks.
+///
+/// # Errors
+/// [`Error::Communication`]; a device that fails.
+pub fn batch_loss_on<B: LlamaOps>(model: &Llama<B>, micro: &MicroBatch, compute: DType, ranks: &Ranks<B>) -> Result<(f64, u64)> {
+    struct Weights<B: LlamaOps>(PerSlot<Parameter<B>>, DType);
+    impl<B: LlamaOps> PassParameters<B> for Weights<B> {
+        fn weight(&self, slot: Slot) -> FloatTensor<B> {
+            self.0[slot].read(slot.read_as(self.1))
+        }
+        fn take_grad(&mut self, _: Slot) -> Option<FloatTensor<B>> {
+            None
+        }
+        fn put_grad(&mut self, _: Slot, _: FloatTensor<B>) {}
+    }
+    let device = model.device();
+    let mut weights = Weights(model.clone().into_stored(), compute);
+    let input = micro.to_device::<B>(&device);
+    let sum = forward_loss(model.config(), model.rope(), &mut weights, &input, compute, ranks.regions.as_ref())?;
+    let sum = tensor::<B, 1>(sum).try_into_data().map_err(|e| device_failed::<B>(&device, &format!("{e:?}")))?.convert::<f32>();
+    Ok((sum.iter::<f32>().map(f64::from).sum(), micro.valid()))
 }
 
 /// Mean cross-entropy of a batch, in nats, and the number of its targets.

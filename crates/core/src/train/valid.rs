@@ -8,6 +8,9 @@ use super::observe::Observer;
 use super::shards::open_shards;
 use crate::data::{Batch, TokenWindows, ValidationBatches, Vocab};
 use crate::error::{Error, Result};
+use crate::model::Part;
+use crate::parallel::Mesh;
+use crate::parallel::comm::gather_numbers;
 use crate::tokenizer::{TokenBytes, Tokenizer};
 
 /// Opened held-out sets.
@@ -54,25 +57,34 @@ impl Valid {
     }
 
     /// Measures by `loss` (mean in nats a token, number of tokens) over at most `windows` windows of each set, spread evenly over it.
-    /// Bits per byte are over the text of these very windows.
+    /// Bits per byte are over the text of these very windows. Replicas of a mesh take batches by turns.
     pub(super) fn measure(
         &self,
         batch: usize,
         windows: Option<u64>,
-        loss: &mut dyn FnMut(Batch) -> (f64, u64),
+        mesh: Option<&Mesh>,
+        loss: &mut dyn FnMut(Batch) -> Result<(f64, u64)>,
     ) -> Result<Validation> {
+        let replica = mesh.map_or(Part::WHOLE, Mesh::replica);
         let (mut nats, mut tokens, mut bytes) = (0.0, 0, 0.0);
         let mut by_set = BTreeMap::new();
         for set in &self.sets {
-            let (mut sum, mut count) = (0.0, 0);
-            for batch in ValidationBatches::new(set.windows.clone(), batch, windows)? {
+            let (mut sum, mut count, mut text_of) = (0.0, 0, if mesh.is_none() { bytes } else { 0.0 });
+            let all = ValidationBatches::new(set.windows.clone(), batch, windows)?;
+            for batch in all.skip(replica.index).step_by(replica.of) {
                 let batch = batch?;
                 let text = self.bytes.as_ref().map(|bytes| text_bytes(bytes, &batch, set.windows.seq_len()));
-                let (mean, n) = loss(batch);
+                let (mean, n) = loss(batch)?;
                 sum += mean * n as f64;
                 count += n;
-                bytes += text.map_or(n as f64 / set.tokens_per_byte, |n| n as f64);
+                text_of += text.map_or(n as f64 / set.tokens_per_byte, |n| n as f64);
             }
+            if let Some(mesh) = mesh {
+                let all = gather_numbers(mesh.data(), &[sum, count as f64, text_of])?;
+                let total = |i: usize| all.iter().map(|own| own[i]).sum::<f64>();
+                (sum, count, text_of) = (total(0), total(1) as u64, bytes + total(2));
+            }
+            bytes = text_of;
             if self.sets.len() > 1 {
                 by_set.insert(set.name.clone(), sum / count.max(1) as f64);
             }

@@ -1,0 +1,309 @@
+//! Collective operations over host memory. Each **starts** and returns a [`Pending`], so that computation goes on until the result
+//! is needed.
+//!
+//! All ranks of a group start the same operations in the same order; an engine numbers them, and an error names the number.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+/// What an operation moves. Sums and maxima are of `F32` and `F64`; 16-bit floats are gathered as they are (`U16`) and widened to be
+/// summed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Buffer {
+    /// Floats, 32 bits.
+    F32(Vec<f32>),
+    /// Floats, 64 bits.
+    F64(Vec<f64>),
+    /// bfloat16 or float16, as bits.
+    U16(Vec<u16>),
+    /// Anything.
+    Bytes(Vec<u8>),
+}
+
+impl Buffer {
+    /// Nothing: what a barrier moves.
+    pub fn empty() -> Self {
+        Self::Bytes(Vec::new())
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::F64(x) => x.len(),
+            Self::U16(x) => x.len(),
+            Self::Bytes(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(x) => 4 * x.len(),
+            Self::F64(x) => 8 * x.len(),
+            Self::U16(x) => 2 * x.len(),
+            Self::Bytes(x) => x.len(),
+        }
+    }
+
+    /// The type's name, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::F32(_) => "f32",
+            Self::F64(_) => "f64",
+            Self::U16(_) => "16-bit",
+            Self::Bytes(_) => "bytes",
+        }
+    }
+}
+
+/// How elements of several ranks become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduce {
+    /// Their sum.
+    Sum,
+    /// The largest.
+    Max,
+    /// The smallest.
+    Min,
+}
+
+/// A collective operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Buffers of one length; each rank gets the reduction of all.
+    AllReduce(Reduce),
+    /// Buffers of one length, a multiple of the number of ranks; rank `r` gets the `r`-th part of their reduction.
+    ReduceScatter(Reduce),
+    /// Buffers of one length; each rank gets all, in the order of ranks.
+    AllGather,
+    /// Each rank gets the buffer of `root`. Buffers of the others have its type; their contents and length do not matter.
+    Broadcast {
+        /// Whose.
+        root: usize,
+    },
+    /// Ends when all ranks have come to it.
+    Barrier,
+}
+
+impl Operation {
+    /// As messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AllReduce(_) => "all_reduce",
+            Self::ReduceScatter(_) => "reduce_scatter",
+            Self::AllGather => "all_gather",
+            Self::Broadcast { .. } => "broadcast",
+            Self::Barrier => "barrier",
+        }
+    }
+}
+
+/// Who waits for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The rank in the whole job.
+    pub rank: usize,
+    /// The operation's name.
+    pub operation: &'static str,
+    /// Operations of the group before it.
+    pub sequence: u64,
+    /// The group's name.
+    pub group: Arc<str>,
+}
+
+impl Call {
+    /// The error of this call.
+    pub fn error(&self, problem: impl Into<String>) -> Error {
+        let Self { rank, operation, sequence, group } = self.clone();
+        Error::Communication {
+            rank,
+            operation,
+            sequence,
+            group: group.to_string(),
+            problem: problem.into(),
+            hint: "look at the ranks named here; --resume goes on from the last checkpoint, at any number of ranks".into(),
+        }
+    }
+}
+
+/// A result with the times in which the engine worked on it.
+#[derive(Debug)]
+pub struct Completion {
+    /// The result.
+    pub result: Result<Buffer>,
+    /// When all ranks had come and bytes began to move, as far as the engine can tell.
+    pub began: Instant,
+    /// When the result was there.
+    pub ended: Instant,
+}
+
+/// Tells which ranks have not come to an operation, where an engine knows.
+pub type Report = Box<dyn Fn() -> String + Send + Sync>;
+
+/// The engine's end of a [`Pending`].
+pub type Completer = Sender<Completion>;
+
+/// An operation that was started.
+pub struct Pending {
+    call: Call,
+    state: State,
+    timeout: Duration,
+    missing: Option<Report>,
+}
+
+enum State {
+    Ready(Completion),
+    Started(Receiver<Completion>),
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pending").field(&self.call).finish()
+    }
+}
+
+impl Pending {
+    /// An operation whose result the engine sends. Waiting ends with an error after `timeout`; `missing` says who has not come.
+    pub fn new(call: Call, timeout: Duration, missing: Option<Report>) -> (Self, Completer) {
+        let (send, receive) = channel();
+        (Self { call, state: State::Started(receive), timeout, missing }, send)
+    }
+
+    /// An operation that has ended.
+    pub fn ready(call: Call, result: Result<Buffer>) -> Self {
+        let now = Instant::now();
+        Self { call, state: State::Ready(Completion { result, began: now, ended: now }), timeout: Duration::ZERO, missing: None }
+    }
+
+    /// What it is.
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// The result.
+    ///
+    /// # Errors
+    /// [`Error::Communication`] naming rank, operation and sequence number: the engine's, or none came in time.
+    pub fn wait(self) -> Result<Buffer> {
+        self.complete().result
+    }
+
+    /// [`Pending::wait`] with another time, for what takes longer than a step: saving.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_within(mut self, timeout: Duration) -> Result<Buffer> {
+        self.timeout = timeout;
+        self.wait()
+    }
+
+    /// [`Pending::wait`] with the times.
+    pub fn complete(self) -> Completion {
+        let Self { call, state, timeout, missing } = self;
+        let receive = match state {
+            State::Ready(done) => return done,
+            State::Started(receive) => receive,
+        };
+        let asked = Instant::now();
+        let problem = match receive.recv_timeout(timeout) {
+            Ok(done) => return done,
+            Err(RecvTimeoutError::Timeout) => {
+                let missing = missing.map_or_else(|| "a rank hangs, died or is much slower".into(), |missing| missing());
+                format!("no result within {:.1} s: {missing}", timeout.as_secs_f64())
+            }
+            Err(RecvTimeoutError::Disconnected) => "the engine ended".to_string(),
+        };
+        Completion { result: Err(call.error(problem)), began: asked, ended: Instant::now() }
+    }
+}
+
+/// A rank's view of a group of ranks. An engine implements [`Communicator::start`] and [`Communicator::split`].
+pub trait Communicator: Send + Sync {
+    /// This rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// Ranks of the group.
+    fn size(&self) -> usize;
+
+    /// Starts an operation; it makes progress whether somebody waits or not.
+    fn start(&self, operation: Operation, buffer: Buffer) -> Pending;
+
+    /// The group of the ranks that give the same `color`, in the order of `key` (then of rank). Every rank of this group calls it.
+    /// `name` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Communication`].
+    fn split(&self, color: usize, key: usize, name: &str) -> Result<Arc<dyn Communicator>>;
+
+    /// See [`Operation::AllReduce`].
+    fn all_reduce(&self, buffer: Buffer, reduce: Reduce) -> Pending {
+        self.start(Operation::AllReduce(reduce), buffer)
+    }
+
+    /// See [`Operation::ReduceScatter`].
+    fn reduce_scatter(&self, buffer: Buffer, reduce: Reduce) -> Pending {
+        self.start(Operation::ReduceScatter(reduce), buffer)
+    }
+
+    /// See [`Operation::AllGather`].
+    fn all_gather(&self, buffer: Buffer) -> Pending {
+        self.start(Operation::AllGather, buffer)
+    }
+
+    /// See [`Operation::Broadcast`].
+    fn broadcast(&self, buffer: Buffer, root: usize) -> Pending {
+        self.start(Operation::Broadcast { root }, buffer)
+    }
+
+    /// See [`Operation::Barrier`].
+    fn barrier(&self) -> Pending {
+        self.start(Operation::Barrier, Buffer::empty())
+    }
+}
+
+/// Numbers of all ranks, in the order of ranks: whoever adds them up gets the same bits on every rank.
+///
+/// # Errors
+/// [`Error::Communication`].
+pub fn gather_numbers(group: &dyn Communicator, own: &[f64]) -> Result<Vec<Vec<f64>>> {
+    if group.size() == 1 {
+        return Ok(vec![own.to_vec()]);
+    }
+    match group.all_gather(Buffer::F64(own.to_vec())).wait()? {
+        Buffer::F64(all) => Ok(all.chunks_exact(own.len().max(1)).map(<[f64]>::to_vec).collect()),
+        other => Err(Error::internal("all_gather", format!("expected f64, got {}", other.kind()))),
+    }
+}
+
+/// Texts of all ranks, of any lengths, in the order of ranks; waits up to `timeout` where that is given.
+///
+/// # Errors
+/// [`Error::Communication`].
+pub fn gather_bytes(group: &dyn Communicator, own: &[u8], timeout: Option<Duration>) -> Result<Vec<Vec<u8>>> {
+    if group.size() == 1 {
+        return Ok(vec![own.to_vec()]);
+    }
+    let lengths = group.all_gather(Buffer::F64(vec![own.len() as f64]));
+    let lengths = match timeout {
+        Some(timeout) => lengths.wait_within(timeout)?,
+        None => lengths.wait()?,
+    };
+    let Buffer::F64(lengths) = lengths else { return Err(Error::internal("all_gather", "lengths came back as another type")) };
+    let longest = lengths.iter().fold(0.0, |a: f64, b| a.max(*b)) as usize;
+    let mut padded = own.to_vec();
+    padded.resize(longest, 0);
+    let Buffer::Bytes(all) = group.all_gather(Buffer::Bytes(padded)).wait()? else {
+        return Err(Error::internal("all_gather", "bytes came back as another type"));
+    };
+    Ok(lengths.iter().enumerate().map(|(i, n)| all[i * longest..i * longest + *n as usize].to_vec()).collect())
+}

@@ -1,0 +1,33 @@
+//! Several ranks, one model: the mesh of ranks, the network under the computation ([`comm`]), and what is split how.
+//!
+//! A rank is a process, or in tests a thread, with one device. [`Communicator`] is the border to the engines that move bytes between
+//! ranks ([`local`]: threads of one process). Everything above it is the same for all engines.
+
+#[cfg(feature = "train")]
+pub mod cluster;
+pub mod collectives;
+pub mod comm;
+pub mod config;
+pub mod data;
+pub mod infer;
+pub mod launch;
+pub mod local;
+pub mod mesh;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+#[cfg(feature = "train")]
+pub mod plan;
+pub mod ranks;
+pub mod tensor;
+pub mod trace;
+
+pub use collectives::{Collectives, Hosted, Traffic, TrafficSum, Watch};
+pub use comm::{Buffer, Call, Communicator, Completion, Operation, Pending, Reduce, Report};
+pub use config::ParallelConfig;
+pub use data::DataParallel;
+pub use infer::split_engine;
+pub use local::{Failure, Link, LocalOptions, LocalWorld, run_ranks, run_ranks_of};
+pub use mesh::Mesh;
+pub use ranks::Ranks;
+pub use tensor::TensorParallel;
+pub use trace::Trace;
