@@ -1,0 +1,1 @@
+//! Data files of tasks, as published, as rows.

@@ -1,0 +1,1 @@
+//! A run of tasks in one page.

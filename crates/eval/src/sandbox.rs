@@ -1,0 +1,1 @@
+//! Code of a model is run here, within walls.
