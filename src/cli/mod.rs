@@ -65,7 +65,7 @@ enum Verb {
     Chat(Box<chat::Chat>),
     #[cfg(feature = "serve")]
     Serve(Box<serve::Serve>),
-    /// Score given tokens
+    /// Benchmarks, and scores of given tokens
     #[command(subcommand)]
     Eval(eval::Eval),
     /// Turn a checkpoint into another format (Hugging Face, Meta, native)

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::data;
+
 /// What is asked of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ask {
@@ -35,13 +37,35 @@ pub struct Item {
     /// Place in the evaluated data.
     pub doc_id: usize,
     /// The row, as templates see it.
-    pub doc: Value,
+    pub doc: data::Value,
     /// What is asked.
     pub ask: Ask,
-    /// What is right: the index of a choice, a text, or a list of texts any of which is.
+    /// The choices, as their lengths count.
+    pub choices: Vec<String>,
+    /// What is right: the index of a choice, a text, or a list of them any of which is.
     pub target: Value,
+    /// For each choice whether it is true, for metrics that ask.
+    pub labels: Vec<bool>,
+    /// Words and bytes that a text counts as.
+    pub counted: (usize, usize),
     /// Items of one group share a passage: their errors are not independent.
     pub group: Option<String>,
+    /// Names by which results are broken down.
+    pub categories: Vec<String>,
+}
+
+/// What a model answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Of each pair, the natural logarithm; of a text, one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loglikelihoods: Vec<f64>,
+    /// Whether each continuation is what greedy decoding would give.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub is_greedy: Vec<bool>,
+    /// Generated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<String>,
 }
 
 /// What came of an item: a line of `samples/TASK.jsonl`.
@@ -78,4 +102,7 @@ pub struct Outcome {
     /// Items of one group share a passage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// Names by which results are broken down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub categories: Vec<String>,
 }

@@ -9,14 +9,31 @@
 #![warn(missing_docs)]
 
 pub mod data;
+pub mod encode;
 pub mod metrics;
 pub mod report;
 pub mod results;
+pub mod runner;
 pub mod sandbox;
 
 mod item;
+mod judge;
+mod literal;
+mod local;
+mod partial;
+mod prompts;
+mod random;
+mod registry;
+mod run;
 mod task;
+mod template;
 
-pub use item::{Ask, Item, Outcome};
+pub use item::{Answer, Ask, Item, Outcome};
+pub use judge::{Judge, Judging, Score};
+pub use local::LocalModel;
+pub use prompts::{Asking, items};
+pub use random::PythonRandom;
 pub use recua_ground::{Error, Result, error, files};
-pub use task::{Protocol, Task};
+pub use registry::{all as all_tasks, find as find_tasks, suites};
+pub use run::{Model, Prepared, Progress, answer, folder, forget, judge, prepare, prepared};
+pub use task::{Field, Kind, LM_EVAL, Protocol, ShotOrder, Task};

@@ -1,0 +1,40 @@
+//! `recua eval score`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use recua::Result;
+use recua::checkpoint::Checkpoint;
+use recua::eval::Scorer;
+use serde_json::json;
+
+#[derive(Args)]
+pub(crate) struct Score {
+    /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// `{"logprobs": [...]}` a line (natural logarithm); without it, their sum a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    weights: super::super::flags::WeightFlags,
+    #[command(flatten)]
+    device: super::super::Device,
+}
+
+impl Score {
+    pub(super) fn run(self) -> Result<()> {
+        self.device.apply()?;
+        let mut scorer = Scorer::load_as(&Checkpoint::open(&self.model)?, &self.device.backend.open()?, self.weights.dtype())?;
+        super::super::tokenizer::for_lines(|number, line| {
+            let tokens: Vec<u32> = super::super::tokenizer::parse(number, &line, "a JSON array of token ids")?;
+            let scores = scorer.logprobs(&tokens)?;
+            if self.json {
+                return super::super::print_json(&json!({ "logprobs": scores }));
+            }
+            // Not `sum`, which of no numbers is -0.
+            super::super::print(&format!("{:.6}", scores.iter().fold(0.0, |sum, &s| sum + f64::from(s))));
+            Ok(())
+        })
+    }
+}
