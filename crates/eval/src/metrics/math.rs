@@ -1,5 +1,9 @@
 //! MATH's answers as its authors compare them: strings after a chain of rewritings (Hendrycks et al. 2021).
 
+use std::sync::LazyLock;
+
+use regex::Regex;
+
 /// What a comparison of two formulas says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -177,15 +181,11 @@ fn slash(text: String, rules: Rules) -> Option<String> {
     Some(if canonical(a) && canonical(b) { format!("\\frac{{{a}}}{{{b}}}") } else { text })
 }
 
-/// What Python's `int` takes: spaces around, a sign, decimal digits with single `_` between them.
+/// What Python's `int` takes: spaces around, a sign, decimal digits (of any script) with single `_` between them.
 fn is_python_int(text: &str) -> bool {
-    let text = text.trim();
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    !digits.is_empty()
-        && digits.chars().all(|c| c.is_ascii_digit() || c == '_')
-        && !digits.starts_with('_')
-        && !digits.ends_with('_')
-        && !digits.contains("__")
+    static INT: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\A\s*[+-]?\d+(_\d+)*\s*\z").expect("a constant that tests compile"));
+    INT.is_match(text)
 }
 
 /// A plain number (`-3`, `0.25`, `1/4`, `\frac{1}{4}`) as numerator and denominator in lowest terms.
