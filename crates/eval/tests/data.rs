@@ -59,7 +59,10 @@ fn json_in_all_its_forms() {
         ("x.json", r#"{"b": [1, 2], "a": [[1.5, null, true], []]}"#),
         ("x.json", r#"{"b": {"0": 1, "1": 2}, "a": {"0": [1.5, null, true], "1": []}}"#),
         ("x.json", r#"{"version": 1, "data": [{"b": 1, "a": [1.5, null, true]}, {"b": 2, "a": []}]}"#),
-        ("x.JSON", r#"{"features": [], "rows": [{"row_idx": 0, "row": {"b": 1, "a": [1.5, null, true]}}, {"row_idx": 1, "row": {"b": 2, "a": []}}]}"#),
+        (
+            "x.JSON",
+            r#"{"features": [], "rows": [{"row_idx": 0, "row": {"b": 1, "a": [1.5, null, true]}}, {"row_idx": 1, "row": {"b": 2, "a": []}}]}"#,
+        ),
     ] {
         let got = rows(name, text);
         assert_eq!(got, expected, "{text}");
@@ -70,7 +73,10 @@ fn json_in_all_its_forms() {
     assert_eq!(rows("high/1.txt", r#"{"answers": ["A"], "article": "x", "options": [["a", "b"]]}"#).len(), 1);
     assert_eq!(rows("x.json", "{}"), [json("{}")]);
     // 64 bits, and floats to the bit.
-    assert_eq!(rows("x.jsonl", r#"{"a": 18446744073709551615, "b": 0.1}"#)[0].to_string(), r#"{"a":18446744073709551615,"b":0.1}"#);
+    assert_eq!(
+        rows("x.jsonl", r#"{"a": 18446744073709551615, "b": 0.1}"#)[0].to_string(),
+        r#"{"a":18446744073709551615,"b":0.1}"#
+    );
 }
 
 #[test]
@@ -93,7 +99,10 @@ fn plain_text() {
     let articles = rows_with("x.raw", text, &Options { text: Text::Articles, ..Options::default() });
     let pages: Vec<&str> = articles.iter().filter_map(|row| row["page"].as_str()).collect();
     assert_eq!(pages, [&text[2..text.find(" = Two").expect("there")], &text[text.find(" = Two").expect("there")..]]);
-    assert_eq!(rows_with("x.txt", "a\n\n b\n", &Options { text: Text::Lines, ..Options::default() })[1]["text"].as_str(), Some(" b"));
+    assert_eq!(
+        rows_with("x.txt", "a\n\n b\n", &Options { text: Text::Lines, ..Options::default() })[1]["text"].as_str(),
+        Some(" b")
+    );
 }
 
 #[test]
@@ -186,7 +195,11 @@ fn files_that_are_not_the_task_s_are_left_out() {
     let only = [("q".to_owned(), "a".to_owned())].into_iter().collect();
     assert_eq!(questions(&open(&dir, &Options { only, ..Options::default() }), &[Split::Test]), ["a"]);
     // WinoGrande's sizes.
-    let dir = folder(&[("train_xs.jsonl", "{\"q\": \"a\"}\n"), ("train_xl.jsonl", "{\"q\": \"a\"}\n{\"q\": \"b\"}\n"), ("dev.jsonl", "{\"q\": \"c\"}\n")]);
+    let dir = folder(&[
+        ("train_xs.jsonl", "{\"q\": \"a\"}\n"),
+        ("train_xl.jsonl", "{\"q\": \"a\"}\n{\"q\": \"b\"}\n"),
+        ("dev.jsonl", "{\"q\": \"c\"}\n"),
+    ]);
     assert_eq!(questions(&open(&dir, &Options::default()), &[Split::Train]), ["a", "b"]);
     let dir = folder(&[("x.jsonl", "{\"q\": \"a\"}\n{\"r\": 1}\n")]);
     let need = Options { need: vec!["q".into()], ..Options::default() };
@@ -199,7 +212,8 @@ fn files_that_are_not_the_task_s_are_left_out() {
 #[test]
 fn labels_in_a_file_of_their_own() {
     let dir = folder(&[("dev.jsonl", "{\"q\": \"a\"}\n{\"q\": \"b\"}\n"), ("dev-labels.lst", "1\n0\n")]);
-    let rows = open(&dir, &Options { need: vec!["label".into()], ..Options::default() }).load(&[Split::Validation]).expect("rows").rows;
+    let rows =
+        open(&dir, &Options { need: vec!["label".into()], ..Options::default() }).load(&[Split::Validation]).expect("rows").rows;
     assert_eq!(rows.iter().map(|row| row["label"].as_i64()).collect::<Vec<_>>(), [Some(1), Some(0)]);
     let dir = folder(&[("dev.jsonl", "{\"q\": \"a\"}\n"), ("dev-labels.lst", "1\n0\n")]);
     let error = open(&dir, &Options::default()).load(&[Split::Validation]).unwrap_err().to_string();
@@ -298,9 +312,30 @@ fn published_sets() {
         ("RECUA_EVAL_DATA", "wikitext-2-raw", Options { text: Text::Articles, ..Options::default() }, Split::Test, 6, "page"),
         ("RECUA_DATA", "eval/boolq", Options::default(), Split::Validation, 3270, "passage"),
         ("RECUA_DATA", "eval/crows_pairs", Options::default(), Split::Test, 1508, "sent_more"),
-        ("RECUA_DATA", "eval/piqa", Options { need: vec!["label".into()], ..Options::default() }, Split::Validation, 1838, "label"),
-        ("RECUA_DATA", "eval/humaneval", Options { need: vec!["entry_point".into()], files: vec!["HumanEval".into()], ..Options::default() }, Split::Test, 164, "prompt"),
-        ("RECUA_DATA", "eval/winogender", Options { need: vec!["sentid".into()], ..Options::default() }, Split::Test, 720, "sentence"),
+        (
+            "RECUA_DATA",
+            "eval/piqa",
+            Options { need: vec!["label".into()], ..Options::default() },
+            Split::Validation,
+            1838,
+            "label",
+        ),
+        (
+            "RECUA_DATA",
+            "eval/humaneval",
+            Options { need: vec!["entry_point".into()], files: vec!["HumanEval".into()], ..Options::default() },
+            Split::Test,
+            164,
+            "prompt",
+        ),
+        (
+            "RECUA_DATA",
+            "eval/winogender",
+            Options { need: vec!["sentid".into()], ..Options::default() },
+            Split::Test,
+            720,
+            "sentence",
+        ),
     ];
     for (variable, name, options, split, count, key) in sets {
         let Some(root) = std::env::var_os(variable) else {
@@ -324,7 +359,9 @@ fn published_sets() {
         #[cfg(feature = "arrow")]
         {
             let arc = Options { need: vec!["answerKey".into()], files: vec!["ARC-Easy".into()], ..Options::default() };
-            let arc = Folder::open(&Path::new(&root).join("eval/arc"), &arc).and_then(|folder| folder.load(&[Split::Validation])).expect("ARC");
+            let arc = Folder::open(&Path::new(&root).join("eval/arc"), &arc)
+                .and_then(|folder| folder.load(&[Split::Validation]))
+                .expect("ARC");
             assert_eq!((arc.rows.len(), arc.rows[0]["choices"]["text"].as_array().map(Vec::len)), (570, Some(4)));
         }
     }

@@ -145,13 +145,9 @@ fn exact_match_is_the_harness_s() -> recua_eval::Result<()> {
 
 #[test]
 fn the_paper_s_answers() {
-    for (text, answer) in [
-        ("Paris.\nQ: next", "Paris"),
-        (" U.S. ", "U.S"),
-        ("the year 1988, or", "the year 1988, or"),
-        ("a,", "a"),
-        ("", ""),
-    ] {
+    for (text, answer) in
+        [("Paris.\nQ: next", "Paris"), (" U.S. ", "U.S"), ("the year 1988, or", "the year 1988, or"), ("a,", "a"), ("", "")]
+    {
         assert_eq!(text::paper_answer(text), answer);
     }
     // SQuAD's definition: lower case, punctuation gone, then articles as words, then single spaces.
@@ -195,13 +191,23 @@ fn means_and_errors_are_the_harness_s() {
         assert!(close(stats::clustered_stderr(values, &alone).unwrap(), *stderr));
     }
     for (parts, by_items, items_error, by_tasks, tasks_error) in &golden.groups {
-        let parts: Vec<_> = parts.iter().map(|&(value, stderr, size)| stats::Part { value, stderr: Some(stderr), size }).collect();
-        assert!(close(stats::group_mean(&parts, true).unwrap(), *by_items) && close(stats::group_stderr(&parts, true).unwrap(), *items_error));
-        assert!(close(stats::group_mean(&parts, false).unwrap(), *by_tasks) && close(stats::group_stderr(&parts, false).unwrap(), *tasks_error));
+        let parts: Vec<_> =
+            parts.iter().map(|&(value, stderr, size)| stats::Part { value, stderr: Some(stderr), size }).collect();
+        assert!(
+            close(stats::group_mean(&parts, true).unwrap(), *by_items)
+                && close(stats::group_stderr(&parts, true).unwrap(), *items_error)
+        );
+        assert!(
+            close(stats::group_mean(&parts, false).unwrap(), *by_tasks)
+                && close(stats::group_stderr(&parts, false).unwrap(), *tasks_error)
+        );
     }
     for (items, perplexity, bits) in &golden.weighted {
         let (lls, units): (Vec<f64>, Vec<u64>) = items.iter().copied().unzip();
-        assert!(close(stats::unit_perplexity(&lls, &units).unwrap(), *perplexity) && close(stats::bits_per_unit(&lls, &units).unwrap(), *bits));
+        assert!(
+            close(stats::unit_perplexity(&lls, &units).unwrap(), *perplexity)
+                && close(stats::bits_per_unit(&lls, &units).unwrap(), *bits)
+        );
     }
     assert_eq!((stats::mean(&[]), stats::stderr(&[1.0]), stats::unit_perplexity(&[], &[])), (None, None, None));
 }

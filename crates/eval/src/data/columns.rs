@@ -43,7 +43,9 @@ fn body(bytes: &Buffer) -> Result<Buffer, ArrowError> {
     let end = bytes.len().checked_sub(10).filter(|_| bytes.ends_with(b"ARROW1"));
     let footer = |end: usize| -> Option<usize> { Some(i32::from_le_bytes(bytes.get(end..end + 4)?.try_into().ok()?) as usize) };
     let length = end.and_then(|end| end.checked_sub(footer(end)?)?.checked_sub(8));
-    length.map(|length| bytes.slice_with_length(8, length)).ok_or_else(|| ArrowError::ParseError("the end of the file is missing".into()))
+    length
+        .map(|length| bytes.slice_with_length(8, length))
+        .ok_or_else(|| ArrowError::ParseError("the end of the file is missing".into()))
 }
 
 type Take<'a> = &'a mut dyn FnMut(&RecordBatch) -> Result<(), ArrowError>;

@@ -107,7 +107,8 @@ pub fn find(roots: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
             }
             let mut entries: Vec<_> = std::fs::read_dir(root).into_iter().flatten().flatten().collect();
             entries.sort_by_key(std::fs::DirEntry::file_name);
-            let near = entries.iter().find(|entry| plain(&entry.file_name().to_string_lossy()) == plain(name) && entry.path().is_dir());
+            let near =
+                entries.iter().find(|entry| plain(&entry.file_name().to_string_lossy()) == plain(name) && entry.path().is_dir());
             if let Some(entry) = near {
                 return Some(entry.path());
             }
@@ -233,7 +234,8 @@ impl Folder {
             return Some(if labels { "read with the rows beside it" } else { "no format of data" }.into());
         }
         // What `save_to_disk` and the Hub write beside the data, and papers that travel with it.
-        if matches!(name.as_str(), "dataset_info.json" | "dataset_dict.json" | "dataset_infos.json" | "state.json") || name.starts_with("readme")
+        if matches!(name.as_str(), "dataset_info.json" | "dataset_dict.json" | "dataset_infos.json" | "state.json")
+            || name.starts_with("readme")
             || name.starts_with("license")
         {
             return Some("about the data".into());
@@ -246,7 +248,8 @@ impl Folder {
         }
         let below = self.below(path).to_lowercase();
         let wanted = |part: &String| below.contains(&part.to_lowercase());
-        (!self.options.files.is_empty() && !self.options.files.iter().any(wanted)).then(|| format!("not one of {}", self.options.files.join(", ")))
+        (!self.options.files.is_empty() && !self.options.files.iter().any(wanted))
+            .then(|| format!("not one of {}", self.options.files.join(", ")))
     }
 
     /// Where there is a choice, files whose first row lacks what the task needs are of another format.
@@ -266,7 +269,9 @@ impl Folder {
                 None => {
                     let mut rows = super::read(&path, &self.options)?;
                     self.add_labels(&path, &mut rows)?;
-                    let has = |need: &str| rows.first().is_some_and(|row| row.get(need).is_some()) || self.options.stem_as.as_deref() == Some(need);
+                    let has = |need: &str| {
+                        rows.first().is_some_and(|row| row.get(need).is_some()) || self.options.stem_as.as_deref() == Some(need)
+                    };
                     let missing = self.options.need.iter().find(|need| !has(need)).cloned();
                     of_folder.insert(key, missing.clone());
                     missing
@@ -301,13 +306,24 @@ impl Folder {
     }
 
     /// Rows must have what the task needs, and files of one split the same columns.
-    fn check(&self, path: &Path, rows: &[Value], split: Option<Split>, columns: &mut Option<(Vec<String>, PathBuf)>) -> Result<()> {
+    fn check(
+        &self,
+        path: &Path,
+        rows: &[Value],
+        split: Option<Split>,
+        columns: &mut Option<(Vec<String>, PathBuf)>,
+    ) -> Result<()> {
         let needed = |key: &&String| self.options.stem_as.as_ref() != Some(*key);
         for (at, row) in rows.iter().enumerate() {
             if let Some(key) = self.options.need.iter().filter(needed).find(|key| row.get(key).is_none()) {
                 let there: Vec<&str> = row.as_object().into_iter().flat_map(|row| row.keys()).map(String::as_str).collect();
                 let problem = format!("row {}: expected the key `{key}`, got {}", at + 1, there.join(", "));
-                return Err(Error::bad_file("file of the task", path, problem, "take the file in the format that its authors published"));
+                return Err(Error::bad_file(
+                    "file of the task",
+                    path,
+                    problem,
+                    "take the file in the format that its authors published",
+                ));
             }
         }
         let Some(first) = rows.first().and_then(Value::as_object) else { return Ok(()) };
@@ -316,8 +332,14 @@ impl Folder {
         match columns {
             None => *columns = Some((keys, path.into())),
             Some((known, other)) if split.is_none() && *known != keys => {
-                let problem = format!("its columns ({}) are not those of {} ({})", keys.join(", "), other.display(), known.join(", "));
-                return Err(Error::bad_file("file of the task", path, problem, "leave only the task's files in its folder, or name their splits"));
+                let problem =
+                    format!("its columns ({}) are not those of {} ({})", keys.join(", "), other.display(), known.join(", "));
+                return Err(Error::bad_file(
+                    "file of the task",
+                    path,
+                    problem,
+                    "leave only the task's files in its folder, or name their splits",
+                ));
             }
             Some(_) => {}
         }
@@ -348,7 +370,8 @@ impl Folder {
 
 /// Whether the `state.json` beside an Arrow file lists it. `datasets` leaves files of earlier saves lying about.
 fn in_state(path: &Path) -> bool {
-    let state: Option<Value> = std::fs::read(path.with_file_name("state.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let state: Option<Value> =
+        std::fs::read(path.with_file_name("state.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match state.as_ref().and_then(|state| state["_data_files"].as_array()) {
         Some(files) => files.iter().any(|file| file["filename"].as_str() == Some(&name)),

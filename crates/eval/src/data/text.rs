@@ -58,7 +58,8 @@ pub(super) fn json(path: &Path, text: &str) -> Result<Vec<Value>> {
         Value::Array(rows) => objects(path, rows),
         Value::Object(mut object) => {
             for key in ROWS {
-                if matches!(object.get(key), Some(Value::Array(list)) if list.first().is_some_and(|row| row.as_object().is_some())) {
+                if matches!(object.get(key), Some(Value::Array(list)) if list.first().is_some_and(|row| row.as_object().is_some()))
+                {
                     let Some(Value::Array(rows)) = object.shift_remove(key) else { continue };
                     return objects(path, rows.into_iter().map(unwrap_row).collect());
                 }
@@ -91,7 +92,9 @@ fn columns(path: &Path, object: Object) -> Result<Vec<Value>> {
     let lists = !object.is_empty() && object.values().all(|column| column.as_array().is_some());
     let indexed = !object.is_empty()
         && object.values().all(|column| {
-            column.as_object().is_some_and(|map| !map.is_empty() && map.keys().enumerate().all(|(at, key)| *key == at.to_string()))
+            column
+                .as_object()
+                .is_some_and(|map| !map.is_empty() && map.keys().enumerate().all(|(at, key)| *key == at.to_string()))
         });
     if !lists && !indexed {
         return Ok(vec![Value::Object(object)]);
@@ -121,7 +124,8 @@ fn columns(path: &Path, object: Object) -> Result<Vec<Value>> {
 /// line that is these names is one all the same).
 pub(super) fn separated(path: &Path, text: &str, delimiter: u8, options: &Options) -> Result<Vec<Value>> {
     let what = if delimiter == b'\t' { "TSV file" } else { "CSV file" };
-    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(text.as_bytes());
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(text.as_bytes());
     let mut header: Option<Vec<String>> = (!options.columns.is_empty()).then(|| options.columns.clone());
     let mut rows: Vec<Value> = Vec::new();
     for (at, record) in reader.records().enumerate() {

@@ -182,7 +182,9 @@ impl From<serde_json::Value> for Value {
             serde_json::Value::Number(number) => Self::Number(number),
             serde_json::Value::String(text) => Self::String(text),
             serde_json::Value::Array(values) => Self::Array(values.into_iter().map(Into::into).collect()),
-            serde_json::Value::Object(object) => Self::Object(object.into_iter().map(|(key, value)| (key, value.into())).collect()),
+            serde_json::Value::Object(object) => {
+                Self::Object(object.into_iter().map(|(key, value)| (key, value.into())).collect())
+            }
         }
     }
 }

@@ -86,7 +86,13 @@ impl Contamination {
 /// Hashes of all runs of `n` words: letters and digits in lower case.
 fn runs(text: &str, n: usize) -> Vec<u64> {
     let lower = text.to_lowercase();
-    let words: Vec<u64> = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(|word| xxh3_64(word.as_bytes())).collect();
-    let run = |words: &[u64]| words.iter().fold(0x9e37_79b9_7f4a_7c15_u64, |all, word| (all.rotate_left(23) ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd));
+    let words: Vec<u64> = lower
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(|word| xxh3_64(word.as_bytes()))
+        .collect();
+    let run = |words: &[u64]| {
+        words.iter().fold(0x9e37_79b9_7f4a_7c15_u64, |all, word| (all.rotate_left(23) ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd))
+    };
     words.windows(n).map(run).collect()
 }

@@ -51,10 +51,48 @@ const REPLACED: [(&str, &str); 10] = [
 
 /// What goes, in this order: words of units, and marks.
 const REMOVED: [&str; 42] = [
-    "square", "ways", "integers", "dollars", "mph", "inches", "ft", "hours", "km", "units", "\\ldots", "sue", "points", "feet", "minutes",
-    "digits", "cents", "degrees", "cm", "gm", "pounds", "meters", "meals", "edges", "students", "childrentickets", "multiples", "\\text{s}",
-    "\\text{.}", "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}", "\\mathrm{th}", "^\\circ", "^{\\circ}", "\\;", ",\\!",
-    "{,}", "\"", "\\dots",
+    "square",
+    "ways",
+    "integers",
+    "dollars",
+    "mph",
+    "inches",
+    "ft",
+    "hours",
+    "km",
+    "units",
+    "\\ldots",
+    "sue",
+    "points",
+    "feet",
+    "minutes",
+    "digits",
+    "cents",
+    "degrees",
+    "cm",
+    "gm",
+    "pounds",
+    "meters",
+    "meals",
+    "edges",
+    "students",
+    "childrentickets",
+    "multiples",
+    "\\text{s}",
+    "\\text{.}",
+    "\\text{\ns}",
+    "\\text{}^2",
+    "\\text{}^3",
+    "\\text{\n}",
+    "\\text{}",
+    "\\mathrm{th}",
+    "^\\circ",
+    "^{\\circ}",
+    "\\;",
+    ",\\!",
+    "{,}",
+    "\"",
+    "\\dots",
 ];
 
 fn is_word(removed: &str) -> bool {
@@ -74,7 +112,8 @@ pub fn normalize(answer: &str) -> String {
         words.map(|word| regex(&format!(r"(\\)?\b{word}\b"))).collect()
     });
     for word in WORDS.iter() {
-        let kept = word.replace_all(&text, |found: &Captures<'_>| if found.get(1).is_some() { found[0].to_owned() } else { String::new() });
+        let kept = word
+            .replace_all(&text, |found: &Captures<'_>| if found.get(1).is_some() { found[0].to_owned() } else { String::new() });
         text = kept.into_owned();
     }
     for (from, to) in REPLACED {

@@ -93,7 +93,8 @@ impl Scorer {
         };
         let scores = lines.iter().enumerate().map(|(at, line)| {
             let shown: String = line.chars().take(80).collect();
-            score(line).ok_or_else(|| self.bad(format!("line {}: expected a number or {{\"score\": number}}, got `{shown}`", at + 1)))
+            score(line)
+                .ok_or_else(|| self.bad(format!("line {}: expected a number or {{\"score\": number}}, got `{shown}`", at + 1)))
         });
         scores.collect()
     }

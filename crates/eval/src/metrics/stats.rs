@@ -51,13 +51,15 @@ pub fn group_mean(parts: &[Part], weighted: bool) -> Option<f64> {
 pub fn group_stderr(parts: &[Part], weighted: bool) -> Option<f64> {
     let stderrs: Vec<f64> = parts.iter().map(|part| part.stderr).collect::<Option<_>>()?;
     if !weighted {
-        return (!parts.is_empty()).then(|| stderrs.iter().map(|stderr| stderr * stderr).sum::<f64>().sqrt() / parts.len() as f64);
+        return (!parts.is_empty())
+            .then(|| stderrs.iter().map(|stderr| stderr * stderr).sum::<f64>().sqrt() / parts.len() as f64);
     }
     let items: usize = parts.iter().map(|part| part.size).sum();
     if items <= parts.len() {
         return None;
     }
-    let squares: f64 = parts.iter().zip(&stderrs).map(|(part, stderr)| (part.size as f64 - 1.0) * stderr * stderr * part.size as f64).sum();
+    let squares: f64 =
+        parts.iter().zip(&stderrs).map(|(part, stderr)| (part.size as f64 - 1.0) * stderr * stderr * part.size as f64).sum();
     Some((squares / (items - parts.len()) as f64 / items as f64).sqrt())
 }
 

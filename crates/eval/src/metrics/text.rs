@@ -29,7 +29,8 @@ pub fn python_regex(pattern: &str) -> Result<Regex> {
         escaped = c == '\\' && !escaped;
         translated.push(c);
     }
-    Regex::new(&translated).map_err(|error| Error::bad_value("regex", format!("`{pattern}`: {error}"), "write it as for Python's `re`"))
+    Regex::new(&translated)
+        .map_err(|error| Error::bad_value("regex", format!("`{pattern}`: {error}"), "write it as for Python's `re`"))
 }
 
 fn gave_up(regex: &Regex, error: fancy_regex::Error) -> Error {
