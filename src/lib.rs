@@ -96,6 +96,8 @@ pub use recua_serve as serve;
 
 #[cfg(feature = "data")]
 pub mod build;
+#[cfg(all(feature = "eval", feature = "train"))]
+pub mod evaluate;
 #[cfg(feature = "quickstart")]
 pub mod quickstart;
 mod tokenize;

@@ -12,7 +12,7 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("tokens to loss", &["ops", "model", "checkpoint"]),
     ("weights to text", &["generate", "eval", "serve"]),
     ("loss to weights", &["optim", "train"]),
-    ("all of it", &["bench", "selftest", "quickstart", "build", "tokenize"]),
+    ("all of it", &["bench", "selftest", "quickstart", "build", "tokenize", "evaluate"]),
     ("binary", &["cli", "main"]),
 ];
 

@@ -252,6 +252,11 @@ fn quiet_wayland() {
 }
 
 pub(crate) fn main() -> ExitCode {
+    // A program of a benchmark is run by this program, started again.
+    #[cfg(feature = "eval")]
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == recua::eval::sandbox::VERB) {
+        return recua::eval::sandbox::enter();
+    }
     tune_allocator();
     quiet_wayland();
     let cli = Cli::try_parse().unwrap_or_else(|e| {

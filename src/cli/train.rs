@@ -1,13 +1,18 @@
 //! `recua train`
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
 use recua::checkpoint::read_config;
 use recua::data::DatasetIndex;
+#[cfg(feature = "eval")]
+use recua::evaluate::Evaluating;
+#[cfg(feature = "eval")]
+use recua::tokenizer::Tokenizer;
 use recua::train::report::REPORT_FILE;
-use recua::train::{Layers, Observer, RunConfig, Start, check, train};
+use recua::train::{Layers, Observer, RunConfig, RunSummary, Start, check, train};
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -151,6 +156,26 @@ impl Train {
         Ok(config)
     }
 
+    /// With the benchmarks that the settings ask for.
+    fn train(&self, config: RunConfig, start: &Start, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<RunSummary> {
+        if config.eval.every == 0 {
+            return train(config, &self.run, start, &self.device.backend, stop, observer);
+        }
+        #[cfg(not(feature = "eval"))]
+        return Err(Error::bad_value(
+            "eval.every",
+            "benchmarks are not compiled into this build",
+            "build with `--features eval`",
+        ));
+        #[cfg(feature = "eval")]
+        {
+            let beside = config.data.tokenizer.as_deref().or(config.data.train.first().map(PathBuf::as_path));
+            let tokenizer = Tokenizer::open(beside.unwrap_or(Path::new("tokenizer.json")))?;
+            let mut observer = Evaluating::new(&config, &tokenizer, observer)?;
+            train(config, &self.run, start, &self.device.backend, stop, &mut observer)
+        }
+    }
+
     pub(crate) fn run(self) -> Result<()> {
         self.device.apply()?;
         let config = self.resolve()?;
@@ -182,7 +207,7 @@ impl Train {
         };
         #[cfg(not(feature = "tui"))]
         let observer: &mut dyn Observer = &mut lines;
-        let summary = train(config, &self.run, &start, &self.device.backend, stop, observer)?;
+        let summary = self.train(config, &start, stop, observer)?;
         let report = self.run.join(REPORT_FILE);
         if self.json {
             return super::print_json(&json!({

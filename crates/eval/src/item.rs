@@ -87,6 +87,9 @@ pub struct Outcome {
     /// Of a generation: what was read off the text, or off each text.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub answer: Value,
+    /// Of a program of each text why it failed; empty: it passed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
     /// The index of the choice, or the answer that counts.
     #[serde(default)]
     pub pred: Value,

@@ -131,11 +131,12 @@ impl<'a> Judging<'a> {
         Ok(Self { task, scores: scores.collect::<Result<_>>()? })
     }
 
-    /// What came of an item. `passed`: of each text whether its program passed, where programs were run.
+    /// What came of an item. `programs`: of each text why its program failed (`None`: it passed), where programs were run; `score`:
+    /// what a judge outside said.
     ///
     /// # Errors
     /// [`Error::BadValue`](crate::Error::BadValue) for a regular expression that goes back too often.
-    pub fn judge(&self, item: &Item, answer: Answer, passed: Option<&[bool]>) -> Result<Outcome> {
+    pub fn judge(&self, item: &Item, answer: Answer, programs: Option<&[Option<String>]>, score: Option<f64>) -> Result<Outcome> {
         let mut out = Outcome {
             doc_id: item.doc_id,
             target: item.target.clone(),
@@ -169,7 +170,7 @@ impl<'a> Judging<'a> {
             }
             Ask::Generate { context, .. } => {
                 out.arguments = vec![(context.clone(), String::new())];
-                self.texts(&answer.texts, passed, &mut out)?;
+                self.texts(&answer.texts, programs, score, &mut out)?;
                 out.text = one_or_all(answer.texts);
             }
         }
@@ -206,7 +207,7 @@ impl<'a> Judging<'a> {
         }
     }
 
-    fn texts(&self, texts: &[String], passed: Option<&[bool]>, out: &mut Outcome) -> Result<()> {
+    fn texts(&self, texts: &[String], programs: Option<&[Option<String>]>, said: Option<f64>, out: &mut Outcome) -> Result<()> {
         let right: Vec<&str> = match &out.target {
             Json::Array(right) => right.iter().filter_map(Json::as_str).collect(),
             right => right.as_str().into_iter().collect(),
@@ -217,15 +218,16 @@ impl<'a> Judging<'a> {
             let (mut answer, mut pred) = (Json::Null, Json::Null);
             let mut correct = None;
             match score.metric {
-                Judge::Outside => {}
+                Judge::Outside => metrics.extend(score.names().into_iter().zip(said)),
                 Judge::Pass => {
-                    if let Some(passed) = passed {
-                        let right = passed.iter().filter(|passed| **passed).count() as u64;
+                    if let Some(programs) = programs {
+                        let right = programs.iter().filter(|failure| failure.is_none()).count() as u64;
                         for k in &score.k {
-                            let estimate = stats::pass_at_k(passed.len() as u64, right, *k as u64);
+                            let estimate = stats::pass_at_k(programs.len() as u64, right, *k as u64);
                             metrics.extend(estimate.map(|estimate| (format!("pass@{k}"), estimate)));
                         }
-                        correct = passed.first().copied();
+                        correct = programs.first().map(Option::is_none);
+                        out.failures = programs.iter().map(|failure| failure.clone().unwrap_or_default()).collect();
                     }
                 }
                 _ => {

@@ -84,6 +84,13 @@ pub fn items(task: &Task, rows: Vec<Value>, pool: Vec<Value>, asking: &Asking) -
     Ok(items)
 }
 
+/// The program that a text makes.
+pub(crate) fn program(task: &Task, template: &str, item: &Item, text: &str) -> Result<String> {
+    let env = environment().map_err(|e| wrong(task, "templates", &e.to_string()))?;
+    let all = context! { completion => text, ..jinja(&item.doc) };
+    env.render_str(template, all).map_err(|e| wrong(task, "program", &format!("question {}: {e:#}", item.doc_id)))
+}
+
 /// A row with its fields, as Jinja sees it.
 struct Question {
     doc: Value,

@@ -10,7 +10,7 @@ macro_rules! files {
 }
 
 /// By their files' names, in the order of the paper's tables.
-const FILES: [(&str, &str); 30] = files![
+const FILES: [(&str, &str); 34] = files![
     "boolq",
     "piqa",
     "social_iqa",
@@ -41,6 +41,10 @@ const FILES: [(&str, &str); 30] = files![
     "wikitext",
     "lambada_openai",
     "text",
+    "quick_next_word",
+    "quick_cloze",
+    "quick_copy",
+    "quick_bits_per_byte",
 ];
 
 /// Names that stand for several tasks.
@@ -91,7 +95,7 @@ pub fn all(protocol: Protocol) -> Result<Vec<Task>> {
 
 /// Names of suites.
 pub fn suites() -> impl Iterator<Item = &'static str> {
-    SUITES.iter().map(|suite| suite.0)
+    SUITES.iter().map(|suite| suite.0).chain(["quick"])
 }
 
 /// The tasks that names mean, each once: of a task, an alias, a group, a suite, or a file that ends in `.toml`.

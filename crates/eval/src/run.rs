@@ -1,100 +1,19 @@
-//! Tasks to outcomes: data, items, passes in one stream, judgement.
+//! Questions to answers and outcomes: passes of all tasks in one stream, then judgement.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::data::{self, Folder, Rows, Source};
+use serde_json::json;
+
 use crate::encode::{Encode, passes};
 use crate::judge::Judging;
+use crate::metrics::scorer::Scorer;
 use crate::partial::Partial;
-use crate::prompts::{Asking, items};
 use crate::runner::Work;
-use crate::task::{Kind, Task};
-use crate::{Answer, Ask, Error, Item, Outcome, Protocol, Result};
-
-/// A task with its questions.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// The task.
-    pub task: Task,
-    /// Its questions, ready to be asked.
-    pub items: Vec<Item>,
-    /// Shots of each.
-    pub shots: usize,
-    /// Files that were evaluated.
-    pub sources: Vec<Source>,
-    /// SHA-256 of them.
-    pub sha256: String,
-    /// Files that shots come from.
-    pub pool: Vec<Source>,
-}
-
-/// The folder of a task's data under `roots`: the first that has its files. Of a name `folder/part` only files in whose path `part`
-/// stands are the task's.
-///
-/// # Errors
-/// [`Error::Nothing`] where there is none; those of [`Folder::open`].
-pub fn folder(task: &Task, roots: &[PathBuf]) -> Result<Folder> {
-    let mut failed = None;
-    for name in task.folders.iter().chain([&task.name]) {
-        let (name, part) = name.split_once('/').map_or((name.as_str(), None), |(name, part)| (name, Some(part)));
-        let Some(dir) = data::find(roots, &[name]) else { continue };
-        let mut options = task.data.clone();
-        if name == task.name {
-            // A folder of its own has nothing of others.
-            (options.files, options.stem_as) = (Vec::new(), None);
-            options.only.clear();
-        }
-        options.files.extend(part.map(String::from));
-        match Folder::open(&dir, &options) {
-            Ok(folder) => return Ok(folder),
-            Err(e) => failed = failed.or(Some(e)),
-        }
-    }
-    Err(failed.unwrap_or_else(|| Error::Nothing {
-        what: format!("folder {} with the data of {}", task.folders.first().unwrap_or(&task.name), task.name),
-        path: roots.first().cloned().unwrap_or_default(),
-        hint: format!("get it ({}) and give the folder that holds it with --data", task.source),
-    }))
-}
-
-/// Reads a task's data and writes its questions.
-///
-/// # Errors
-/// [`Error::Nothing`] where there is no data; those of [`Folder`] and [`items`].
-pub fn prepare(task: &Task, roots: &[PathBuf], asking: &Asking) -> Result<Prepared> {
-    let folder = folder(task, roots)?;
-    let rows = folder.load(&task.evaluate)?;
-    let shots = asking.shots.unwrap_or(task.shots);
-    let pool = if shots > 0 && task.samples.is_empty() { Some(folder.load(&task.pool)?) } else { None };
-    let mut task = task.clone();
-    if data::find(roots, &[&task.name]).is_some() {
-        if task.is_variant() {
-            task.only = None;
-        }
-    }
-    prepared(&task, rows, pool, asking)
-}
-
-/// Questions of rows that are there already.
-///
-/// # Errors
-/// Those of [`items`].
-pub fn prepared(task: &Task, rows: Rows, pool: Option<Rows>, asking: &Asking) -> Result<Prepared> {
-    let (sha256, sources) = (rows.sha256(), rows.sources);
-    let (pool, pool_sources) = pool.map(|pool| (pool.rows, pool.sources)).unwrap_or_default();
-    let items = items(task, rows.rows, pool, asking)?;
-    if items.is_empty() {
-        let hint = "the task's `where` keeps no row of this file".into();
-        return Err(Error::Nothing {
-            what: format!("question of {}", task.name),
-            path: sources.first().map(|s| s.path.clone()).unwrap_or_default(),
-            hint,
-        });
-    }
-    let shots = asking.shots.unwrap_or(task.shots);
-    Ok(Prepared { task: task.clone(), items, shots, sources, sha256, pool: pool_sources })
-}
+use crate::sandbox::Sandbox;
+use crate::{Answer, Ask, Error, Outcome, Prepared, Protocol, Result};
 
 /// What is told of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -198,42 +117,80 @@ fn named(error: Error, name: &str) -> Error {
     }
 }
 
-/// What came of a task's questions. `passed`: of each question's texts whether their programs passed, where they were run.
+/// What judges outside of this process said of a task's texts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdicts {
+    /// Of each question's texts why their programs failed; `None`: it passed.
+    pub programs: Option<Vec<Vec<Option<String>>>>,
+    /// Of each question a score.
+    pub scores: Option<Vec<f64>>,
+}
+
+impl Verdicts {
+    /// Runs the programs of a task's texts, as many at once as there are processors.
+    ///
+    /// # Errors
+    /// Those of [`Sandbox::run`] that are not a program's fault, and of templates.
+    pub fn run_programs(&mut self, prepared: &Prepared, answers: &[Answer], sandbox: &Sandbox) -> Result<()> {
+        let programs = prepared.programs(answers)?;
+        let run = |program: &String| sandbox.run(program).map(|ran| ran.failure.map(|failure| failure.to_string()));
+        let all: Vec<&String> = programs.iter().flatten().collect();
+        let next = AtomicUsize::new(0);
+        let done: Vec<Mutex<Option<Result<Option<String>>>>> = all.iter().map(|_| Mutex::new(None)).collect();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(all.len().max(1));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(program) = all.get(at) else { return };
+                        *done[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(run(program));
+                    }
+                });
+            }
+        });
+        let mut said = done.into_iter().map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let mut verdicts = Vec::new();
+        for texts in &programs {
+            let of_item = texts
+                .iter()
+                .map(|_| said.next().flatten().unwrap_or_else(|| Err(Error::internal("sandbox", "a program was not run"))));
+            verdicts.push(of_item.collect::<Result<Vec<_>>>()?);
+        }
+        self.programs = Some(verdicts);
+        Ok(())
+    }
+
+    /// Hands a task's texts to a command that scores them; a question's score is the mean of its texts'.
+    ///
+    /// # Errors
+    /// Those of [`Scorer::score`].
+    pub fn ask(&mut self, prepared: &Prepared, answers: &[Answer], scorer: &Scorer) -> Result<()> {
+        let mut rows = Vec::new();
+        for (item, answer) in prepared.items.iter().zip(answers) {
+            let Ask::Generate { context, .. } = &item.ask else { continue };
+            let row = |text: &String| json!({"task": prepared.task.name, "doc_id": item.doc_id, "prompt": context, "text": text, "doc": item.doc});
+            rows.extend(answer.texts.iter().map(row));
+        }
+        let mut scores = scorer.score(&rows)?.into_iter();
+        let mean = |answer: &Answer| scores.by_ref().take(answer.texts.len()).sum::<f64>() / answer.texts.len().max(1) as f64;
+        self.scores = Some(answers.iter().map(mean).collect());
+        Ok(())
+    }
+}
+
+/// What came of a task's questions.
 ///
 /// # Errors
-/// Those of [`Judging::new`].
-pub fn judge(prepared: &Prepared, answers: Vec<Answer>, passed: Option<&[Vec<bool>]>) -> Result<Vec<Outcome>> {
+/// Those of [`Judging::new`] and [`Judging::judge`].
+pub fn judge(prepared: &Prepared, answers: Vec<Answer>, verdicts: &Verdicts) -> Result<Vec<Outcome>> {
     let judging = Judging::new(&prepared.task)?;
     let judged = prepared.items.iter().zip(answers).enumerate();
-    judged.map(|(i, (item, answer))| judging.judge(item, answer, passed.map(|passed| &passed[i][..]))).collect()
-}
-
-impl Task {
-    /// Whether texts are programs that have to be run.
-    pub fn runs_programs(&self) -> bool {
-        self.kind == Kind::Generate && self.scores.iter().any(|score| score.metric == crate::judge::Judge::Pass)
-    }
-}
-
-impl Prepared {
-    /// The strings that the model is given, for people to read.
-    pub fn show(&self, item: &Item) -> String {
-        let mut out =
-            format!("=== {} ({} {}), question {}\n", self.task.name, self.task.protocol, self.task.version, item.doc_id);
-        match &item.ask {
-            Ask::Pairs(pairs) => {
-                for (i, (context, continuation)) in pairs.iter().enumerate() {
-                    if i == 0 || pairs[i - 1].0 != *context {
-                        out += &format!("{context}\n");
-                    }
-                    out += &format!("--- {} {continuation:?}\n", i);
-                }
-            }
-            Ask::Rolling(text) => out += &format!("{text}\n"),
-            Ask::Generate { context, until, max_new, .. } => {
-                out += &format!("{context}\n--- until {until:?}, at most {max_new} tokens\n");
-            }
-        }
-        out + &format!("--- right: {}", item.target)
-    }
+    judged
+        .map(|(i, (item, answer))| {
+            let programs = verdicts.programs.as_ref().and_then(|programs| programs.get(i));
+            let score = verdicts.scores.as_ref().and_then(|scores| scores.get(i));
+            judging.judge(item, answer, programs.map(Vec::as_slice), score.copied())
+        })
+        .collect()
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Options, Split, Value};
 use crate::judge::Score;
+use crate::quick::Made;
 use crate::{Error, Result};
 
 /// The release of lm-evaluation-harness whose tasks these are.
@@ -106,6 +107,9 @@ pub struct Task {
     /// Groups that it is counted in, the widest first.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// Its rows are made of texts at hand, not read from files.
+    #[serde(default)]
+    pub made: Option<Made>,
     /// Names that its folder of data may have, beside its own.
     #[serde(default)]
     pub folders: Vec<String>,

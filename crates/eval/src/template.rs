@@ -35,11 +35,6 @@ pub(crate) fn environment() -> Result<Environment<'static>, Error> {
             None => Ok(value),
         }
     });
-    env.add_filter("json", |text: String| -> Result<Value, Error> {
-        let parsed: crate::data::Value =
-            serde_json::from_str(&text).map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("no JSON: {e}")))?;
-        Ok(Value::from(Serde(&parsed)))
-    });
     env.add_filter("boxed", |text: String| boxed_answer(&text).map(str::to_string));
     env.add_filter("hellaswag", |text: String| hellaswag(&text));
     env.add_filter("detokenize", |text: String| detokenize(&text));

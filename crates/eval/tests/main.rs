@@ -1,1 +1,5 @@
 //! One binary for all tests of the evaluation.
+
+mod data;
+mod items;
+mod metrics;

@@ -2,16 +2,21 @@
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use recua::eval::metrics::scorer::Scorer;
+use recua::eval::results::{self, Info, Results, TaskResult, table};
+use recua::eval::sandbox::{Limits, Sandbox};
 use recua::eval::{
-    Asking, Kind, LM_EVAL, LocalModel, Outcome, Prepared, Progress, Protocol, Task, all_tasks, answer, find_tasks, folder,
-    forget, judge, prepare,
+    Answer, Asking, Kind, LM_EVAL, LocalModel, Model, Outcome, Prepared, Progress, Protocol, RemoteModel, Task, TextSource,
+    Verdicts, all_tasks, answer, find_tasks, folder, forget, judge, prepare, quick,
 };
+use recua::evaluate::held_out;
 use recua::generate::TextModel;
+use recua::train::RunConfig;
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -24,10 +29,10 @@ struct Which {
     /// Tasks, groups (mmlu), or files of tasks (.toml), separated by commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Several tasks by one name: llama-paper, figure-2
+    /// Several tasks by one name: llama-paper, figure-2, quick
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
-    /// Folders with a folder of data a task; nothing is downloaded
+    /// Folders with a folder of data a task; for the suite `quick` files of text. Nothing is downloaded
     #[arg(long, value_name = "DIR", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Whose prompts and metrics: lm-eval, paper
@@ -47,8 +52,14 @@ impl Which {
 #[derive(Args)]
 pub(crate) struct Run {
     /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
-    #[arg(long, value_name = "DIR", required_unless_present = "show")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["show", "url"], conflicts_with = "url")]
     model: Option<PathBuf>,
+    /// A server that speaks OpenAI's completions, in place of a model: http://...; its key in RECUA_API_KEY or OPENAI_API_KEY
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// The model's name at --url [default: its first]
+    #[arg(long, value_name = "NAME", requires = "url")]
+    model_name: Option<String>,
     /// Tokenizer, if it is not beside the model
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
@@ -72,6 +83,15 @@ pub(crate) struct Run {
     /// Where results.json, samples/ and report.html go; a run that was stopped goes on there
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Run the programs that the model writes (humaneval, mbpp), within walls
+    #[arg(long)]
+    execute_code: bool,
+    /// With --execute-code: without walls, where the kernel has none. The programs can then do what you can
+    #[arg(long, requires = "execute_code")]
+    unsandboxed: bool,
+    /// A command that scores texts (toxicity, truth): it reads a JSON object with `text` a line, and prints a number a line
+    #[arg(long, value_name = "COMMAND")]
+    scorer: Option<String>,
     /// Print the prompts (of two questions a task, or of --limit), and compute nothing
     #[arg(long)]
     show: bool,
@@ -106,16 +126,62 @@ impl Run {
         if names.is_empty() {
             return Err(Error::bad_value("--tasks", "no task is named", "name some, or a --suite; `recua eval list` shows them"));
         }
+        let prepared = self.prepare(&names)?;
+        if self.show {
+            for task in &prepared {
+                task.items.iter().for_each(|item| print(&task.show(item)));
+            }
+            return Ok(());
+        }
+        match (&self.model, &self.url) {
+            (Some(path), _) => {
+                let model = TextModel::open(path, self.tokenizer.as_deref())?;
+                let about = (path.display().to_string(), Some(model.checkpoint.config().num_params()));
+                let config = self.engine.config(usize::MAX);
+                let dtype = config.dtype.clone().unwrap_or_else(|| "the file's".into());
+                let mut model = LocalModel::load(model, &self.device.backend.open()?, config)?;
+                model.seed = self.seed;
+                self.score(prepared, &mut model, about, (dtype, self.device.backend.to_string()))
+            }
+            (None, Some(url)) => {
+                let key = ["RECUA_API_KEY", "OPENAI_API_KEY"].iter().find_map(|name| std::env::var(name).ok());
+                let mut model = RemoteModel::open(url, self.model_name.as_deref(), key)?;
+                model.seed = self.seed;
+                self.score(prepared, &mut model, (url.clone(), None), ("the server's".into(), "server".into()))
+            }
+            (None, None) => {
+                Err(Error::bad_value("--model", "no model is named", "name a run or a checkpoint, or a server with --url"))
+            }
+        }
+    }
+
+    /// The questions of the tasks. Of a suite or a group what is there is evaluated; a task that is named must be there.
+    fn prepare(&self, names: &[String]) -> Result<Vec<Prepared>> {
         let asking = self.asking()?;
-        let tasks = find_tasks(&names, self.which.protocol)?;
+        let mut texts = None;
         let mut prepared = Vec::new();
-        for task in &tasks {
-            match prepare(task, &self.which.data, &asking) {
-                Ok(task) => prepared.push(task),
-                // Of a suite or a group what is there is evaluated; a task that is named must be there.
-                Err(e @ Error::Nothing { .. }) if !names.iter().any(|name| task.is_called(name)) => {
-                    say(&format!("warning: {} is left out: {e}", task.name));
+        for task in find_tasks(names, self.which.protocol)? {
+            let named = names.iter().any(|name| task.is_called(name));
+            let one = match task.made {
+                Some(made) => {
+                    if texts.is_none() {
+                        texts = Some(self.texts()?);
+                    }
+                    quick(&task, made, texts.as_deref().unwrap_or_default(), &asking)
                 }
+                None => prepare(&task, &self.which.data, &asking),
+            };
+            let left_out = |why: String| say(&format!("warning: {} is left out: {why}", task.name));
+            match one {
+                Ok(_) if task.runs_programs() && !self.execute_code && !self.show => {
+                    let problem = format!("{} runs programs that the model writes", task.name);
+                    if named {
+                        return Err(Error::bad_value("--tasks", problem, "allow it with --execute-code, or leave the task out"));
+                    }
+                    left_out("it runs programs that the model writes; allow it with --execute-code".into());
+                }
+                Ok(one) => prepared.push(one),
+                Err(e @ Error::Nothing { .. }) if !named => left_out(e.to_string()),
                 Err(e) => return Err(e),
             }
         }
@@ -124,28 +190,53 @@ impl Run {
             let hint = "`recua eval list --data DIR` says which data each task needs".into();
             return Err(Error::Nothing { what: "data of these tasks".into(), path, hint });
         }
-        if self.show {
-            for task in &prepared {
-                task.items.iter().for_each(|item| print(&task.show(item)));
-            }
-            return Ok(());
-        }
-        self.score(prepared)
+        Ok(prepared)
     }
 
-    fn score(&self, prepared: Vec<Prepared>) -> Result<()> {
-        let Some(path) = &self.model else {
-            return Err(Error::bad_value("--model", "no model is named", "name a run or a checkpoint"));
+    /// Texts that questions are made of: the files of --data, else the run's held-out text.
+    fn texts(&self) -> Result<Vec<TextSource>> {
+        let files: Vec<&PathBuf> = self.which.data.iter().filter(|path| path.is_file()).collect();
+        if files.is_empty() {
+            let nothing = |path: &Path| Error::Nothing {
+                what: "held-out text".into(),
+                path: path.into(),
+                hint: "give a file of text with --data FILE".into(),
+            };
+            let path = self.model.as_deref().ok_or_else(|| nothing(Path::new("--data")))?;
+            let config = path.join("config.toml");
+            if !config.is_file() {
+                return Err(nothing(path));
+            }
+            let model = TextModel::open(path, self.tokenizer.as_deref())?;
+            let sources = held_out(&RunConfig::read(&config)?, model.tokenizer_for("held-out text")?)?;
+            return if sources.is_empty() { Err(nothing(path)) } else { Ok(sources) };
+        }
+        let read = |path: &&PathBuf| {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+            let text = String::from_utf8(bytes)
+                .map_err(|e| Error::bad_file("file of text", path.as_path(), e.to_string(), "save it as UTF-8"))?;
+            Ok(TextSource { name, texts: vec![text] })
+        };
+        files.iter().map(read).collect()
+    }
+
+    fn score(
+        &self,
+        prepared: Vec<Prepared>,
+        model: &mut dyn Model,
+        about: (String, Option<u64>),
+        how: (String, String),
+    ) -> Result<()> {
+        let sandbox = match prepared.iter().any(|task| task.task.runs_programs()) {
+            true => Some(Sandbox::new(Limits::default(), self.unsandboxed, None)?),
+            false => None,
         };
         let stop = stop_on_signal("stopping after this step")?;
-        let model = TextModel::open(path, self.tokenizer.as_deref())?;
-        let config = self.engine.config(usize::MAX);
-        let mut model = LocalModel::load(model, &self.device.backend.open()?, config)?;
-        model.seed = self.seed;
         let answers_dir = self.out.as_ref().map(|out| out.join("partial"));
         let mut line = ProgressLine::new();
-        let began = Instant::now();
-        let answers = answer(&prepared, &mut model, answers_dir.as_deref(), &mut |progress| {
+        let (began, date) = (Instant::now(), unix_time());
+        let answers = answer(&prepared, model, answers_dir.as_deref(), &mut |progress| {
             line.show(progress);
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -156,45 +247,85 @@ impl Run {
             });
             std::process::exit(130);
         };
-        line.finish(began.elapsed().as_secs_f64());
-        let mut results: Vec<(Prepared, Vec<Outcome>)> = Vec::new();
-        for (task, answers) in prepared.into_iter().zip(answers) {
-            let outcomes = judge(&task, answers, None)?;
-            results.push((task, outcomes));
+        line.finish();
+        let (mut tasks, mut outcomes): (Vec<TaskResult>, Vec<Vec<Outcome>>) = Default::default();
+        for (task, answers) in prepared.iter().zip(answers) {
+            let verdicts = self.verdicts(task, &answers, sandbox.as_ref())?;
+            let of_task = judge(task, answers, &verdicts)?;
+            tasks.push(TaskResult::new(info(task)?, &of_task));
+            outcomes.push(of_task);
         }
-        self.tell(&results)?;
+        let run = results::Run {
+            model: about.0,
+            parameters: about.1,
+            dtype: how.0,
+            backend: how.1,
+            max_length: Some(model.max_len()),
+            protocol: self.which.protocol.to_string(),
+            lm_eval: LM_EVAL.into(),
+            recua: env!("CARGO_PKG_VERSION").into(),
+            seed: self.seed,
+            limit: self.limit,
+            shots: self.shots,
+            samples: self.samples,
+            temperature: self.temperature,
+            walls: sandbox.as_ref().map(|sandbox| sandbox.walls().to_string()),
+            date,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        let results = Results::new(run, tasks);
+        if let Some(out) = &self.out {
+            results.write(out, &outcomes.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        }
         if let Some(dir) = answers_dir {
-            let tasks: Vec<Prepared> = results.into_iter().map(|(task, _)| task).collect();
-            forget(&dir, &tasks);
+            forget(&dir, &prepared);
         }
+        if self.json {
+            return print_json(&results);
+        }
+        print(table(&results).trim_end());
+        say(&format!("computed in {}", duration(results.run.seconds)));
         Ok(())
     }
 
-    fn tell(&self, results: &[(Prepared, Vec<Outcome>)]) -> Result<()> {
-        for (task, outcomes) in results {
-            let mean = |name: &str| {
-                let values: Vec<f64> = outcomes.iter().filter_map(|o| o.metrics.get(name)).copied().collect();
-                values.iter().sum::<f64>() / values.len() as f64
-            };
-            if self.json {
-                print_json(
-                    &json!({"task": task.task.name, "metrics": task.task.metric_names().iter().map(|n| (n.clone(), mean(n))).collect::<std::collections::BTreeMap<_,_>>()}),
-                )?;
-            } else {
-                for name in task.task.metric_names() {
-                    print(&format!(
-                        "{:30} {:24} {:8.4} n={} shots={}",
-                        task.task.name,
-                        name,
-                        mean(&name),
-                        outcomes.len(),
-                        task.shots
-                    ));
+    fn verdicts(&self, task: &Prepared, answers: &[Answer], sandbox: Option<&Sandbox>) -> Result<Verdicts> {
+        let mut verdicts = Verdicts::default();
+        if let Some(sandbox) = sandbox.filter(|_| task.task.runs_programs()) {
+            verdicts.run_programs(task, answers, sandbox)?;
+        }
+        if task.task.asks_outside() {
+            match &self.scorer {
+                Some(command) => {
+                    let command = command.split_whitespace().map(String::from).collect();
+                    verdicts.ask(task, answers, &Scorer { command, deadline: Duration::from_secs(24 * 3600) })?;
+                }
+                None => {
+                    say(&format!("warning: the texts of {} are judged by no one; give a command with --scorer", task.task.name))
                 }
             }
         }
-        Ok(())
+        Ok(verdicts)
     }
+}
+
+fn unix_time() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+fn info(prepared: &Prepared) -> Result<Info> {
+    let task = &prepared.task;
+    Ok(Info {
+        name: task.name.clone(),
+        version: task.version.clone(),
+        protocol: task.protocol.to_string(),
+        metrics: task.metric_names(),
+        shots: prepared.shots,
+        original: prepared.total,
+        sha256: prepared.sha256.clone(),
+        files: prepared.sources.clone(),
+        groups: task.groups.clone(),
+        config: serde_json::to_value(task).map_err(|e| Error::internal("task", e.to_string()))?,
+    })
 }
 
 /// How far it is, on stderr: every second on a terminal, else every half minute.
@@ -226,11 +357,10 @@ impl ProgressLine {
         let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
     }
 
-    fn finish(&self, seconds: f64) {
+    fn finish(&self) {
         if self.terminal {
             let _ = std::io::Write::write_all(&mut std::io::stderr(), b"\r\x1b[K");
         }
-        say(&format!("computed in {}", duration(seconds)));
     }
 }
 

@@ -29,6 +29,8 @@ pub struct RunConfig {
     pub init: InitConfig,
     /// Texts written during training.
     pub sample: SampleTexts,
+    /// Benchmarks during training.
+    pub eval: EvalTasks,
     /// Shape of the model. `model.preset` takes a named size first.
     pub model: ModelConfig,
 }
@@ -172,6 +174,26 @@ pub struct SampleTexts {
 impl Default for SampleTexts {
     fn default() -> Self {
         Self { every: 250, prompt: String::new(), tokens: 96, sampler: SampleConfig::default() }
+    }
+}
+
+/// Benchmarks during training: what [`Observer::evaluate`](super::Observer::evaluate) is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalTasks {
+    /// Names of tasks, as `recua eval run` takes them; `quick` is made of the held-out text.
+    pub tasks: Vec<String>,
+    /// An evaluation every this many steps (and at the end). 0: never.
+    pub every: u64,
+    /// At most so many questions of each task.
+    pub limit: usize,
+    /// Folders with the tasks' data.
+    pub data: Vec<PathBuf>,
+}
+
+impl Default for EvalTasks {
+    fn default() -> Self {
+        Self { tasks: vec!["quick".into()], every: 0, limit: 100, data: Vec::new() }
     }
 }
 

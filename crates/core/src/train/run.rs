@@ -18,7 +18,7 @@ use crate::backend::{BackendName, Choices};
 use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM};
 use crate::checkpoint::weights::{infos, load, read, to_bytes};
 use crate::error::{Error, Result};
-use crate::generate::{Request, SampleConfig, generate};
+use crate::generate::{Engine, EngineConfig, Request, SampleConfig, generate};
 use crate::model::llama::fuse;
 use crate::model::{Llama, unfuse};
 use crate::ops::{Job, LlamaOps};
@@ -207,6 +207,10 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
 
     fn write(&self, request: Request) -> Result<Vec<u32>> {
         Ok(generate(self.model(), request, &mut |_| ControlFlow::Continue(()))?.0)
+    }
+
+    fn engine(&self, config: EngineConfig) -> Result<Engine> {
+        Engine::new(self.model().clone(), config)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {
