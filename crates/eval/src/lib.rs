@@ -8,6 +8,7 @@
 
 #![warn(missing_docs)]
 
+pub mod compare;
 pub mod data;
 pub mod encode;
 pub mod metrics;

@@ -3,3 +3,5 @@
 mod data;
 mod items;
 mod metrics;
+mod report;
+mod sandbox;
