@@ -66,13 +66,20 @@ fn facts(results: &Results) -> String {
         ("recua", run.recua.clone()),
         ("took", format!("{:.1} s", run.seconds)),
     ];
-    rows.extend(run.parameters.map(|parameters| ("parameters", parameters.to_string())));
+    rows.extend(run.parameters.map(|parameters| ("parameters", thousands(parameters))));
     rows.extend(run.max_length.map(|length| ("longest sequence", format!("{length} tokens"))));
     rows.extend(run.temperature.map(|temperature| ("temperature", temperature.to_string())));
     rows.extend(run.samples.map(|samples| ("texts a question", samples.to_string())));
     rows.extend(run.walls.clone().map(|walls| ("walls around programs", walls)));
     let rows: String = rows.iter().map(|(name, text)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(text))).collect();
     format!("<dl>\n{rows}</dl>\n")
+}
+
+/// 1234567 as 1,234,567.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let comma = |(at, digit): (usize, char)| [(at > 0 && (digits.len() - at).is_multiple_of(3)).then_some(','), Some(digit)];
+    digits.chars().enumerate().flat_map(comma).flatten().collect()
 }
 
 fn number(value: Option<f64>) -> String {

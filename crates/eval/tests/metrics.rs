@@ -21,9 +21,15 @@ struct Golden {
     exact: BTreeMap<String, Vec<(String, String, bool)>>,
     majority: Vec<(Vec<String>, String)>,
     means: Vec<(Vec<f64>, f64, f64, f64)>,
-    groups: Vec<(Vec<(f64, f64, usize)>, f64, f64, f64, f64)>,
-    weighted: Vec<(Vec<(f64, u64)>, f64, f64)>,
+    groups: Vec<(Vec<GoldenPart>, f64, f64, f64, f64)>,
+    weighted: Vec<(Vec<Weighted>, f64, f64)>,
 }
+
+/// Mean, its error, size.
+type GoldenPart = (f64, f64, usize);
+
+/// Log-probability, units.
+type Weighted = (f64, u64);
 
 fn golden() -> Golden {
     let golden: Golden = serde_json::from_str(include_str!("golden/metrics.json")).expect("the golden file is JSON");

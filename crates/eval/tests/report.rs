@@ -17,7 +17,7 @@ fn outcome(doc_id: usize, lls: &[f64], target: usize, group: Option<&str>) -> Ou
         correct: Some(right),
         metrics: [("acc".to_owned(), f64::from(right)), ("acc_norm".to_owned(), f64::from(target == 0))].into(),
         group: group.map(str::to_owned),
-        categories: vec![if doc_id % 2 == 0 { "even" } else { "odd" }.into()],
+        categories: vec![if doc_id.is_multiple_of(2) { "even" } else { "odd" }.into()],
         ..Outcome::default()
     }
 }
@@ -228,7 +228,8 @@ fn differences_are_paired() {
     others[0][1] = outcome(1, &[-1.0, -2.0], 0, None);
     others[0].pop();
     others[1][0].arguments[0].0.push('!');
-    (infos.remove(2), others.remove(2));
+    infos.remove(2);
+    others.remove(2);
     infos[2].sha256 = "cd".into();
     let tasks = infos.into_iter().zip(&others).map(|(info, outcomes)| TaskResult::new(info, outcomes)).collect();
     let slices: Vec<&[Outcome]> = others.iter().map(Vec::as_slice).collect();

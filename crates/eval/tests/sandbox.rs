@@ -166,7 +166,7 @@ fn nothing_outside_is_read_or_written() {
     let outside = tempfile::tempdir().expect("a temporary folder");
     let secret = outside.path().join("id_rsa");
     std::fs::write(&secret, "the secret").expect("a file");
-    let readable = std::fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let readable: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(outside.path(), readable.clone()).expect("rights");
     std::fs::set_permissions(&secret, readable).expect("rights");
     let (secret, outside) = (secret.display().to_string(), outside.path().display().to_string());

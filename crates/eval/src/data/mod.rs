@@ -120,7 +120,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>, options: &Options) -> Result<Vec<Value
             "file of data",
             path,
             "this build reads neither Parquet nor Arrow",
-            "build with the feature `arrow` of recua-eval (`data` of recua has it), or save the file as JSON Lines",
+            "build with the feature `arrow` (or `data`, which has it), or save the file as JSON Lines",
         )),
     }
 }
