@@ -258,3 +258,28 @@ fn a_helper_that_builds_no_walls_is_refused() {
     let error = Sandbox::new(limits(3.0), false, Some(vec!["/bin/cat".into()])).unwrap_err().to_string();
     assert!(error.starts_with("--execute-code: ") && error.contains("--unsandboxed"), "{error}");
 }
+
+/// The authors' own solutions of HumanEval and MBPP pass their tests behind the walls; HumanEval's without their bodies do not.
+#[test]
+fn published_solutions_pass() {
+    use recua_eval::data::{self, Value};
+    let read = |variable: &str, name: &str| -> Vec<Value> {
+        let Some(root) = std::env::var_os(variable) else {
+            println!("skipped: {variable} is not set, {name} is not run");
+            return Vec::new();
+        };
+        data::read(&std::path::Path::new(&root).join(name), &data::Options::default()).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let sandbox = sandbox(30.0);
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    for row in read("RECUA_DATA", "eval/humaneval/HumanEval.jsonl.gz") {
+        let program = |body: &str| format!("{}{body}\n{}\ncheck({})", text(&row, "prompt"), text(&row, "test"), text(&row, "entry_point"));
+        assert_eq!(run(&sandbox, &program(&text(&row, "canonical_solution"))).failure, None, "{}", row["task_id"]);
+        assert!(run(&sandbox, &program("    pass\n")).failure.is_some(), "{}", row["task_id"]);
+    }
+    for row in read("RECUA_EVAL_DATA", "mbpp/mbpp_sample.jsonl") {
+        let tests: Vec<&str> = row["test_list"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let program = format!("{}\n{}\n{}", text(&row, "code"), text(&row, "test_setup_code"), tests.join("\n"));
+        assert_eq!(run(&sandbox, &program).failure, None, "{}", row["task_id"]);
+    }
+}
