@@ -270,8 +270,9 @@ fn landlock(settings: &Settings, dir: &Path) -> Result<Option<String>, landlock:
     let read =
         SYSTEM.iter().map(Path::new).chain(settings.trees.iter().map(PathBuf::as_path)).filter(|path| *path != Path::new("/"));
     for path in read.chain([settings.python.as_path()]) {
+        let rights = if path.is_dir() { AccessFs::from_read(abi) } else { AccessFs::ReadFile | AccessFs::Execute };
         if let Ok(fd) = PathFd::new(path) {
-            ruleset = ruleset.add_rule(PathBeneath::new(fd, AccessFs::from_read(abi)))?;
+            ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
         }
     }
     for device in DEVICES {
@@ -296,6 +297,11 @@ fn filters(root: bool) -> Result<Vec<BpfProgram>, String> {
     let arch = std::env::consts::ARCH.try_into().map_err(text)?;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().chain(RIGHTS.iter().filter(|_| !root)).map(|&call| (call, Vec::new())).collect();
+    // The same calls by their numbers in the x32 interface, which some kernels have; 512 and the following are its own.
+    if cfg!(target_arch = "x86_64") {
+        let theirs: Vec<i64> = rules.keys().copied().chain(512..548).map(|call| call | 0x4000_0000).collect();
+        rules.extend(theirs.into_iter().map(|call| (call, Vec::new())));
+    }
     let condition = |arg, op, value| {
         SeccompCondition::new(arg, SeccompCmpArgLen::Qword, op, value).and_then(|condition| SeccompRule::new(vec![condition]))
     };
