@@ -163,10 +163,11 @@ impl<'a> Judging<'a> {
             }
             Ask::Rolling(text) => {
                 out.arguments = vec![(String::new(), text.clone())];
-                out.metrics.insert("ll".into(), answer.loglikelihoods.iter().sum());
+                let ll = answer.loglikelihoods.iter().sum();
+                out.metrics.insert("ll".into(), ll);
                 out.metrics.insert("words".into(), item.counted.0 as f64);
                 out.metrics.insert("bytes".into(), item.counted.1 as f64);
-                out.loglikelihoods = answer.loglikelihoods;
+                out.loglikelihoods = vec![ll];
             }
             Ask::Generate { context, .. } => {
                 out.arguments = vec![(context.clone(), String::new())];

@@ -4,7 +4,6 @@
 use std::ops::ControlFlow;
 use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -15,8 +14,8 @@ use crate::{Answer, Ask, Error, Result};
 
 /// Questions that are asked at once.
 const AT_ONCE: usize = 8;
-/// A server may think so long about one request.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// A server may think so many seconds about one request.
+const PATIENCE: u64 = 600;
 
 /// A server's model.
 pub struct RemoteModel {
@@ -27,7 +26,6 @@ pub struct RemoteModel {
 }
 
 struct Server {
-    agent: ureq::Agent,
     url: String,
     model: String,
     key: Option<String>,
@@ -50,9 +48,7 @@ impl RemoteModel {
                 "put a proxy in front of what speaks TLS only",
             ));
         }
-        let agent = ureq::AgentBuilder::new().timeout_connect(Duration::from_secs(10)).timeout(PATIENCE).build();
-        let mut server =
-            Server { agent, url, model: String::new(), key, prefix: Vec::new(), empty: None, bos_text: String::new() };
+        let mut server = Server { url, model: String::new(), key, prefix: Vec::new(), empty: None, bos_text: String::new() };
         let models = server.get("/v1/models")?;
         let named = |about: &&Value| model.is_none_or(|model| about["id"] == model);
         let Some(about) = models["data"].as_array().into_iter().flatten().find(named) else {
@@ -61,7 +57,9 @@ impl RemoteModel {
         };
         server.model = about["id"].as_str().unwrap_or_default().into();
         let max_len = ["max_model_len", "context_length", "n_ctx"].iter().find_map(|key| about[*key].as_u64());
-        server.prefix = server.tokenize("", true)?;
+        // What is put before a text; an empty one may be BOS though others have none.
+        let (whole, own) = (server.tokenize("a b", true)?, server.tokenize("a b", false)?);
+        server.prefix = whole.strip_suffix(&own[..]).unwrap_or_default().to_vec();
         if let Ok(about) = server.get("/tokenizer_info") {
             let named = ["bos_token", "eos_token"].iter().find_map(|key| about[*key].as_str());
             server.bos_text = named.unwrap_or_default().into();
@@ -76,9 +74,9 @@ impl RemoteModel {
         let max_len = max_len.ok_or_else(|| {
             server.bad("it does not say how much the model reads", "a server whose /v1/models has `max_model_len`")
         })?;
-        let probe = server.tokenize("a b", true)?;
-        if probe.len() > 1 {
-            server.score(&probe, 1)?;
+        // A server that cannot score a prompt is known before anything is asked.
+        if whole.len() > 1 {
+            server.score(&whole, 1)?;
         }
         Ok(Self { server, max_len: max_len as usize, seed: 0 })
     }
@@ -89,32 +87,27 @@ impl Server {
         Error::Engine { what: "server", problem: format!("{}: {}", self.url, problem.into()), hint: hint.into() }
     }
 
-    fn call(&self, request: ureq::Request, body: Option<Value>) -> Result<Value> {
+    fn call(&self, request: minreq::Request) -> Result<Value> {
         let request = match &self.key {
-            Some(key) => request.set("Authorization", &format!("Bearer {key}")),
+            Some(key) => request.with_header("Authorization", format!("Bearer {key}")),
             None => request,
         };
-        let answer = match body {
-            Some(body) => request.set("Content-Type", "application/json").send_string(&body.to_string()),
-            None => request.call(),
-        };
-        let text = match answer {
-            Ok(response) => response.into_string().map_err(|e| self.bad(e.to_string(), "ask again"))?,
-            Err(ureq::Error::Status(status, response)) => {
-                let said = response.into_string().unwrap_or_default();
-                return Err(self.bad(format!("status {status}: {said:.300}"), "the server must speak OpenAI's completions"));
-            }
-            Err(e) => return Err(self.bad(e.to_string(), "is it there? `recua serve --model DIR` starts one")),
-        };
-        serde_json::from_str(&text).map_err(|e| self.bad(format!("no JSON: {e}"), "the server must speak OpenAI's completions"))
+        let answer = request.with_timeout(PATIENCE).send();
+        let answer = answer.map_err(|e| self.bad(e.to_string(), "is it there? `recua serve --model DIR` starts one"))?;
+        let text = answer.as_str().map_err(|e| self.bad(e.to_string(), "the server must speak OpenAI's completions"))?;
+        if answer.status_code != 200 {
+            return Err(self.bad(format!("status {}: {text:.300}", answer.status_code), "the server must speak OpenAI's completions"));
+        }
+        serde_json::from_str(text).map_err(|e| self.bad(format!("no JSON: {e}"), "the server must speak OpenAI's completions"))
     }
 
     fn get(&self, path: &str) -> Result<Value> {
-        self.call(self.agent.get(&format!("{}{path}", self.url)), None)
+        self.call(minreq::get(format!("{}{path}", self.url)))
     }
 
     fn post(&self, path: &str, body: Value) -> Result<Value> {
-        self.call(self.agent.post(&format!("{}{path}", self.url)), Some(body))
+        let request = minreq::post(format!("{}{path}", self.url)).with_header("Content-Type", "application/json");
+        self.call(request.with_body(body.to_string()))
     }
 
     fn tokenize(&self, text: &str, special: bool) -> Result<Vec<u32>> {

@@ -366,3 +366,12 @@ fn published_sets() {
         }
     }
 }
+
+#[cfg(not(feature = "arrow"))]
+#[test]
+fn a_build_without_arrow_names_the_feature() {
+    for name in ["x.parquet", "x.arrow", "x.parquet.gz"] {
+        let bytes = if name.ends_with(".gz") { gzip(b"PAR1") } else { b"PAR1".to_vec() };
+        assert!(error(name, &bytes).contains("build with the feature `arrow` (or `data`, which has it)"), "{name}");
+    }
+}

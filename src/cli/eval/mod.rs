@@ -1,4 +1,4 @@
-//! `recua eval score|run|list`
+//! `recua eval score|run|list|compare`
 
 #[cfg(feature = "eval")]
 mod run;
@@ -17,6 +17,8 @@ pub(crate) enum Eval {
     Run(Box<run::Run>),
     #[cfg(feature = "eval")]
     List(run::List),
+    #[cfg(feature = "eval")]
+    Compare(run::Compare),
 }
 
 impl Eval {
@@ -27,6 +29,8 @@ impl Eval {
             Self::Run(verb) => verb.run(),
             #[cfg(feature = "eval")]
             Self::List(verb) => verb.run(),
+            #[cfg(feature = "eval")]
+            Self::Compare(verb) => verb.run(),
         }
     }
 }

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use recua::eval::compare;
 use recua::eval::metrics::scorer::Scorer;
+use recua::eval::report;
 use recua::eval::results::{self, Info, Results, TaskResult, table};
 use recua::eval::sandbox::{Limits, Sandbox};
 use recua::eval::{
@@ -275,7 +277,9 @@ impl Run {
         };
         let results = Results::new(run, tasks);
         if let Some(out) = &self.out {
-            results.write(out, &outcomes.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+            let outcomes: Vec<&[Outcome]> = outcomes.iter().map(Vec::as_slice).collect();
+            results.write(out, &outcomes)?;
+            report::write(&results, &outcomes, out)?;
         }
         if let Some(dir) = answers_dir {
             forget(&dir, &prepared);
@@ -361,6 +365,31 @@ impl ProgressLine {
         if self.terminal {
             let _ = std::io::Write::write_all(&mut std::io::stderr(), b"\r\x1b[K");
         }
+    }
+}
+
+/// Hold two evaluations against each other
+///
+/// Paired, over the questions that both have: the difference of each metric, and its error.
+#[derive(Args)]
+pub(crate) struct Compare {
+    /// What `recua eval run --out` wrote
+    a: PathBuf,
+    /// Another
+    b: PathBuf,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+impl Compare {
+    pub(super) fn run(self) -> Result<()> {
+        let comparison = compare::compare(&self.a, &self.b)?;
+        if self.json {
+            return print_json(&comparison);
+        }
+        print(compare::table(&comparison).trim_end());
+        Ok(())
     }
 }
 
