@@ -246,7 +246,7 @@ fn compare(name: &str) {
     eprintln!(
         "{name}: the largest difference of a log-probability {worst:.1e}; {compared} metrics equal, {close} choices too close to tell"
     );
-    assert!(compared > 200 && close < 20, "{compared} {close}");
+    assert!(compared > 120 && close < 20, "{compared} {close}");
 }
 
 #[test]

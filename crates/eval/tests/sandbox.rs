@@ -273,7 +273,8 @@ fn published_solutions_pass() {
     let sandbox = sandbox(30.0);
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
     for row in read("RECUA_DATA", "eval/humaneval/HumanEval.jsonl.gz") {
-        let program = |body: &str| format!("{}{body}\n{}\ncheck({})", text(&row, "prompt"), text(&row, "test"), text(&row, "entry_point"));
+        let program =
+            |body: &str| format!("{}{body}\n{}\ncheck({})", text(&row, "prompt"), text(&row, "test"), text(&row, "entry_point"));
         assert_eq!(run(&sandbox, &program(&text(&row, "canonical_solution"))).failure, None, "{}", row["task_id"]);
         assert!(run(&sandbox, &program("    pass\n")).failure.is_some(), "{}", row["task_id"]);
     }
