@@ -57,12 +57,13 @@
 //! - `data`: the pipeline from dumps. `ballista`: its shuffles on a cluster.
 //! - `chat` (in `cli`): chat templates. `constrain`: text by a JSON schema, a regular expression or a grammar.
 //! - `serve` (default): the HTTP server and `recua serve`.
+//! - `eval` (default): benchmarks, `recua eval run`.
 //! - `mpi`: several ranks over MPI.
 //! - `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default features make of its aliases `Wgpu` and `Cuda`.
 //! - `tui`: the dashboard.
 //!
 //! # Crates
-//! The rooms stand in five crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
+//! The rooms stand in six crates under `crates/`, so that an edit of one does not compile the others anew (docs/build.md); this one
 //! re-exports them all.
 
 #![warn(missing_docs)]
@@ -82,7 +83,14 @@ pub use recua_corpus as corpus;
 
 #[cfg(feature = "train")]
 pub use recua_core::{bench, selftest, train};
-pub use recua_core::{checkpoint, data, eval, generate, model, ops, optim, parallel, tokenizer};
+pub use recua_core::{checkpoint, data, generate, model, ops, optim, parallel, tokenizer};
+
+/// How well a model does: probabilities of given tokens, baselines, benchmarks.
+pub mod eval {
+    pub use recua_core::eval::*;
+    #[cfg(feature = "eval")]
+    pub use recua_eval::*;
+}
 
 /// The HTTP server.
 #[cfg(feature = "serve")]
@@ -90,6 +98,8 @@ pub use recua_serve as serve;
 
 #[cfg(feature = "data")]
 pub mod build;
+#[cfg(all(feature = "eval", feature = "train"))]
+pub mod evaluate;
 #[cfg(feature = "quickstart")]
 pub mod quickstart;
 mod tokenize;

@@ -12,7 +12,7 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("tokens to loss", &["ops", "model", "checkpoint"]),
     ("weights to text", &["generate", "eval", "serve"]),
     ("loss to weights", &["optim", "parallel", "train"]),
-    ("all of it", &["bench", "selftest", "quickstart", "build", "tokenize"]),
+    ("all of it", &["bench", "selftest", "quickstart", "build", "tokenize", "evaluate"]),
     ("binary", &["cli", "main"]),
 ];
 
@@ -27,16 +27,18 @@ enum Crate {
     Corpus,
     Core,
     Serve,
+    Eval,
     Root,
 }
 
 /// Their names in paths, and where their sources stand.
-const CRATES: [(Crate, &str, &str); 6] = [
+const CRATES: [(Crate, &str, &str); 7] = [
     (Crate::Ground, "recua_ground", "crates/ground/src"),
     (Crate::Dataflow, "recua_dataflow", "crates/dataflow/src"),
     (Crate::Corpus, "recua_corpus", "crates/corpus/src"),
     (Crate::Core, "recua_core", "crates/core/src"),
     (Crate::Serve, "recua_serve", "crates/serve/src"),
+    (Crate::Eval, "recua_eval", "crates/eval/src"),
     (Crate::Root, "recua", "src"),
 ];
 
@@ -45,6 +47,7 @@ fn room(of: Crate, path: &[String]) -> String {
     let first = path.first().map_or("", String::as_str);
     match (of, first) {
         (Crate::Serve, _) => "serve".into(),
+        (Crate::Eval, _) => "eval".into(),
         (Crate::Ground, _) | (_, "Error" | "Result") => "error".into(),
         (Crate::Root, "tokenize_files" | "FilesProgress" | "FilesSummary") => "tokenize".into(),
         (Crate::Dataflow | Crate::Corpus, first) if !["error", "config", "files"].contains(&first) => "corpus".into(),

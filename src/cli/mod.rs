@@ -66,7 +66,7 @@ enum Verb {
     Chat(Box<chat::Chat>),
     #[cfg(feature = "serve")]
     Serve(Box<serve::Serve>),
-    /// Score given tokens
+    /// Benchmarks, and scores of given tokens
     #[command(subcommand)]
     Eval(eval::Eval),
     /// Turn a checkpoint into another format (Hugging Face, Meta, native)
@@ -272,6 +272,11 @@ fn exit_code(e: &Error) -> u8 {
 }
 
 pub(crate) fn main() -> ExitCode {
+    // A program of a benchmark is run by this program, started again.
+    #[cfg(feature = "eval")]
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == recua::eval::sandbox::VERB) {
+        return recua::eval::sandbox::enter();
+    }
     tune_allocator();
     quiet_wayland();
     let cli = Cli::try_parse().unwrap_or_else(|e| {

@@ -1,19 +1,22 @@
 //! `recua train`
 
 use std::path::{Path, PathBuf};
-#[cfg(feature = "mpi")]
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
 use recua::checkpoint::read_config;
 use recua::data::DatasetIndex;
+#[cfg(feature = "eval")]
+use recua::evaluate::Evaluating;
 #[cfg(feature = "mpi")]
 use recua::parallel::launch::Launched;
+#[cfg(feature = "eval")]
+use recua::tokenizer::Tokenizer;
 use recua::train::report::REPORT_FILE;
-use recua::train::{Layers, Observer, RunConfig, Start, check, train};
+use recua::train::{Layers, Observer, RunConfig, RunSummary, Start, check, train};
 #[cfg(feature = "mpi")]
-use recua::train::{RunSummary, report, train_on};
+use recua::train::{report, train_on};
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -161,6 +164,26 @@ impl Train {
         Ok(config)
     }
 
+    /// With the benchmarks that the settings ask for.
+    fn train(&self, config: RunConfig, start: &Start, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<RunSummary> {
+        if config.eval.every == 0 {
+            return train(config, &self.run, start, &self.device.backend, stop, observer);
+        }
+        #[cfg(not(feature = "eval"))]
+        return Err(Error::bad_value(
+            "eval.every",
+            "benchmarks are not compiled into this build",
+            "build with `--features eval`",
+        ));
+        #[cfg(feature = "eval")]
+        {
+            let beside = config.data.tokenizer.as_deref().or(config.data.train.first().map(PathBuf::as_path));
+            let tokenizer = Tokenizer::open(beside.unwrap_or(Path::new("tokenizer.json")))?;
+            let mut observer = Evaluating::new(&config, &tokenizer, observer)?;
+            train(config, &self.run, start, &self.device.backend, stop, &mut observer)
+        }
+    }
+
     pub(crate) fn run(self) -> Result<()> {
         let role = self.ranks.role()?;
         let config = self.resolve()?;
@@ -208,7 +231,7 @@ impl Train {
         let summary = match &role {
             #[cfg(feature = "mpi")]
             Role::Rank(launched) => self.run_rank(launched, config, &start, stop, observer)?,
-            _ => train(config, &self.run, &start, &self.device.backend, stop, observer)?,
+            _ => self.train(config, &start, stop, observer)?,
         };
         if other {
             return Ok(());

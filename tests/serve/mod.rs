@@ -3,6 +3,8 @@
 mod chat;
 mod client;
 mod completions;
+#[cfg(feature = "eval")]
+mod evaluation;
 mod faults;
 mod load;
 mod manners;

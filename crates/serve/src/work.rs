@@ -209,6 +209,7 @@ impl Work {
                     n: of_request,
                     logprobs: params.logprobs,
                     prompt_logprobs: prompts.scored.then(|| params.logprobs.unwrap_or(0)),
+                    scored_from: 1,
                     speculate: config.speculate,
                     mask: masks.pop().flatten(),
                     tell_end: prompts.tell_end,

@@ -257,6 +257,11 @@ impl Engine {
             let problem = if request.n == 0 { "expected at least 1, got 0" } else { "a constrained text is one" };
             return Err(Error::bad_value("n", problem, "submit several requests"));
         }
+        let from = request.scored_from;
+        if from == 0 || (from > 1 && from >= prompt_len) {
+            let problem = format!("expected a token after the first of the prompt's {prompt_len}, got {from}");
+            return Err(Error::bad_value("scored_from", problem, "1 scores all that can be scored"));
+        }
         request.sampling.check(Some(vocab))?;
         let sampler = Sampler::for_choice(request.sampling.clone(), 0)?;
         let forks = (1..request.n).map(|i| Sampler::for_choice(request.sampling.clone(), i)).collect::<Result<Vec<_>>>()?;
@@ -271,6 +276,7 @@ impl Engine {
             ignore_eos: request.ignore_eos,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
+            scored_from: request.scored_from,
             speculate: request.speculate,
             tell_end: request.tell_end,
             salt: request.salt,

@@ -27,6 +27,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same of the prompt's tokens.
     pub prompt_logprobs: Option<usize>,
+    /// The first token of the prompt that is scored, at least the second (1). What comes before it is shared with other requests.
+    pub scored_from: usize,
     /// Draft up to this many tokens from the request's own text; see docs. 0: off.
     pub speculate: usize,
     /// Which tokens may come next; `n` must be 1 with it.
@@ -49,6 +51,7 @@ impl Default for Request {
             n: 1,
             logprobs: None,
             prompt_logprobs: None,
+            scored_from: 1,
             speculate: 0,
             mask: None,
             tell_end: false,
@@ -106,7 +109,7 @@ pub struct RequestStats {
 /// What happened to a request in a step.
 #[derive(Debug)]
 pub enum Event {
-    /// Log-probabilities of the prompt's tokens after the first, `prompt.len() - 1` of them; before any token.
+    /// Log-probabilities of the prompt's tokens from [`Request::scored_from`] on, the second by default; before any token.
     Prompt {
         /// Which request.
         id: RequestId,

@@ -21,6 +21,7 @@ pub(super) struct Wanted {
     pub(super) ignore_eos: bool,
     pub(super) logprobs: Option<usize>,
     pub(super) prompt_logprobs: Option<usize>,
+    pub(super) scored_from: usize,
     pub(super) speculate: usize,
     pub(super) tell_end: bool,
     pub(super) salt: u64,
@@ -117,7 +118,12 @@ impl Sequence {
 
     /// Whether the row at `position` says the log-probability of the prompt's next token, which is not known yet.
     fn scores(&self, position: usize) -> bool {
-        self.wanted.prompt_logprobs.is_some() && position + 1 < self.wanted.prompt_len && position >= self.prompt_logprobs.len()
+        self.wanted.prompt_logprobs.is_some() && position + 1 < self.wanted.prompt_len && position + 1 >= self.next_scored()
+    }
+
+    /// The first token of the prompt whose log-probability is not known yet.
+    fn next_scored(&self) -> usize {
+        self.wanted.scored_from + self.prompt_logprobs.len()
     }
 
     /// Takes the logits after `position`. `drafted`: the token that was computed after it as a guess.
@@ -159,7 +165,7 @@ impl Sequence {
     /// Whether the device can draw the next token: nothing is asked for that needs the logits.
     pub(super) fn is_plain(&self) -> bool {
         let (c, w) = (self.sampler.config(), &self.wanted);
-        let scored = w.prompt_logprobs.is_none() || self.prompt_logprobs.len() + 1 >= w.prompt_len;
+        let scored = w.prompt_logprobs.is_none() || self.next_scored() >= w.prompt_len;
         let unpunished = c.repetition_penalty == 1.0 && c.presence_penalty == 0.0 && c.frequency_penalty == 0.0;
         let free = w.ignore_eos || w.stop_ids.is_empty() || self.new_tokens().len() >= w.min_new;
         scored
@@ -269,7 +275,7 @@ impl Sequence {
 
     /// The prompt's log-probabilities, once all are there.
     pub(super) fn take_prompt_logprobs(&mut self) -> Option<Vec<TokenLogprob>> {
-        let whole = self.wanted.prompt_logprobs.is_some() && self.prompt_logprobs.len() + 1 == self.wanted.prompt_len;
+        let whole = self.wanted.prompt_logprobs.is_some() && self.next_scored() == self.wanted.prompt_len;
         let due = whole && !self.prompt_told;
         self.prompt_told |= due;
         due.then(|| self.prompt_logprobs.clone())
@@ -289,10 +295,11 @@ impl Sequence {
     /// Blocks that hold the beginning of this sequence already. Its newest token is never among them: its logits are wanted.
     pub(super) fn known_blocks(&self, pool: &BlockPool) -> Vec<(u32, BlockHash)> {
         let mut found: Vec<(u32, BlockHash)> = Vec::new();
-        if self.wanted.prompt_logprobs.is_some() && self.prompt_logprobs.len() + 1 < self.wanted.prompt_len {
-            return found; // every position's logits are wanted
+        let mut end = self.tokens.len() - 1;
+        if self.wanted.prompt_logprobs.is_some() && self.next_scored() < self.wanted.prompt_len {
+            end = self.next_scored() - 1; // the logits from there on are wanted
         }
-        for tokens in self.tokens[..self.tokens.len() - 1].chunks_exact(KV_BLOCK) {
+        for tokens in self.tokens[..end].chunks_exact(KV_BLOCK) {
             let parent = found.last().map(|f| f.1).or(self.wanted.root());
             let hash = block_hash(parent, tokens);
             match pool.find(hash, parent, tokens) {

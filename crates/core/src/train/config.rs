@@ -32,6 +32,8 @@ pub struct RunConfig {
     pub sample: SampleTexts,
     /// Several ranks.
     pub parallel: ParallelConfig,
+    /// Benchmarks during training.
+    pub eval: EvalTasks,
     /// Shape of the model. `model.preset` takes a named size first.
     pub model: ModelConfig,
 }
@@ -178,6 +180,26 @@ impl Default for SampleTexts {
     }
 }
 
+/// Benchmarks during training: what [`Observer::evaluate`](super::Observer::evaluate) is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalTasks {
+    /// Names of tasks, as `recua eval run` takes them; `quick` is made of the held-out text.
+    pub tasks: Vec<String>,
+    /// An evaluation every this many steps (and at the end). 0: never.
+    pub every: u64,
+    /// At most so many questions of each task.
+    pub limit: usize,
+    /// Folders with the tasks' data.
+    pub data: Vec<PathBuf>,
+}
+
+impl Default for EvalTasks {
+    fn default() -> Self {
+        Self { tasks: vec!["quick".into()], every: 0, limit: 100, data: Vec::new() }
+    }
+}
+
 /// Settings that are text, whatever it looks like: `--set sample.prompt=1984` needs no quotes.
 const TEXT: [&str; 4] = ["sample.prompt", "data.tokenizer", "data.valid", "model.preset"];
 
@@ -284,6 +306,13 @@ impl RunConfig {
     /// [`Error::BadValue`] naming what cannot be split, with the values that can.
     pub fn validate_on(&self, ranks: usize) -> Result<()> {
         self.step().check_mesh(ranks > 1)?;
+        if ranks > 1 && self.eval.every > 0 {
+            return Err(Error::bad_value(
+                "eval.every",
+                "benchmarks during training are for one device",
+                "set eval.every = 0, and ask checkpoints with `recua eval run`",
+            ));
+        }
         let dp = self.parallel.dp_of(ranks)?;
         self.parallel.validate(&self.model, self.seq_len(), self.train.batch, self.micro_batch_on(dp), ranks)
     }

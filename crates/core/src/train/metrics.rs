@@ -65,6 +65,9 @@ pub struct StepRecord {
     /// Validation loss after this step by held-out set, where there are several, in nats a token.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub val_losses: BTreeMap<String, f64>,
+    /// Benchmarks after this step, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub eval: BTreeMap<String, f64>,
     /// Text that the model wrote after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
@@ -236,9 +239,11 @@ impl EventWriter {
                         });
                     }
                 }
-                for (name, value) in &record.val_losses {
+                let of_sets = record.val_losses.iter().map(|(name, value)| (format!("valid/loss_{name}"), value));
+                let of_tasks = record.eval.iter().map(|(name, value)| (format!("eval/{name}"), value));
+                for (tag, value) in of_sets.chain(of_tasks) {
                     summary.message(1, |item| {
-                        item.bytes(1, format!("valid/loss_{name}").as_bytes());
+                        item.bytes(1, tag.as_bytes());
                         item.float(2, *value as f32);
                     });
                 }

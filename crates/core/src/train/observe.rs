@@ -1,8 +1,11 @@
 //! What a run tells of itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::metrics::{StepRecord, Validation};
+use crate::error::Result;
+use crate::generate::{Engine, EngineConfig};
 
 /// What the loop tells while it runs. Every method has an empty default.
 pub trait Observer {
@@ -12,6 +15,14 @@ pub trait Observer {
     fn step(&mut self, _record: &StepRecord, _eta_s: f64) {}
     /// A checkpoint was saved.
     fn saved(&mut self, _step: u64, _path: &Path) {}
+    /// Benchmarks of the model as it stands, by their names, where [`EvalTasks`](super::config::EvalTasks) asks for them: `engine`
+    /// makes one of it.
+    ///
+    /// # Errors
+    /// What goes wrong is noted, and the training goes on, but for a device that fails.
+    fn evaluate(&mut self, _engine: &dyn Fn(EngineConfig) -> Result<Engine>) -> Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
+    }
     /// How far the work before the first step is.
     fn say(&mut self, _text: &str) {}
     /// Something that the user should know: a skipped step, a corrupt checkpoint passed over.

@@ -87,6 +87,15 @@ pub fn render(info: &ReportInfo, records: &[StepRecord]) -> String {
         let curves = sets.iter().zip(SETS.iter().cycle()).map(|(name, class)| Curve { name, class, points: of_set(name) });
         page.push_str(&chart("Validation loss by set", "nats per token", &curves.collect::<Vec<_>>()));
     }
+    let tasks: BTreeSet<&String> = records.iter().flat_map(|record| record.eval.keys()).collect();
+    let (bits, shares): (Vec<&String>, Vec<&String>) = tasks.into_iter().partition(|name| name.contains("bits_per_byte"));
+    for (title, unit, names) in [("Benchmarks", "share right", shares), ("Bits per byte", "by source", bits)] {
+        if !names.is_empty() {
+            let of_task = |name: &str| series(records, |record| record.eval.get(name).copied().unwrap_or(f64::NAN));
+            let curves = names.iter().zip(SETS.iter().cycle()).map(|(name, class)| Curve { name, class, points: of_task(name) });
+            page.push_str(&chart(title, unit, &curves.collect::<Vec<_>>()));
+        }
+    }
     page.push_str(&chart("Learning rate", "", &[Curve { name: "lr", class: "line", points: of(|record| record.lr) }]));
     for (title, unit, value) in
         [("Gradient norm", "before clipping", of(|record| record.grad_norm)), ("Speed", "tok/s", of(|record| record.tok_s))]

@@ -24,7 +24,7 @@ use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM
 use crate::checkpoint::weights::{infos, load, load_part, read, to_bytes};
 use crate::checkpoint::{RankFiles, TensorSource};
 use crate::error::{Error, Result};
-use crate::generate::{Request, SampleConfig, generate_in};
+use crate::generate::{Engine, EngineConfig, Request, SampleConfig, generate_in};
 use crate::model::llama::fuse;
 use crate::model::regions::Single;
 use crate::model::{Llama, unfuse};
@@ -341,6 +341,10 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
             None => Box::new(Single),
         };
         Ok(generate_in(self.model(), regions, request, &mut |_| ControlFlow::Continue(()))?.0)
+    }
+
+    fn engine(&self, config: EngineConfig) -> Result<Engine> {
+        Engine::new(self.model().clone(), config)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {

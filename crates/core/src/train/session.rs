@@ -24,7 +24,7 @@ use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint, Unfini
 use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::{Bos, Request, SampleConfig, end_ids};
+use crate::generate::{Bos, Engine, EngineConfig, Request, SampleConfig, end_ids};
 use crate::model::Part;
 use crate::parallel::Mesh;
 use crate::parallel::comm::gather_numbers;
@@ -47,6 +47,8 @@ pub(super) trait Learner {
     fn loss(&self, batch: &MicroBatch) -> Result<(f64, u64)>;
     /// Tokens after a prompt.
     fn write(&self, request: Request) -> Result<Vec<u32>>;
+    /// An engine of the model as it stands.
+    fn engine(&self, config: EngineConfig) -> Result<Engine>;
     /// Weights and moments into a checkpoint.
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
     /// What this rank writes of them into an unfinished checkpoint.
@@ -257,6 +259,13 @@ impl Session {
                     Ok(text) => last.sample = text,
                     Err(e @ (Error::Backend { .. } | Error::Communication { .. })) => return Err(e),
                     Err(e) => observer.note(&format!("step {}: no sample: {e}", self.step)),
+                }
+            }
+            if due(self.config.eval.every) && !self.config.eval.tasks.is_empty() {
+                match observer.evaluate(&|config| learner.engine(config)) {
+                    Ok(scores) => last.eval = scores,
+                    Err(e @ Error::Backend { .. }) => return Err(e),
+                    Err(e) => observer.note(&format!("step {}: no evaluation: {e}", self.step)),
                 }
             }
             if let Some(metrics) = &mut self.metrics {

@@ -2,26 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use recua::Result;
 use recua::checkpoint::Checkpoint;
 use recua::eval::Scorer;
 use serde_json::json;
-
-#[derive(Subcommand)]
-pub(crate) enum Eval {
-    /// Log-probability of each token after the first, given those before it
-    ///
-    /// Reads one JSON array of token ids a line on stdin. Needs no tokenizer.
-    Score(Score),
-}
-
-impl Eval {
-    pub(crate) fn run(self) -> Result<()> {
-        let Self::Score(verb) = self;
-        verb.run()
-    }
-}
 
 #[derive(Args)]
 pub(crate) struct Score {
@@ -32,23 +17,23 @@ pub(crate) struct Score {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    weights: super::flags::WeightFlags,
+    weights: super::super::flags::WeightFlags,
     #[command(flatten)]
-    device: super::Device,
+    device: super::super::Device,
 }
 
 impl Score {
-    fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         self.device.apply()?;
         let mut scorer = Scorer::load_as(&Checkpoint::open(&self.model)?, &self.device.backend.open()?, self.weights.dtype())?;
-        super::tokenizer::for_lines(|number, line| {
-            let tokens: Vec<u32> = super::tokenizer::parse(number, &line, "a JSON array of token ids")?;
+        super::super::tokenizer::for_lines(|number, line| {
+            let tokens: Vec<u32> = super::super::tokenizer::parse(number, &line, "a JSON array of token ids")?;
             let scores = scorer.logprobs(&tokens)?;
             if self.json {
-                return super::print_json(&json!({ "logprobs": scores }));
+                return super::super::print_json(&json!({ "logprobs": scores }));
             }
             // Not `sum`, which of no numbers is -0.
-            super::print(&format!("{:.6}", scores.iter().fold(0.0, |sum, &s| sum + f64::from(s))));
+            super::super::print(&format!("{:.6}", scores.iter().fold(0.0, |sum, &s| sum + f64::from(s))));
             Ok(())
         })
     }
