@@ -29,9 +29,14 @@ pub(crate) async fn connections(listener: TcpListener, app: Router, config: &Ser
         tokio::spawn(async move {
             let _place = place;
             let mut served = pin!(served);
+            let told = async {
+                let _ = stop.changed().await;
+                // One that has just been opened may say what it wants.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            };
             tokio::select! {
                 _ = served.as_mut() => return,
-                _ = stop.changed() => served.as_mut().graceful_shutdown(),
+                () = told => served.as_mut().graceful_shutdown(),
             }
             let _ = served.await;
         });
