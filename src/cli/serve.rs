@@ -92,7 +92,9 @@ impl Serve {
         self.device.apply()?;
         self.engine.check()?;
         let config = self.config()?;
-        let runtime = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
+        // The network needs little, and on the CPU each of its threads takes a core from the engine's.
+        let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4));
+        let runtime = Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(16).enable_all().build();
         let runtime = runtime.map_err(Error::io("create", "threads"))?;
         // Before anything is read: whoever has the port has it.
         let address = SocketAddr::new(self.host, self.port);

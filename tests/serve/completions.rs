@@ -346,8 +346,8 @@ fn prompts_are_told_apart_in_streams() {
     for (index, text) in [(0, " llama walks home"), (1, " llama walks home"), (2, " walks home"), (3, " walks home")] {
         let (found, reasons, _) = joined(&chunks, index);
         assert_eq!((found.as_str(), reasons), (text, vec!["stop".to_string()]));
-        let of = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index);
-        assert!(of.last().unwrap()["choices"][0]["finish_reason"].is_string());
+        let mut of = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index);
+        assert!(of.next_back().unwrap()["choices"][0]["finish_reason"].is_string());
     }
 }
 
@@ -388,7 +388,7 @@ fn forms_that_cannot_be_are_refused() {
         let mut body = json!({ "prompt": "The old", "max_tokens": 4 });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let error = up.client.post(ROUTE, &body).refused(400);
-        let key = more.as_object().unwrap().keys().last().unwrap();
+        let key = more.as_object().unwrap().keys().next_back().unwrap();
         assert!(
             error["param"].as_str().unwrap().starts_with(key.as_str()) || more.as_object().unwrap().len() > 1,
             "{more}: {error}"

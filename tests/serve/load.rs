@@ -58,11 +58,8 @@ fn clients_are_counted_and_timed() {
 #[test]
 fn an_overloaded_server_answers_or_refuses() {
     let up = Up::new(vec![source("run", run())], ServeConfig { max_queue: 4, ..config() });
-    let calm = load(&up, |config| config.requests = 30, Arrival::Clients(4));
-    let more = |config: &mut LoadConfig| {
-        config.duration = Some(Duration::from_secs(3));
-        config.new_tokens = 40;
-    };
+    let calm = load(&up, |config| (config.requests, config.new_tokens) = (30, 40), Arrival::Clients(4));
+    let more = |config: &mut LoadConfig| (config.duration, config.new_tokens) = (Some(Duration::from_secs(3)), 40);
     let row = load(&up, more, Arrival::Rate(10.0 * calm.requests_s));
     adds_up(&row);
     assert!(row.answered > 0 && row.statuses[&429] > row.answered, "{row:?}");
@@ -74,13 +71,7 @@ fn an_overloaded_server_answers_or_refuses() {
 #[test]
 fn clients_that_go_leave_nothing_behind() {
     let up = Up::new(vec![source("run", run())], config());
-    let row = load(
-        &up,
-        |config| {
-            (config.requests, config.leave, config.new_tokens) = (150, 0.8, 30);
-        },
-        Arrival::Clients(16),
-    );
+    let row = load(&up, |config| (config.requests, config.leave, config.new_tokens) = (150, 0.8, 30), Arrival::Clients(16));
     adds_up(&row);
     assert!(row.left > 75 && row.answered > 5, "{row:?}");
     up.idle();

@@ -106,7 +106,13 @@ fn a_panic_of_the_engine_ends_the_server_and_says_why() {
         let client = up.client.clone();
         std::thread::spawn(move || client.post("/v1/completions", &body))
     };
-    let others = [false, true].map(|stream| ask(json!({ "prompt": [1, 2], "max_tokens": 30_000, "stream": stream })));
+    // They write a token that it knows.
+    let long = json!({ "prompt": [1, 2], "max_tokens": 30_000, "temperature": 0, "logit_bias": { "7": 100 } });
+    let others = [false, true].map(|stream| {
+        let mut body = long.clone();
+        body["stream"] = stream.into();
+        ask(body)
+    });
     up.until(|| up.server.active() == 2);
     let error = ask(json!({ "prompt": [1, 599] })).join().unwrap().refused(500);
     assert!(error["message"].as_str().unwrap().contains("token 599 is outside the vocabulary"), "{error}");

@@ -52,7 +52,7 @@ pub struct LoadConfig {
 /// How requests come.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arrival {
-    /// From so many clients, each of which waits for its answer before it asks again.
+    /// From so many clients, each of which waits for its answer before it asks again, and as long as a refusal's `Retry-After` says.
     Clients(usize),
     /// So many a second, whether answers come or not.
     Rate(f64),
@@ -201,8 +201,11 @@ impl Load {
                         return ends;
                     }
                     let asked = load.ask(i).await;
-                    let gone = matches!(asked.end, End::Unreachable);
+                    let (gone, wait) = (matches!(asked.end, End::Unreachable), asked.wait);
                     ends.push(asked);
+                    if let Some(wait) = wait {
+                        tokio::time::sleep(wait).await;
+                    }
                     if gone {
                         return ends;
                     }

@@ -219,6 +219,8 @@ pub(crate) fn document() -> Value {
         ("with_pieces", flag("`tokens` are objects of id and piece")),
         ("return_token_strs", flag("`token_strs` beside the ids")),
     ];
+    let mut tokenize = schema(tokenize, &[]);
+    tokenize["oneOf"] = ["content", "prompt", "messages"].map(|one| json!({ "required": [one] })).to_vec().into();
     let post = |summary: &str, body: Value, answer: Answer| json!({ "post": operation(summary, Some(body), answer) });
     let get = |summary: &str, answer: Answer| json!({ "get": operation(summary, None, answer) });
     let count_tokens = schema(anthropic.clone(), &["messages"]);
@@ -262,7 +264,7 @@ pub(crate) fn document() -> Value {
                 Json(answers::embeddings()),
             ),
             "/v1/models": get("The models", Json(answers::models())),
-            "/tokenize": post("A text as token ids", schema(tokenize, &[]), Json(answers::tokenize())),
+            "/tokenize": post("A text as token ids", tokenize, Json(answers::tokenize())),
             "/detokenize": post("Token ids as text", detokenize, Json(answers::detokenize())),
             "/tokenizer_info": get("The tokenizer", Json(answers::tokenizer_info())),
             "/health": get("200 once all models answer; 503 before, and while the server shuts down", Json(answers::health())),

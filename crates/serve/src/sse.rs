@@ -10,6 +10,7 @@ use axum::response::Response;
 use http_body::Frame;
 use serde_json::Value;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::{Instant, Sleep};
 
 use crate::error::ApiError;
 use crate::work::{Step, Work};
@@ -18,10 +19,7 @@ use crate::work::{Step, Work};
 const AHEAD: usize = 32;
 
 /// Where events go.
-pub(crate) struct Events {
-    out: Sender<Bytes>,
-    keep_alive: Duration,
-}
+pub(crate) struct Events(Sender<Bytes>);
 
 /// What comes next in a stream.
 pub(crate) enum Next {
@@ -49,39 +47,33 @@ impl Events {
     }
 
     async fn send(&self, text: String) -> bool {
-        self.out.send(text.into()).await.is_ok()
+        self.0.send(text.into()).await.is_ok()
     }
 
-    /// The next step of a request. While there is none, a comment from time to time, so that nobody takes the line for dead.
+    /// The next step of a request.
     pub(crate) async fn next(&self, work: &mut Work) -> Next {
-        loop {
-            tokio::select! {
-                biased;
-                () = self.out.closed() => return Next::Gone,
-                step = work.next() => return match step {
-                    None => Next::End,
-                    Some(Ok(step)) => Next::Step(step),
-                    Some(Err(e)) => Next::Failed(e),
-                },
-                () = tokio::time::sleep(self.keep_alive) => {
-                    if !self.send(": keep-alive\n\n".into()).await {
-                        return Next::Gone;
-                    }
-                }
-            }
+        tokio::select! {
+            biased;
+            () = self.0.closed() => Next::Gone,
+            step = work.next() => match step {
+                None => Next::End,
+                Some(Ok(step)) => Next::Step(step),
+                Some(Err(e)) => Next::Failed(e),
+            },
         }
     }
 }
 
-/// A response whose events `write` sends.
+/// A response whose events `write` sends. While there are none, a comment from time to time, so that nobody takes the line for dead.
 pub(crate) fn stream<F: Future<Output = ()> + Send + 'static>(
     keep_alive: Duration,
     headers: HeaderMap,
     write: impl FnOnce(Events) -> F,
 ) -> Response {
     let (out, pieces) = channel(AHEAD);
-    tokio::spawn(write(Events { out, keep_alive }));
-    let mut response = Response::new(Body::new(Pieces(pieces)));
+    tokio::spawn(write(Events(out)));
+    let wait = Box::pin(tokio::time::sleep(keep_alive));
+    let mut response = Response::new(Body::new(Pieces { pieces, keep_alive, newest: Instant::now(), wait }));
     *response.headers_mut() = headers;
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
@@ -93,13 +85,32 @@ pub(crate) fn stream<F: Future<Output = ()> + Send + 'static>(
     response
 }
 
-struct Pieces(Receiver<Bytes>);
+struct Pieces {
+    pieces: Receiver<Bytes>,
+    keep_alive: Duration,
+    /// When the newest piece went out.
+    newest: Instant,
+    /// Ends `keep_alive` after a piece, not always the newest: it is not set anew for each.
+    wait: Pin<Box<Sleep>>,
+}
 
 impl http_body::Body for Pieces {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+        let mut piece = self.pieces.poll_recv(cx);
+        while piece.is_pending() && self.wait.as_mut().poll(cx).is_ready() {
+            if self.newest.elapsed() >= self.keep_alive {
+                piece = Poll::Ready(Some(Bytes::from_static(b": keep-alive\n\n")));
+                self.newest = Instant::now();
+            }
+            let until = self.newest + self.keep_alive;
+            self.wait.as_mut().reset(until);
+        }
+        piece.map(|piece| {
+            self.newest = Instant::now();
+            piece.map(|piece| Ok(Frame::data(piece)))
+        })
     }
 }

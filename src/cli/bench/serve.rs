@@ -15,8 +15,8 @@ use crate::cli::{human, print, print_json, say};
 ///     recua bench serve --url http://127.0.0.1:8080 --clients 1,8,64 --requests 256
 ///
 /// Streams of /v1/completions with prompts of random token ids, each on a connection of its own; lengths are drawn as `bench serve-sim`
-/// draws them. First each number of clients, who ask again once they are answered; with --overload then requests that come that many
-/// times as fast as the last row's were answered, whether answers come or not. Times are of answered requests: the median, 95 and 99 of
+/// draws them. First each number of clients, who ask again once they are answered (refused, after as long as `Retry-After` says); with
+/// --overload then requests that come that many times as fast as the last row's were answered, whether answers come or not. Times are of answered requests: the median, 95 and 99 of
 /// 100. Each request is answered, refused (a status that is not 200), failed (an error in its stream), given up by its own client
 /// (--leave), unreachable (nobody listens; its client stops) or lost; a lost one makes the exit code 1.
 ///
@@ -133,7 +133,7 @@ impl Serve {
 
 fn line(row: &LoadRow) -> String {
     let who = match (row.clients, row.rate) {
-        (Some(clients), _) => format!("{clients} clients"),
+        (Some(clients), _) => format!("{clients} client{}", if clients == 1 { "" } else { "s" }),
         (_, rate) => format!("{:.1} requests/s come", rate.unwrap_or_default()),
     };
     let times = |all: [f64; 3]| all.map(|s| format!("{:.1}", 1e3 * s)).join(" ");

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, header};
@@ -41,11 +41,13 @@ pub(super) struct Asked {
     pub(super) between: Vec<f64>,
     /// Until the end.
     pub(super) seconds: f64,
+    /// How long a refusal tells its client to wait.
+    pub(super) wait: Option<Duration>,
 }
 
 impl Asked {
     pub(super) fn ended(end: End) -> Self {
-        Self { end, status: None, first: None, between: Vec::new(), seconds: 0.0 }
+        Self { end, status: None, first: None, between: Vec::new(), seconds: 0.0, wait: None }
     }
 }
 
@@ -139,12 +141,14 @@ impl Reader {
         let response = sender.send_request(request?);
         if self.leaves == Some(0) {
             // Sent, and not waited for.
-            let _ = tokio::time::timeout(std::time::Duration::from_millis(2), response).await;
+            let _ = tokio::time::timeout(Duration::from_millis(2), response).await;
             return Ok(End::Left);
         }
         let response = response.await.map_err(|e| format!("no answer: {e}"))?;
         let status = response.status().as_u16();
         asked.status = Some(status);
+        let wait = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        asked.wait = wait.map(|seconds: u64| Duration::from_secs(seconds.min(60)));
         let mut body = response.into_body();
         let mut done = None;
         while let Some(data) = data(&mut body).await? {
