@@ -128,8 +128,10 @@ if __name__ == "__main__":
     parser.add_argument("--mbit", type=float, default=400)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--timeout", type=float, default=60)
-    parser.add_argument("more", nargs="*", help="settings of the run, after --")
-    a = parser.parse_args()
+    own = sys.argv[1:]
+    more = own[own.index("--") + 1:] if "--" in own else []
+    a = parser.parse_args(own[:len(own) - len(more) - 1] if more else own)
+    a.more = more
     work = Path(tempfile.mkdtemp(prefix="recua-link-"))
     try:
         link(a.mbit if a.what == "overlap" else 0)

@@ -209,7 +209,9 @@ fn loss<B: LlamaOps>(b: &mut Bench<B>) {
             B::linear_cross_entropy(primitive(&x), primitive(&w), targets.clone())
         });
         b.time_on("loss::forward_backward", &shape, flop(3 * work), copy(&w), |sum| {
-            forward_backward::<B>(primitive(&x), primitive(&w), targets.clone(), 1.0, Some(sum), 0, &|stats| stats)
+            let whole = |stats| Ok::<_, std::convert::Infallible>(stats);
+            let Ok(grads) = forward_backward::<B, _>(primitive(&x), primitive(&w), targets.clone(), 1.0, Some(sum), 0, &whole);
+            grads
         });
     }
     let logits = b.random([rows, VOCAB]);

@@ -17,6 +17,7 @@ use recua::generate::{Engine, EngineConfig, Request};
 use recua::model::backward::{self, ActivationCheckpointing, PassConfig};
 use recua::model::{InitConfig, Llama, ModelConfig, Slice, unfuse};
 use recua::optim::{AdamW, OptimConfig};
+use recua::parallel::ranks::agree;
 use recua::parallel::{
     Buffer, Communicator, Failure, Link, LocalOptions, LocalWorld, Mesh, ParallelConfig, Ranks, Reduce, Trace, Watch, run_ranks,
     run_ranks_of, split_engine,
@@ -612,5 +613,37 @@ fn a_timeline_shows_what_every_rank_computes_and_exchanges() {
         assert_eq!(count(&exchanged, "tp reduce_scatter"), 3 * (5 * layers + 2), "rank {rank}: {exchanged:?}");
         assert!(count(&exchanged, "dp reduce_scatter") >= 9 && count(&exchanged, "dp all_gather") >= 6);
         assert_eq!(spans("waiting").len(), exchanged.len(), "rank {rank}");
+    }
+}
+
+/// What crosses has the type of products; the bounds are those of one device against float32 (tests/backward.rs).
+#[test]
+fn narrow_types_train_on_a_mesh_as_on_one_device() {
+    for (precision, bound) in [(Precision::Bf16, 0.02), (Precision::F16, 0.005)] {
+        for training in [Training::on(2, 2, true, 1, 3), Training::on(1, 2, false, 1, 12)] {
+            let training = Training { precision, ..training };
+            let (want, got) = (training.one_device().1, training.run().1);
+            for (got, want) in got.iter().zip(&want) {
+                assert!((got.loss - want.loss).abs() < bound, "{training:?}: loss {}, one device {}", got.loss, want.loss);
+                assert_eq!((got.skipped, got.loss_scale), (want.skipped, want.loss_scale), "{training:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_error_on_one_rank_is_an_error_on_all() {
+    let results = run_ranks(3, LocalOptions::default(), |comm| {
+        let own = match comm.rank() {
+            1 => Err(Error::bad_value("train.steps", "no", "change it")),
+            rank => Ok(rank),
+        };
+        let failed = agree(comm.as_ref(), own, None);
+        (failed.map_err(|e| e.to_string()), agree(comm.as_ref(), Ok(comm.rank()), None).unwrap())
+    });
+    for (rank, (failed, all)) in results.into_iter().enumerate() {
+        let e = failed.unwrap_err();
+        assert_eq!(e, if rank == 1 { "train.steps: no; change it" } else { "rank 1 failed: train.steps: no; change it" });
+        assert_eq!(all, [0, 1, 2]);
     }
 }

@@ -21,7 +21,7 @@ from pathlib import Path
 # Losses of a run on one rank and on several differ by the order of sums alone.
 RELATIVE = 1e-5
 # Seconds that the others wait for a rank; and what ending a job may take beside on a machine that is busy.
-TIMEOUT, GRACE = 5, 25
+TIMEOUT, GRACE = 10, 30
 MODEL = ["--preset", "debug", "--set", "model.dim=64", "--set", "model.n_layers=2", "--set", "model.n_heads=4", "--set",
          "model.max_seq_len=64", "--set", "train.batch=8", "--set", "train.val_windows=8", "--set", "optim.warmup_steps=5",
          "--set", "sample.every=0", "--threads", "1"]
@@ -32,9 +32,9 @@ class Ranks:
         self.recua, self.work = recua, work
         self.base = ["train", "--data", str(train), "--valid", str(valid), *MODEL]
 
-    def command(self, name: str, ranks: int, *more: str) -> list[str]:
+    def command(self, name: str, ranks: int, *more: str, timeout: int = 300) -> list[str]:
         nproc = ["--nproc", str(ranks)] if ranks > 1 else []
-        return [str(self.recua), *self.base, "--run", str(self.work / name), *nproc, "--comm-timeout", str(TIMEOUT), *more]
+        return [str(self.recua), *self.base, "--run", str(self.work / name), *nproc, "--comm-timeout", str(timeout), *more]
 
     def run(self, name: str, ranks: int, *more: str) -> str:
         done = subprocess.run(self.command(name, ranks, *more), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
@@ -46,6 +46,11 @@ class Ranks:
         lines = (self.work / name / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         return {r["step"]: r["loss"] for r in records if "loss" in r}
+
+    def first_checkpoint(self, name: str, job: subprocess.Popen) -> None:
+        """Waits for a whole one."""
+        while not any("tmp" not in path.name for path in (self.work / name / "checkpoints").glob("step-*")) and job.poll() is None:
+            time.sleep(0.02)
 
     def weights(self, name: str) -> str:
         """Hash of the newest checkpoint's tensors."""
@@ -107,7 +112,7 @@ def pid_of(rank: int, run: Path) -> int | None:
 
 
 def kills(r: Ranks, count: int, chance: random.Random) -> None:
-    steps = ["--steps", "300", "--set", "train.checkpoint_every=20", "--set", "train.val_every=0"]
+    steps = ["--steps", "120", "--set", "train.checkpoint_every=10", "--set", "train.val_every=0"]
     meshes = {"dp": (2, []), "tp": (2, ["--set", "parallel.tp=2"]), "both": (4, ["--set", "parallel.tp=2"])}
     whole = {}
     for i in range(count):
@@ -119,11 +124,9 @@ def kills(r: Ranks, count: int, chance: random.Random) -> None:
         name, rank = f"killed-{i}", chance.randrange(ranks)
         how = [signal.SIGKILL, signal.SIGSTOP][i % 2]
         with open(r.work / f"{name}.log", "w+") as log:
-            job = subprocess.Popen(r.command(name, ranks, *steps, *sets), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            job = subprocess.Popen(r.command(name, ranks, *steps, *sets, timeout=TIMEOUT), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             # Somewhere after the first checkpoint: in a step, or in the writing of a checkpoint.
-            folder = r.work / name / "checkpoints"
-            while not (folder.is_dir() and any(folder.iterdir())) and job.poll() is None:
-                time.sleep(0.02)
+            r.first_checkpoint(name, job)
             time.sleep(chance.random())
             pid = pid_of(rank, r.work / name)
             if pid is None:
@@ -151,12 +154,10 @@ def kills(r: Ranks, count: int, chance: random.Random) -> None:
 
 def restarts(r: Ranks) -> None:
     """--restarts: the job goes on by itself."""
-    steps = ["--steps", "300", "--set", "train.checkpoint_every=20", "--set", "train.val_every=0"]
+    steps = ["--steps", "120", "--set", "train.checkpoint_every=10", "--set", "train.val_every=0"]
     with open(r.work / "restarted.log", "w+") as log:
         job = subprocess.Popen(r.command("restarted", 2, *steps, "--restarts", "1"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        folder = r.work / "restarted" / "checkpoints"
-        while not (folder.is_dir() and any(folder.iterdir())) and job.poll() is None:
-            time.sleep(0.02)
+        r.first_checkpoint("restarted", job)
         pid = pid_of(1, r.work / "restarted")
         os.kill(pid, signal.SIGKILL)
         code = job.wait(300)
@@ -172,12 +173,13 @@ if __name__ == "__main__":
     parser.add_argument("train", type=Path)
     parser.add_argument("valid", type=Path)
     parser.add_argument("--kills", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=12, help="of the runs on several meshes; 0: none of them")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     a = parser.parse_args()
     print(f"seed {a.seed}")
     with tempfile.TemporaryDirectory() as work:
         r = Ranks(a.recua.resolve(), a.train.resolve(), a.valid.resolve(), Path(work))
-        equal_one(r, a.steps)
+        if a.steps:
+            equal_one(r, a.steps)
         kills(r, a.kills, random.Random(a.seed))
         restarts(r)

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod collectives;
 pub mod comm;
 pub mod config;
+#[cfg(feature = "train")]
 pub mod data;
 pub mod infer;
 pub mod launch;
@@ -17,6 +18,7 @@ pub mod mesh;
 pub mod mpi;
 #[cfg(feature = "train")]
 pub mod plan;
+#[cfg(feature = "train")]
 pub mod ranks;
 pub mod tensor;
 pub mod trace;
@@ -24,10 +26,12 @@ pub mod trace;
 pub use collectives::{Collectives, Hosted, Traffic, TrafficSum, Watch};
 pub use comm::{Buffer, Call, Communicator, Completion, Operation, Pending, Reduce, Report};
 pub use config::ParallelConfig;
+#[cfg(feature = "train")]
 pub use data::DataParallel;
 pub use infer::split_engine;
 pub use local::{Failure, Link, LocalOptions, LocalWorld, run_ranks, run_ranks_of};
 pub use mesh::Mesh;
+#[cfg(feature = "train")]
 pub use ranks::Ranks;
 pub use tensor::TensorParallel;
 pub use trace::Trace;

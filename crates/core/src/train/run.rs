@@ -15,7 +15,7 @@ use super::metrics::Validation;
 use super::observe::{Observer, RunSummary};
 use super::pieces;
 use super::report::ReportInfo;
-use super::session::{Learner, Opening, Session};
+use super::session::{Learner, Opening, SLOW_TIMEOUT, Session};
 use super::state::OptimState;
 use super::step::{MicroBatch, StepConfig, StepOutput, batch_loss, batch_loss_on, check_device, train_step};
 use crate::backend::context::Scope;
@@ -261,7 +261,7 @@ impl<B: LlamaOps> Trainer<B> {
                 Ok(learner) => (Ok(()), Some(learner)),
                 Err(e) => (Err(e), None),
             };
-            agree(mesh.world(), result, None)?;
+            agree(mesh.world(), result, Some(SLOW_TIMEOUT))?;
             let learner = learner.ok_or_else(|| Error::internal("open", "neither a model nor an error"))?;
             return Ok(Self { scope, session: opening.begin()?, learner });
         }

@@ -92,8 +92,8 @@ pub(super) struct Session {
     _lock: Option<File>,
 }
 
-/// How long ranks wait for each other while a checkpoint is written: writing takes longer than a step.
-const SAVE_TIMEOUT: Duration = Duration::from_secs(1800);
+/// How long ranks wait for each other where one reads or writes a checkpoint: that takes longer than a step.
+pub(super) const SLOW_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Steps of this process whose times are noted; fewer where it makes fewer.
 const TRACED: Range<usize> = 2..5;
@@ -154,7 +154,7 @@ impl Opening {
                 // Nobody begins before all have looked, and all have seen the same.
                 let (result, opened) = split_result(opened);
                 let seen = result.map(|()| opened.as_ref().and_then(|(inputs, _)| Some(inputs.resumed.as_ref()?.step())));
-                let steps = agree(mesh.world(), seen, None)?;
+                let steps = agree(mesh.world(), seen, Some(SLOW_TIMEOUT))?;
                 if let Some(rank) = steps.iter().position(|step| *step != steps[0]) {
                     let problem = format!("rank {rank} finds the checkpoint {:?}, rank 0 {:?}", steps[rank], steps[0]);
                     return Err(Error::bad_value("--resume", problem, "the run's folder must be the same one on every machine"));
@@ -184,7 +184,7 @@ impl Opening {
             None => begun?,
             Some(mesh) => {
                 let (result, metrics) = split_result(begun);
-                agree(mesh.world(), result, None)?;
+                agree(mesh.world(), result, Some(SLOW_TIMEOUT))?;
                 metrics.flatten()
             }
         };
@@ -453,9 +453,9 @@ impl Session {
         let (result, unfinished) = split_result(begin());
         let unfinished = unfinished.flatten();
         let path = unfinished.as_ref().map_or(Path::new(""), Unfinished::path);
-        let paths = agree(world, result.map(|()| path.to_path_buf()), Some(SAVE_TIMEOUT))?;
+        let paths = agree(world, result.map(|()| path.to_path_buf()), Some(SLOW_TIMEOUT))?;
         let written = learner.save_pieces(&paths[0]).and_then(|files| learner.check().map(|()| files));
-        let all: Vec<RankFiles> = agree(world, written, Some(SAVE_TIMEOUT))?;
+        let all: Vec<RankFiles> = agree(world, written, Some(SLOW_TIMEOUT))?;
         let named = match unfinished {
             None => Ok(()),
             Some(unfinished) => unfinished
@@ -467,7 +467,7 @@ impl Session {
                 .and_then(|_| native::prune(root, self.config.train.keep_last, self.config.train.keep_every))
                 .map(drop),
         };
-        agree(world, named, Some(SAVE_TIMEOUT))?;
+        agree(world, named, Some(SLOW_TIMEOUT))?;
         Ok(root.join(format!("step-{}", self.step)))
     }
 

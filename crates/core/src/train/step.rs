@@ -184,6 +184,9 @@ pub struct StepOutput {
     pub loss_scale: Option<f64>,
 }
 
+/// The sum of squares of each gradient, `[1]`.
+type Squares<B> = Vec<(Slot, Tensor<B, 1>)>;
+
 /// Parameters and gradients during a step.
 struct StepParameters<'a, B: LlamaOps> {
     stored: PerSlot<Option<Parameter<B>>>,
@@ -191,7 +194,7 @@ struct StepParameters<'a, B: LlamaOps> {
     optim: &'a mut AdamW<B>,
     compute: DType,
     /// The numbers of updates that are made in backward, and the squares of the gradients so far.
-    now: Option<(AdamWScalars, Vec<(Slot, Tensor<B, 1>)>)>,
+    now: Option<(AdamWScalars, Squares<B>)>,
     /// The other replicas, which gradients are summed over.
     data: Option<&'a mut DataParallel<B>>,
     /// Gradients of this pass are the step's last.
