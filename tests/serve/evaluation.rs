@@ -25,7 +25,12 @@ fn a_server_gives_the_scores_of_its_model() {
         let up = Up::new(vec![source(name, golden(name))], config());
         let mut remote = RemoteModel::open(&format!("http://{}", up.client.address), None, None).unwrap();
         let model = TextModel::open(&golden(name), None).unwrap();
-        let mut local = LocalModel::load(model, &"flex".parse::<recua::backend::BackendName>().unwrap().open().unwrap(), EngineConfig::default()).unwrap();
+        let mut local = LocalModel::load(
+            model,
+            &"flex".parse::<recua::backend::BackendName>().unwrap().open().unwrap(),
+            EngineConfig::default(),
+        )
+        .unwrap();
         assert_eq!(remote.max_len(), local.max_len());
         let mut go_on = |_: &recua::eval::Progress| ControlFlow::Continue(());
         let theirs = answer(&questions(), &mut remote, None, &mut go_on).unwrap().unwrap();
