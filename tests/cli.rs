@@ -213,6 +213,32 @@ fn text_to_tokens_to_weights_to_text() {
     assert!(json(&f.ok(&start))["loss"].as_f64().unwrap() < 0.7 * vocab.ln());
 }
 
+#[cfg(feature = "eval")]
+#[test]
+fn benchmarks_of_a_training_are_those_of_its_checkpoint() {
+    let it = Fixture::new();
+    let eval = ["--set", "eval.every=20", "--set", "eval.limit=8", "--steps", "40", "--set", "train.val_every=0"];
+    it.ok(&train("r", &eval));
+    let metrics = std::fs::read_to_string(it.path("r/metrics.jsonl")).unwrap();
+    let of_step = |n: usize| json(metrics.lines().nth(n - 1).unwrap())["eval"].clone();
+    assert!(of_step(19).is_null() && of_step(20).is_object());
+    assert!(std::fs::read_to_string(it.path("r/report.html")).unwrap().contains("Benchmarks"));
+    let after = json(&it.ok(&["eval", "run", "--model", "r", "--suite", "quick", "--limit", "8", "--out", "scores", "--json"]));
+    for task in after["tasks"].as_array().unwrap() {
+        let name = task["info"]["name"].as_str().unwrap();
+        let value = task["metrics"].as_object().unwrap().values().next().unwrap()["value"].as_f64().unwrap();
+        let during = of_step(40)[name.trim_start_matches("quick_")].as_f64().unwrap();
+        assert!((value - during).abs() < 1e-9, "{name}: {value} {during}");
+    }
+    assert_eq!(after["tasks"].as_array().unwrap().len(), 4);
+    let samples = std::fs::read_to_string(it.path("scores/samples/quick_copy.jsonl")).unwrap();
+    assert_eq!(samples.lines().count(), 8);
+    assert_eq!(json(samples.lines().next().unwrap())["loglikelihoods"].as_array().unwrap().len(), 4);
+    assert!(it.path("scores/report.html").is_file() && !it.path("scores/partial").exists());
+    it.fails(&["eval", "run", "--model", "r", "--tasks", "nothing"], 2, &["`nothing` is no task"]);
+    it.fails(&["eval", "run", "--model", "r", "--tasks", "piqa", "--data", "."], 1, &["folder piqa", "--data"]);
+}
+
 #[test]
 fn misuse_is_told_by_exit_code_2() {
     let f = Fixture::new();

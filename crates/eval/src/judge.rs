@@ -182,8 +182,8 @@ impl<'a> Judging<'a> {
         let n = item.choices.len();
         let (own, bare) = lls.split_at(n.min(lls.len()));
         let gold = |at: usize| match &item.target {
-            Json::Array(right) => right.iter().any(|right| *right == Json::from(at)),
-            right => *right == Json::from(at),
+            Json::Array(right) => right.iter().any(|right| right.as_u64() == Some(at as u64)),
+            right => right.as_u64() == Some(at as u64),
         };
         for (i, metric) in self.task.metrics.iter().enumerate() {
             let picked = match metric.as_str() {

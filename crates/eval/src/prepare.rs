@@ -66,10 +66,9 @@ pub fn prepare(task: &Task, roots: &[PathBuf], asking: &Asking) -> Result<Prepar
     let shots = asking.shots.unwrap_or(task.shots);
     let pool = if shots > 0 && task.samples.is_empty() { Some(folder.load(&task.pool)?) } else { None };
     let mut task = task.clone();
-    if data::find(roots, &[&task.name]).is_some() {
-        if task.is_variant() {
-            task.only = None;
-        }
+    // A folder of its own has no rows of other variants.
+    if task.is_variant() && data::find(roots, &[&task.name]).is_some() {
+        task.only = None;
     }
     prepared(&task, rows, pool, asking)
 }
@@ -126,7 +125,7 @@ impl Prepared {
                     if i == 0 || pairs[i - 1].0 != *context {
                         out += &format!("{context}\n");
                     }
-                    out += &format!("--- {} {continuation:?}\n", i);
+                    out += &format!("--- {i} {continuation:?}\n");
                 }
             }
             Ask::Rolling(text) => out += &format!("{text}\n"),
