@@ -1,6 +1,5 @@
 //! Several ranks: those that are started here (`--nproc`), and what a process does that is one of them.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,18 +14,12 @@ use super::say;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Several ranks")]
 pub(crate) struct RankFlags {
-    /// Start so many ranks on this machine, with mpirun; `mpirun -n 8 recua train ...` and `srun` work as they are
+    /// Start so many ranks on this machine, with mpirun; `mpirun -n 8 recua ...` and `srun` work as they are
     #[arg(long, value_name = "N")]
-    pub(super) nproc: Option<usize>,
-    /// With --nproc: start again from the last checkpoint when a rank fails, so many times at most
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "nproc")]
-    restarts: u32,
+    nproc: Option<usize>,
     /// Seconds that a rank waits for the others before it ends the job on all; saving a checkpoint has its own time
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     comm_timeout: f64,
-    /// Write what each rank computed and exchanged, and when, in Chrome's trace format (ui.perfetto.dev); for short runs
-    #[arg(long, value_name = "FILE")]
-    pub(super) trace: Option<PathBuf>,
 }
 
 /// What this process is to do.
@@ -65,25 +58,28 @@ impl RankFlags {
         }
     }
 
-    /// Starts ranks of this program with the same arguments, waits for them, starts them again where that is asked for. `run` is where
-    /// their checkpoints are. Ends the process as they ended.
-    pub(super) fn launch(&self, ranks: usize, run: &Path) -> Result<()> {
-        let mpirun = find_mpirun()?;
+    /// Starts ranks of this program with the same arguments and waits for them. Ends the process as they ended.
+    pub(super) fn launch(&self, ranks: usize) -> Result<()> {
+        let stop = super::stop_on_signal("stopping all ranks")?;
+        let status = Ranks::new(ranks)?.run(false, stop, libc_signal::TERM)?;
+        std::process::exit(exit_code(status));
+    }
+
+    /// [`RankFlags::launch`] of a training in `run`: a signal stops the ranks after their step, and when one fails they are started
+    /// again from their last checkpoint, `restarts` times at most.
+    pub(super) fn launch_training(&self, ranks: usize, restarts: u32, run: &Path) -> Result<()> {
+        let ranks = Ranks::new(ranks)?;
         let stop = super::stop_on_signal("stopping all ranks after this step")?;
-        let own = std::env::current_exe().map_err(Error::io("find", "this program"))?;
         let mut resume = false;
-        for attempt in 0..=self.restarts {
-            let arguments = launch::rank_arguments(std::env::args_os().skip(1), resume);
-            let status = run_ranks(mpirun, ranks, &own, &arguments, stop)?;
-            let code = exit_code(status);
-            let again = attempt < self.restarts && may_restart(code) && !stop.load(Ordering::Relaxed);
-            if !again {
+        for attempt in 0..=restarts {
+            let code = exit_code(ranks.run(resume, stop, libc_signal::USR1)?);
+            if attempt == restarts || !may_restart(code) || stop.load(Ordering::Relaxed) {
                 // The ranks have said why.
                 std::process::exit(code);
             }
             resume = resume || has_checkpoint(run);
             let from = if resume { "the last checkpoint" } else { "the beginning: there is no checkpoint yet" };
-            say(&format!("the ranks ended with code {code}; starting again from {from} ({} of {})", attempt + 1, self.restarts));
+            say(&format!("the ranks ended with code {code}; starting again from {from} ({} of {restarts})", attempt + 1));
         }
         Ok(())
     }
@@ -110,44 +106,70 @@ fn find_mpirun() -> Result<Mpirun> {
     Mpirun::of_version(&said).ok_or_else(|| fail(format!("of no known kind: `{}`", said.lines().next().unwrap_or_default())))
 }
 
-/// Runs ranks to their end. The first signal asks them to stop after the step, the second ends them.
-#[cfg(unix)]
-fn run_ranks(mpirun: Mpirun, ranks: usize, program: &Path, arguments: &[OsString], stop: &AtomicBool) -> Result<ExitStatus> {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: asks for a number.
-    let root = unsafe { libc::geteuid() } == 0;
-    let (own, variables) = mpirun.command(ranks, root);
-    let mut command = Command::new("mpirun");
-    command.args(own).arg(program).args(arguments).envs(variables).stdin(Stdio::null());
-    // A terminal's signals come to this process alone, which tells the ranks: mpirun would give them a second to end.
-    command.process_group(0);
-    #[cfg(target_os = "linux")]
-    // SAFETY: one system call between fork and exec. The ranks end with whoever started them, however that ended.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-            Ok(())
-        });
-    }
-    let mut child = command.spawn().map_err(Error::io("start", "mpirun"))?;
-    let pid = child.id() as libc::pid_t;
-    let mut told = false;
-    loop {
-        if let Some(status) = child.try_wait().map_err(Error::io("wait for", "mpirun"))? {
-            return Ok(status);
-        }
-        if stop.load(Ordering::Relaxed) && !told {
-            told = true;
-            // SAFETY: a child that was not waited for yet. mpirun hands this signal on to its ranks.
-            unsafe { libc::kill(pid, libc::SIGUSR1) };
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+/// Signals to hand on; none but Unix has them.
+mod libc_signal {
+    #[cfg(unix)]
+    pub(super) const TERM: i32 = libc::SIGTERM;
+    #[cfg(unix)]
+    pub(super) const USR1: i32 = libc::SIGUSR1;
+    #[cfg(not(unix))]
+    pub(super) const TERM: i32 = 0;
+    #[cfg(not(unix))]
+    pub(super) const USR1: i32 = 0;
 }
 
-#[cfg(not(unix))]
-fn run_ranks(_: Mpirun, _: usize, _: &Path, _: &[OsString], _: &AtomicBool) -> Result<ExitStatus> {
-    Err(Error::bad_value("--nproc", "ranks are started on Unix only", "start them with your MPI's own mpiexec"))
+/// Ranks that are started here.
+struct Ranks {
+    mpirun: Mpirun,
+    ranks: usize,
+    program: PathBuf,
+}
+
+impl Ranks {
+    fn new(ranks: usize) -> Result<Self> {
+        let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+        Ok(Self { mpirun: find_mpirun()?, ranks, program })
+    }
+
+    /// Runs them to their end. The first signal that this process gets is handed on as `signal`, the second ends all.
+    #[cfg(unix)]
+    fn run(&self, resume: bool, stop: &AtomicBool, signal: i32) -> Result<ExitStatus> {
+        use std::os::unix::process::CommandExt;
+        // SAFETY: asks for a number.
+        let root = unsafe { libc::geteuid() } == 0;
+        let (own, variables) = self.mpirun.command(self.ranks, root);
+        let mut command = Command::new("mpirun");
+        command.args(own).arg(&self.program).args(launch::rank_arguments(std::env::args_os().skip(1), resume));
+        command.envs(variables).stdin(Stdio::null());
+        // A terminal's signals come to this process alone, which tells the ranks: mpirun would give them a second to end.
+        command.process_group(0);
+        #[cfg(target_os = "linux")]
+        // SAFETY: one system call between fork and exec. The ranks end with whoever started them, however that ended.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().map_err(Error::io("start", "mpirun"))?;
+        let mut told = false;
+        loop {
+            if let Some(status) = child.try_wait().map_err(Error::io("wait for", "mpirun"))? {
+                return Ok(status);
+            }
+            if stop.load(Ordering::Relaxed) && !told {
+                told = true;
+                // SAFETY: a child that was not waited for yet. mpirun hands SIGUSR1 on to its ranks.
+                unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn run(&self, _: bool, _: &AtomicBool, _: i32) -> Result<ExitStatus> {
+        Err(Error::bad_value("--nproc", "ranks are started on Unix only", "start them with your MPI's own mpiexec"))
+    }
 }
 
 /// As a shell says it.
@@ -166,7 +188,8 @@ fn may_restart(code: i32) -> bool {
 
 fn has_checkpoint(run: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else { return false };
-    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+    let whole = |name: &str| name.strip_prefix("step-").is_some_and(|step| step.bytes().all(|b| b.is_ascii_digit()));
+    entries.flatten().any(|entry| whole(&entry.file_name().to_string_lossy()))
 }
 
 /// SIGUSR1 asks a rank to stop after the step: launchers hand it on, and batch systems send it before the time is up.
@@ -182,6 +205,7 @@ fn stop_on_user_signal() {
 /// As one of several ranks: MPI, what ends it, and what all of them say.
 #[cfg(feature = "mpi")]
 pub(super) mod rank {
+    use std::path::Path;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -198,6 +222,7 @@ pub(super) mod rank {
         flags: &RankFlags,
         launched: &Launched,
         about: &str,
+        trace: Option<&Path>,
         job: impl FnOnce(Arc<dyn Communicator>, Watch) -> Result<T>,
     ) -> Result<T> {
         launched.check(Engine::Mpi)?;
@@ -209,7 +234,7 @@ pub(super) mod rank {
         if launched.rank == 0 {
             say(&format!("{launched}; {}; {about}", mpi.library()));
         }
-        let watch = Watch { trace: flags.trace.as_deref().map(|path| Arc::new(Trace::new(path))), ..Watch::default() };
+        let watch = Watch { trace: trace.map(|path| Arc::new(Trace::new(path))), ..Watch::default() };
         let met = || {
             if world.size() == launched.world {
                 return Ok(());

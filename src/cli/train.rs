@@ -94,6 +94,12 @@ pub(crate) struct Train {
     json: bool,
     #[command(flatten)]
     ranks: RankFlags,
+    /// With --nproc: start again from the last checkpoint when a rank fails, so many times at most
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "nproc", help_heading = "Several ranks")]
+    restarts: u32,
+    /// Write what each rank computed and exchanged, and when, in Chrome's trace format (ui.perfetto.dev); for short runs
+    #[arg(long, value_name = "FILE", help_heading = "Several ranks")]
+    trace: Option<PathBuf>,
     #[command(flatten)]
     device: super::Device,
 }
@@ -193,8 +199,11 @@ impl Train {
             Role::Rank(launched) => launched.world,
         };
         config.validate_on(ranks)?;
+        if self.trace.is_some() && ranks == 1 {
+            return Err(Error::bad_value("--trace", "there is one rank, which exchanges nothing", "add --nproc"));
+        }
         match &role {
-            Role::Launcher(ranks) if !self.dry_run => return self.ranks.launch(*ranks, &self.run),
+            Role::Launcher(ranks) if !self.dry_run => return self.ranks.launch_training(*ranks, self.restarts, &self.run),
             Role::Rank(launched) => self.device.apply_shared(launched)?,
             _ => self.device.apply()?,
         }
@@ -270,7 +279,7 @@ impl Train {
         let dp = p.dp_of(launched.world)?;
         let threads = self.device.threads.unwrap_or_else(|| launched.threads(super::cores()));
         let about = format!("dp {dp} x tp {}{sequence}, ZeRO-{}; {threads} threads a rank", p.tp, p.zero);
-        super::ranks::rank::run(&self.ranks, launched, &about, |world, watch| {
+        super::ranks::rank::run(&self.ranks, launched, &about, self.trace.as_deref(), |world, watch| {
             train_on(config, dir, start, &self.device.backend, world, watch, stop, observer, &mut |trained, summary, _| {
                 report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
             })

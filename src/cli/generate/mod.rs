@@ -5,12 +5,16 @@ mod run;
 mod show;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use recua::generate::{Bos, Engine, Request};
+#[cfg(feature = "mpi")]
+use recua::parallel::{Mesh, ParallelConfig, split_engine};
 use recua::{Error, Result};
 
 use super::flags::{EngineFlags, Form, Sampling};
+use super::ranks::{RankFlags, Role};
 use prompts::{Encoding, Prompt};
 use recua::generate::TextModel;
 use run::Run;
@@ -87,6 +91,8 @@ pub(crate) struct Generate {
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
+    ranks: RankFlags,
+    #[command(flatten)]
     device: super::Device,
 }
 
@@ -103,8 +109,18 @@ fn prompt(text: &str) -> std::result::Result<String, String> {
 
 impl Generate {
     pub(crate) fn run(self) -> Result<()> {
-        self.device.apply()?;
+        let role = self.ranks.role()?;
         self.check()?;
+        match &role {
+            Role::Alone => self.device.apply()?,
+            Role::Rank(launched) => self.device.apply_shared(launched)?,
+            Role::Launcher(ranks) => {
+                if self.prompts.as_deref().is_some_and(|path| path == "-") {
+                    return Err(Error::bad_value("--prompts", "several ranks cannot share stdin", "give a file"));
+                }
+                return self.ranks.launch(*ranks);
+            }
+        }
         self.engine.check()?;
         let context = self.device.backend.open()?;
         let model = TextModel::open(&self.model, self.tokenizer.as_deref())?;
@@ -135,15 +151,35 @@ impl Generate {
             })
         };
         let config = self.engine.config(prompts.len().saturating_mul(self.n));
-        let mut engine = Engine::load(&model.checkpoint, &context, config)?;
-        super::say(&engine.describe());
-        let interrupted = super::stop_on_signal("stopping after this step")?;
-        let show = show::Show { json: self.json, many: self.prompts.is_some(), n: self.n, tokenizer: model.tokenizer.as_ref() };
-        let mut run = Run::new(&prompts, &self.stop, show);
-        for prompt in &prompts {
-            run.submit(&mut engine, requests(prompt)?)?;
+        let write = |engine: &mut Engine, silent: bool, interrupted: &AtomicBool| {
+            if !silent {
+                super::say(&engine.describe());
+            }
+            let (many, tokenizer) = (self.prompts.is_some(), model.tokenizer.as_ref());
+            let show = show::Show { json: self.json, many, n: self.n, tokenizer, silent };
+            let mut run = Run::new(&prompts, &self.stop, show);
+            for prompt in &prompts {
+                run.submit(engine, requests(prompt)?)?;
+            }
+            run.finish(engine, interrupted)
+        };
+        #[cfg(feature = "mpi")]
+        if let Role::Rank(launched) = &role {
+            if let Some(dtype) = config.dtype.as_ref().filter(|dtype| *dtype != "f32") {
+                let problem = format!("the weights of a model that is split over ranks are f32, not {dtype}");
+                return Err(Error::bad_value("--dtype", problem, "leave it out, or --nproc"));
+            }
+            let (split, tp) = (format!("tp {}", launched.world), launched.world);
+            return super::ranks::rank::run(&self.ranks, launched, &split, None, |world, watch| {
+                let mesh = Mesh::new(world, &ParallelConfig { tp, ..ParallelConfig::default() }, watch)?;
+                let mut engine = split_engine(&model.checkpoint, &context, config, &mesh)?;
+                // Ranks that stopped at different tokens would wait for each other: a signal ends them all.
+                write(&mut engine, launched.rank > 0, &AtomicBool::new(false))
+            });
         }
-        run.finish(&mut engine, interrupted)
+        let mut engine = Engine::load(&model.checkpoint, &context, config)?;
+        let interrupted = super::stop_on_signal("stopping after this step")?;
+        write(&mut engine, false, interrupted)
     }
 
     /// What can be known of the flags alone.

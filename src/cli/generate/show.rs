@@ -17,12 +17,14 @@ pub(super) struct Show<'a> {
     /// Continuations of a prompt.
     pub(super) n: usize,
     pub(super) tokenizer: Option<&'a Tokenizer>,
+    /// Of several ranks the first speaks.
+    pub(super) silent: bool,
 }
 
 impl Show<'_> {
     /// Text is shown while it is written: there is but one.
     fn streams(&self) -> bool {
-        !self.json && !self.many && self.n == 1
+        !self.silent && !self.json && !self.many && self.n == 1
     }
 
     /// Before the first step.
@@ -57,6 +59,9 @@ impl Show<'_> {
 
     /// A prompt whose texts have all ended.
     pub(super) fn job(&self, index: usize, job: &Job<'_>) -> Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         if self.streams() {
             print("");
             return Ok(());

@@ -200,7 +200,7 @@ fn table(w: &Workload, cluster: &Cluster, p: &ClusterPlan, hours: f64) {
         w.batch,
         w.seq_len
     ));
-    say(&format!("{} x {}", p.mesh.dp * p.mesh.tp, cluster.name));
+    say(&format!("{} devices: {}", p.mesh.dp * p.mesh.tp, cluster.name));
     say(&format!("{}; keep {keep}\n", mesh(&p.mesh)));
 
     let (t, of) = (&p.time, |total: f64, exposed: f64| {
@@ -220,7 +220,7 @@ fn table(w: &Workload, cluster: &Cluster, p: &ClusterPlan, hours: f64) {
         say(format!("{name:<36}{seconds:>9.3}{:>9}  {what}", percent(seconds / p.step_s)).trim_end());
     }
     let m = &p.memory;
-    say(&format!("\n{:<36}{:>11}", "memory of a device", ""));
+    say("\nmemory of a device");
     for (name, bytes) in [
         ("weights, as products read them", m.weights),
         ("gradients", m.gradients),
