@@ -144,7 +144,8 @@ impl Server {
             };
             let largest = top.get(at).and_then(Value::as_object).into_iter().flatten().filter_map(|(_, ll)| ll.as_f64());
             greedy &= ll >= largest.fold(f64::NEG_INFINITY, f64::max);
-            sum += ll;
+            // A float32 comes back from its decimal form.
+            sum += f64::from(ll as f32);
         }
         Ok((sum, greedy))
     }
