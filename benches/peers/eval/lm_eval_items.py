@@ -444,7 +444,7 @@ def scores(a):
 
     # What the model takes, without lm-eval's reading of data and writing of results.
     Timed = type("Timed", (HFLM,), {name: timed(getattr(HFLM, name)) for name in ("loglikelihood", "loglikelihood_rolling", "generate_until")})
-    model = Timed(pretrained=a.model, dtype="float32", device="cpu", batch_size=a.batch)
+    model = Timed(pretrained=a.model, dtype="float32", device="cpu", batch_size=a.batch, add_bos_token=True if a.bos else None)
     result, times = {}, {}
     for task in a.tasks or TASKS:
         for shots in a.shots:
@@ -503,6 +503,7 @@ def main():
     verb.add_argument("--limit-generate", type=int, default=2)
     verb.add_argument("--batch", type=int, default=1)
     verb.add_argument("--threads", type=int, default=2)
+    verb.add_argument("--bos", action="store_true", help="lm-eval's add_bos_token, for tokenizers of recua's earlier versions, whose files do not say it")
     verb.add_argument("--arguments", action="store_true")
     verb.add_argument("--compact", action="store_true")
     a = parser.parse_args()

@@ -138,11 +138,14 @@ impl Server {
         let (mut sum, mut greedy) = (0.0, true);
         for (at, own) in own.iter().enumerate().take(tokens.len()).skip(from) {
             let Some(ll) = own.as_f64() else {
-                return Err(self.bad(format!("token {at} of a prompt has no log-probability"), "the model gives no numbers there"));
+                return Err(
+                    self.bad(format!("token {at} of a prompt has no log-probability"), "the model gives no numbers there")
+                );
             };
             let largest = top.get(at).and_then(Value::as_object).into_iter().flatten().filter_map(|(_, ll)| ll.as_f64());
             greedy &= ll >= largest.fold(f64::NEG_INFINITY, f64::max);
-            sum += ll;
+            // A float32 comes back from its decimal form.
+            sum += f64::from(ll as f32);
         }
         Ok((sum, greedy))
     }

@@ -191,8 +191,15 @@ impl Runner<'_> {
 
     fn submit(&mut self, work: &Work, pass: usize) -> Result<RequestId> {
         let request = match (&work.passes[pass], &work.ask) {
-            (Pass::Score { tokens, from }, _) => {
-                Request { prompt: tokens.clone(), max_new: 0, prompt_logprobs: Some(1), scored_from: *from, ..Request::default() }
+            (Pass::Score { tokens, from }, ask) => {
+                // Whether each token is the likeliest, nobody asks of a whole text.
+                Request {
+                    prompt: tokens.clone(),
+                    max_new: 0,
+                    prompt_logprobs: Some(usize::from(!matches!(ask, Ask::Rolling(_)))),
+                    scored_from: *from,
+                    ..Request::default()
+                }
             }
             (Pass::Generate { tokens }, Ask::Generate { max_new, samples, temperature, top_p, .. }) => Request {
                 prompt: tokens.clone(),

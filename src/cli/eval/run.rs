@@ -254,7 +254,7 @@ impl Run {
         for (task, answers) in prepared.iter().zip(answers) {
             let verdicts = self.verdicts(task, &answers, sandbox.as_ref())?;
             let of_task = judge(task, answers, &verdicts)?;
-            tasks.push(TaskResult::new(info(task)?, &of_task));
+            tasks.push(TaskResult::new(info(task, &of_task)?, &of_task));
             outcomes.push(of_task);
         }
         let run = results::Run {
@@ -316,13 +316,15 @@ fn unix_time() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-fn info(prepared: &Prepared) -> Result<Info> {
+fn info(prepared: &Prepared, outcomes: &[Outcome]) -> Result<Info> {
     let task = &prepared.task;
+    // pass@k of more programs than were written, and scores that nobody gave, are no results.
+    let there = |name: &String| task.kind != Kind::Generate || outcomes.iter().any(|outcome| outcome.metrics.contains_key(name));
     Ok(Info {
         name: task.name.clone(),
         version: task.version.clone(),
         protocol: task.protocol.to_string(),
-        metrics: task.metric_names(),
+        metrics: task.metric_names().into_iter().filter(there).collect(),
         shots: prepared.shots,
         original: prepared.total,
         sha256: prepared.sha256.clone(),
@@ -346,11 +348,11 @@ impl ProgressLine {
 
     fn show(&mut self, progress: &Progress) {
         let every = Duration::from_secs(if self.terminal { 1 } else { 30 });
+        if self.told.is_none() {
+            (self.began, self.told) = (Instant::now(), Some(Instant::now()));
+        }
         if self.told.is_some_and(|told| told.elapsed() < every) {
             return;
-        }
-        if self.told.is_none() {
-            self.began = Instant::now();
         }
         self.told = Some(Instant::now());
         let Progress { questions, tokens } = *progress;
@@ -409,8 +411,10 @@ impl List {
     pub(super) fn run(self) -> Result<()> {
         let names = self.which.names();
         let tasks = if names.is_empty() { all_tasks(self.which.protocol)? } else { find_tasks(&names, self.which.protocol)? };
-        let found =
-            |task: &Task| (!self.which.data.is_empty()).then(|| folder(task, &self.which.data).map_err(|e| e.to_string()));
+        let found = |task: &Task| {
+            (task.made.is_none() && !self.which.data.is_empty())
+                .then(|| folder(task, &self.which.data).map_err(|e| e.to_string()))
+        };
         if self.json {
             let rows = tasks.iter().map(|task| {
                 let found = found(task);
