@@ -3,11 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::buffer::Buffer;
-use arrow::datatypes::{self as types, DataType};
-use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamDecoder;
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, RecordBatch, types};
+use arrow_buffer::Buffer;
+use arrow_ipc::reader::StreamDecoder;
+use arrow_schema::{ArrowError, DataType};
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 

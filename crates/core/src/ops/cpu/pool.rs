@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
-/// Looks for work that finds none before a thread lets others of the system run.
+/// Looks for work that finds none, after which a thread lets others of the system run and sees how late it is.
 const PATIENCE: usize = 256;
+
+/// How long a thread stays awake without work. The operations of a pass follow each other closer than that. And it has an end: a thread may
+/// have come to wait here from inside of an operation's own work, on which the pass waits.
+const AWAKE: Duration = Duration::from_millis(1);
 
 /// Set when the pass has ended, however it ends.
 struct Ended(Arc<AtomicBool>);
@@ -29,15 +34,18 @@ pub(super) fn pass<T: Send>(pass: impl FnOnce() -> T + Send) -> T {
             // waits for itself. A thread that is busy till the end finds it over.
             let over = ended.0.clone();
             rayon::spawn_broadcast(move |context| {
-                let mut idle = 0;
+                let (mut idle, mut last) = (0, Instant::now());
                 while Some(context.index()) != leader && !over.load(Ordering::Relaxed) {
                     if rayon::yield_now() == Some(Yield::Executed) {
-                        idle = 0;
+                        (idle, last) = (0, Instant::now());
                     } else if idle < PATIENCE {
                         idle += 1;
                         std::hint::spin_loop();
-                    } else {
+                    } else if last.elapsed() < AWAKE {
+                        idle = 0;
                         std::thread::yield_now();
+                    } else {
+                        break;
                     }
                 }
             });
