@@ -69,7 +69,7 @@ impl<B: LlamaOps> Ranks<B> {
     /// Waits until all weights of a model are there.
     ///
     /// # Errors
-    /// [`Error::Communication`](crate::Error::Communication).
+    /// [`Error::Communication`].
     pub fn settle(&mut self, model: Llama<B>) -> Result<Llama<B>> {
         match &mut self.data {
             Some(data) => data.settle(model),
@@ -103,7 +103,7 @@ pub(crate) fn sum_of_step(mesh: &Mesh, loss: f64, whole: f64, parts: f64) -> Res
 /// Whether any rank of a group says so.
 ///
 /// # Errors
-/// [`Error::Communication`](crate::Error::Communication).
+/// [`Error::Communication`].
 pub fn any(group: &dyn Communicator, own: bool) -> Result<bool> {
     Ok(gather_numbers(group, &[f64::from(u8::from(own))])?.iter().any(|x| x[0] > 0.0))
 }

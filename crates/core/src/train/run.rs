@@ -194,7 +194,7 @@ pub trait Trained {
     /// At most `max_new` tokens after `prompt`.
     ///
     /// # Errors
-    /// As [`generate`].
+    /// As [`generate_in`].
     fn write(&self, prompt: &[u32], max_new: usize, sampling: &SampleConfig) -> Result<Vec<u32>>;
     /// What `report.html` says beside the curves.
     fn report_info(&self, summary: &RunSummary, title: &str) -> ReportInfo;
