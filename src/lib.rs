@@ -57,7 +57,7 @@
 //! - `data`: the pipeline from dumps. `ballista`: its shuffles on a cluster.
 //! - `chat` (in `cli`): chat templates. `constrain`: text by a JSON schema, a regular expression or a grammar.
 //! - `serve` (default): the HTTP server and `recua serve`.
-//! - `eval` (default): benchmarks, `recua eval run`.
+//! - `eval` (default): benchmarks, `recua eval run`. `arrow` (default): their data in Parquet and Arrow files.
 //! - `mpi`: several ranks over MPI.
 //! - `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default features make of its aliases `Wgpu` and `Cuda`.
 //! - `tui`: the dashboard.
