@@ -355,7 +355,7 @@ const STYLE: &str = "
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7ee;--soft:#9aa3b2;--line:#3a404c;--fill:#6fa0dd;--wash:#26354a;--page:#15181e}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:72rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th:first-child,td.l{text-align:left}a{color:var(--fill)}
+td:not(.l){white-space:nowrap}th:first-child,td.l{text-align:left}a{color:var(--fill)}
 .bar{background:linear-gradient(to right,var(--wash) var(--w),transparent var(--w));text-align:left;padding:0 .3rem;min-width:7rem}
 .charts{display:flex;flex-wrap:wrap;gap:1.5rem;align-items:flex-start}figure{margin:0;min-width:18rem}figcaption{font-weight:600}
 svg{width:24rem;max-width:100%}rect{fill:var(--fill)}text{font-size:9px;fill:var(--soft)}.bars th{font-weight:400;text-align:left}
