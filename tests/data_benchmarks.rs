@@ -31,7 +31,8 @@ const DESCRIPTION: &str = "Here are thirteen words that stand before each and ev
 const LONG: &str = "Which town at the mouth of the river Mondego has been the seat of a university of kings since the year 1537";
 const HALF: &str =
     "What do people of the northern valley call the narrow stone bridge that was built beside the old mill before the flood";
-const ABSENT: &str = "Which of these islands is the furthest from any shore that a boat of oars could reach in a single summer night";
+const ABSENT: &str =
+    "Which of these islands is the furthest from any shore that a boat of oars could reach in a single summer night";
 
 /// A folder of data with one task, and sentences that no question has.
 fn capitals(dir: &Path) {
@@ -45,7 +46,14 @@ fn capitals(dir: &Path) {
 
 /// Lines that C4's rules keep, and that no benchmark has.
 fn filler(n: usize) -> String {
-    let line = |i: usize| format!("Line {i} of page {n} tells that keeper {} counted {} lamps along the pier in {}.", n * 7 + i, i * 31 + n, 1800 + n);
+    let line = |i: usize| {
+        format!(
+            "Line {i} of page {n} tells that keeper {} counted {} lamps along the pier in {}.",
+            n * 7 + i,
+            i * 31 + n,
+            1800 + n
+        )
+    };
     (0..6).map(line).collect::<Vec<_>>().join("\n")
 }
 
@@ -110,8 +118,12 @@ fn questions_in_the_data_are_counted_one_by_one() {
     let dropped: Vec<bool> = (0..5).map(|i| is_dropped(&set, &format!("http://c.org/{i}"))).collect();
     assert_eq!(dropped, [true, true, false, true, false]);
     let page = fs::read_to_string(set.out.join("report.html")).unwrap();
-    assert!(page.contains("Benchmarks in the data") && page.contains("<td>50.0 %") && page.contains("river Mondego"), "no section");
-    let file: BTreeMap<String, TaskCount> = serde_json::from_slice(&fs::read(set.out.join("contamination.json")).unwrap()).unwrap();
+    assert!(
+        page.contains("Benchmarks in the data") && page.contains("<td>50.0 %") && page.contains("river Mondego"),
+        "no section"
+    );
+    let file: BTreeMap<String, TaskCount> =
+        serde_json::from_slice(&fs::read(set.out.join("contamination.json")).unwrap()).unwrap();
     counted(&file);
     // Again: nothing is left to do, and the counts are there.
     counted(&run(&set));

@@ -700,8 +700,13 @@ fn engine_continuations_beside_drafts() {
 /// Log-probabilities of prompts as bits: of all their tokens, of the likeliest, and of tokens in the place of the last.
 fn scores(model: &Llama<Flex>, prompts: &[Vec<u32>], instead: &[u32]) -> Vec<(Vec<u32>, Vec<u32>)> {
     let mut engine = Engine::new(model.clone(), EngineConfig { max_len: Some(MAX_LEN), ..Default::default() }).unwrap();
-    let request =
-        |prompt: &Vec<u32>| Request { prompt: prompt.clone(), max_new: 0, prompt_logprobs: Some(2), instead: instead.to_vec(), ..Default::default() };
+    let request = |prompt: &Vec<u32>| Request {
+        prompt: prompt.clone(),
+        max_new: 0,
+        prompt_logprobs: Some(2),
+        instead: instead.to_vec(),
+        ..Default::default()
+    };
     let ids: Vec<RequestId> = prompts.iter().map(|prompt| engine.submit(request(prompt)).unwrap()).collect();
     let mut found = HashMap::new();
     while !engine.is_idle() {
