@@ -44,14 +44,18 @@ fn capitals(dir: &Path) {
     fs::write(dir.join("capitals.toml"), TASK).unwrap();
 }
 
-/// Lines that C4's rules keep, and that no benchmark has.
+/// Lines that C4's rules keep, that no benchmark has, and of which no two are the same with their digits left out.
 fn filler(n: usize) -> String {
+    let letters = |n: usize| [n / 676 % 26, n / 26 % 26, n % 26].map(|k| char::from(b'a' + k as u8)).iter().collect::<String>();
     let line = |i: usize| {
+        let word = |k: usize| letters((100 * n + i) * 31 + 977 * k);
         format!(
-            "Line {i} of page {n} tells that keeper {} counted {} lamps along the pier in {}.",
-            n * 7 + i,
-            i * 31 + n,
-            1800 + n
+            "The keeper {} told {} that the pier {} had lost {} of its lamps to {}.",
+            word(0),
+            word(1),
+            word(2),
+            word(3),
+            word(4)
         )
     };
     (0..6).map(line).collect::<Vec<_>>().join("\n")
@@ -105,13 +109,13 @@ fn questions_in_the_data_are_counted_one_by_one() {
     let counted = |tasks: &BTreeMap<String, TaskCount>| {
         assert_eq!(tasks.keys().collect::<Vec<_>>(), ["capitals"]);
         let count = &tasks["capitals"];
-        assert_eq!((count.items, count.too_short, count.found, count.whole), (4, 1, 2, 1), "{count:?}");
+        assert_eq!((count.items, count.too_short, count.found), (4, 1, 2), "{count:?}");
         assert!((count.share - 0.5).abs() < 1e-12 && count.sources["c4"] == 2, "{count:?}");
         let which: Vec<_> = count.which.iter().map(|item| (item.doc_id, item.documents)).collect();
         assert_eq!(which, [(0, 2), (1, 1)]);
-        // 22 words have ten runs of 13; the context and its answer in one have nine more.
+        // 22 words have ten runs of 13, and 14 have two.
         let [whole, half] = &count.which[..] else { panic!("{count:?}") };
-        assert!(whole.found == whole.runs && half.found == 2 && half.runs > 2, "{count:?}");
+        assert_eq!((whole.found, whole.runs, half.found), (10, 10, 2), "{count:?}");
     };
     let set = config(dir.path(), &pages, &tasks, &dir.path().join("eval"), &[]);
     counted(&run(&set));
@@ -202,32 +206,39 @@ fn planted_questions_of_published_sets_are_found() {
     };
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let hellaswag = rows("hellaswag/hellaswag_val_sample.jsonl");
-    let math = rows("math/math500_sample.jsonl");
-    let ending = |at: usize| {
-        let row = &hellaswag[at];
-        format!("{} {}", text(&row["ctx"]), text(&row["endings"][row["label"].as_u64().unwrap() as usize]))
-    };
-    let planted = [ending(3), ending(57), text(&math[4]["problem"]), text(&math[71]["solution"])];
+    let winogrande = rows("winogrande/train_sample.jsonl");
+    let ending =
+        |row: &Value| format!("{} {}", text(&row["ctx"]), text(&row["endings"][row["label"].as_u64().unwrap() as usize]));
+    let filled =
+        |row: &Value| text(&row["sentence"]).replace('_', &text(&row[if row["answer"] == "1" { "option1" } else { "option2" }]));
+    // With a gap for a word no 13 words of this one are left.
+    let gap = winogrande.iter().position(|row| {
+        let sentence = text(&row["sentence"]);
+        !runs(&filled(row)).is_empty() && runs(&sentence).is_empty()
+    });
+    let gap = gap.expect("a sentence of 13 words with the gap's");
+    let planted = [ending(&hellaswag[3]), ending(&hellaswag[57]), filled(&winogrande[gap])];
     let mut pages: Vec<String> =
-        planted.iter().enumerate().map(|(i, text)| format!("{}\n{} It was so.", filler(i), text.replace('\n', " "))).collect();
+        planted.iter().enumerate().map(|(i, text)| format!("{}\n{text} It was so.", filler(i))).collect();
     pages.push(filler(9));
     let tasks = ["hellaswag", "winogrande", "truthfulqa_mc1"];
     let set = config(dir.path(), &pages, &tasks, &samples, &["decontaminate.remove=false"]);
     let counts = run(&set);
-    // MATH's 500 have seven subjects and a folder of their own; by the sets' own files here.
     let data = pages.iter().flat_map(|page| runs(page)).collect::<BTreeSet<String>>();
-    let expected: Vec<usize> = hellaswag
-        .iter()
-        .enumerate()
-        .filter(|(at, row)| {
-            let mut texts = vec![ending(*at)];
+    let in_data = |rows: &[Value], whole: &dyn Fn(&Value) -> String| -> Vec<usize> {
+        let is_in = |row: &Value| {
+            let mut texts = vec![whole(row)];
             strings(row, &mut texts);
             texts.iter().flat_map(|text| runs(text)).any(|run| data.contains(&run))
-        })
-        .map(|(at, _)| at)
-        .collect();
+        };
+        rows.iter().enumerate().filter(|(_, row)| is_in(row)).map(|(at, _)| at).collect()
+    };
+    let found = |task: &str| -> Vec<usize> { counts[task].which.iter().map(|item| item.doc_id).collect() };
+    let expected = in_data(&hellaswag, &ending);
     assert!(expected.contains(&3) && expected.contains(&57) && expected.len() < 20, "{expected:?}");
-    let found: Vec<usize> = counts["hellaswag"].which.iter().map(|item| item.doc_id).collect();
-    assert_eq!(found, expected);
-    assert_eq!((counts["hellaswag"].items, counts["winogrande"].found, counts["truthfulqa_mc1"].found), (200, 0, 0));
+    assert_eq!(found("hellaswag"), expected);
+    let expected = in_data(&winogrande, &filled);
+    assert!(expected.contains(&gap) && expected.len() < 5, "{expected:?}");
+    assert_eq!(found("winogrande"), expected);
+    assert_eq!((counts["hellaswag"].items, counts["winogrande"].items, counts["truthfulqa_mc1"].found), (200, 200, 0));
 }

@@ -13,7 +13,8 @@ pub struct Content {
     pub task: String,
     /// Its number in the task.
     pub doc_id: usize,
-    /// The texts of its row, as published, and, where choices go on from a context, context and right choice in one. None twice.
+    /// The texts of its row, with the fields that the task makes of them; and context and right answer in one, where the task puts no words of
+    /// its own around them. None twice.
     pub texts: Vec<String>,
 }
 
@@ -32,19 +33,32 @@ pub fn contents(names: &[String], roots: &[PathBuf]) -> Result<Vec<Content>> {
         }
         task.description.clear();
         let prepared = prepare(&task, roots, &Asking { shots: Some(0), ..Asking::default() })?;
-        all.extend(prepared.items.iter().map(|item| Content {
-            task: task.name.clone(),
-            doc_id: item.doc_id,
-            texts: texts(item),
-        }));
+        let plain = is_plain(&task.prompt);
+        let content = |item: &Item| Content { task: task.name.clone(), doc_id: item.doc_id, texts: texts(item, plain) };
+        all.extend(prepared.items.iter().map(content));
     }
     Ok(all)
 }
 
-fn texts(item: &Item) -> Vec<String> {
+/// Whether a template has no words of its own: what it gives may stand so in a text.
+fn is_plain(template: &str) -> bool {
+    let mut rest = template;
+    loop {
+        let open = rest.find(['{']).unwrap_or(rest.len());
+        if rest[..open].contains(char::is_alphanumeric) {
+            return false;
+        }
+        match rest[open..].find("}}").or_else(|| rest[open..].find("%}")) {
+            Some(close) => rest = &rest[open + close + 2..],
+            None => return open == rest.len(),
+        }
+    }
+}
+
+fn texts(item: &Item, plain: bool) -> Vec<String> {
     let mut all = Vec::new();
     strings(&item.doc, &mut all);
-    if let Ask::Pairs(pairs) = &item.ask {
+    if let (Ask::Pairs(pairs), true) = (&item.ask, plain) {
         let right = |at: usize| match &item.target {
             serde_json::Value::Array(right) => right.iter().any(|right| right.as_u64() == Some(at as u64)),
             right => right.as_u64().is_none_or(|right| right == at as u64),

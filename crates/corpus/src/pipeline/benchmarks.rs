@@ -67,8 +67,6 @@ pub struct TaskCount {
     pub found: usize,
     /// `found` of `items`.
     pub share: f64,
-    /// Questions all of whose runs are there.
-    pub whole: usize,
     /// `found` by source; a question counts in each source that has it.
     pub sources: BTreeMap<String, usize>,
     /// Those that are found, by `doc_id`.
@@ -118,7 +116,6 @@ impl Build<'_> {
             let Some(seen) = all.0.get(&at) else { continue };
             let found = u32::try_from(seen.runs.len()).unwrap_or(u32::MAX);
             task.found += 1;
-            task.whole += usize::from(found == *runs);
             for source in sources.get(&at).into_iter().flatten() {
                 *task.sources.entry(source.clone()).or_default() += 1;
             }
@@ -154,14 +151,14 @@ fn seen(stages: &Stages<'_>) -> Result<Option<Seen>> {
 
 /// A line a task of which something was found, and one of all.
 pub(super) fn lines(tasks: &BTreeMap<String, TaskCount>) -> Vec<String> {
-    let line = |name: &str, items: usize, found: usize, whole: usize| {
+    let line = |name: &str, items: usize, found: usize| {
         let share = 100.0 * found as f64 / items.max(1) as f64;
-        format!("{name}: {found} of {items} questions ({share:.1} %) are in the data, {whole} of them whole")
+        format!("{name}: {found} of {items} questions ({share:.1} %) are in the data")
     };
     let some = tasks.iter().filter(|(_, task)| task.found > 0);
-    let mut lines: Vec<String> = some.map(|(name, task)| line(name, task.items, task.found, task.whole)).collect();
+    let mut lines: Vec<String> = some.map(|(name, task)| line(name, task.items, task.found)).collect();
     let sum = |of: fn(&TaskCount) -> usize| tasks.values().map(of).sum::<usize>();
-    lines.push(line(&format!("all {} tasks", tasks.len()), sum(|t| t.items), sum(|t| t.found), sum(|t| t.whole)));
+    lines.push(line(&format!("all {} tasks", tasks.len()), sum(|task| task.items), sum(|task| task.found)));
     lines
 }
 
@@ -171,19 +168,18 @@ pub(super) fn section(page: &mut String, tasks: &BTreeMap<String, TaskCount>, ng
     let _ = writeln!(
         page,
         "<h2 id=\"benchmarks\">Benchmarks in the data</h2>\n<p>Questions of which a run of {ngram} words is in a document. {fate}</p>\n\
-         <table><tr><th>task<th>questions<th>too short<th>found<th>share<th>whole<th>in</tr>"
+         <table><tr><th>task<th>questions<th>too short<th>found<th>share<th>in</tr>"
     );
     for (name, task) in tasks {
         let sources: Vec<String> = task.sources.iter().map(|(source, n)| format!("{source} {n}")).collect();
         let _ = writeln!(
             page,
-            "<tr><th>{}<td>{}<td>{}<td>{}<td>{:.1} %<td>{}<td class=\"l\">{}</tr>",
+            "<tr><th>{}<td>{}<td>{}<td>{}<td>{:.1} %<td class=\"l\">{}</tr>",
             escape(name),
             grouped(task.items as u64),
             grouped(task.too_short as u64),
             grouped(task.found as u64),
             100.0 * task.share,
-            grouped(task.whole as u64),
             escape(&sources.join(", "))
         );
     }
