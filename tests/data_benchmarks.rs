@@ -211,12 +211,12 @@ fn planted_questions_of_published_sets_are_found() {
         |row: &Value| format!("{} {}", text(&row["ctx"]), text(&row["endings"][row["label"].as_u64().unwrap() as usize]));
     let filled =
         |row: &Value| text(&row["sentence"]).replace('_', &text(&row[if row["answer"] == "1" { "option1" } else { "option2" }]));
-    // With a gap for a word no 13 words of this one are left.
+    // A sentence of which 13 words in a row are only there with the word that belongs into its gap.
     let gap = winogrande.iter().position(|row| {
-        let sentence = text(&row["sentence"]);
-        !runs(&filled(row)).is_empty() && runs(&sentence).is_empty()
+        let (with, without) = (runs(&filled(row)), runs(&text(&row["sentence"])));
+        !with.is_empty() && with.is_disjoint(&without)
     });
-    let gap = gap.expect("a sentence of 13 words with the gap's");
+    let gap = gap.expect("a sentence whose gap is in its middle");
     let planted = [ending(&hellaswag[3]), ending(&hellaswag[57]), filled(&winogrande[gap])];
     let mut pages: Vec<String> =
         planted.iter().enumerate().map(|(i, text)| format!("{}\n{text} It was so.", filler(i))).collect();
