@@ -41,7 +41,11 @@ pub(super) fn row_logprobs(logits: &[f32], asked: &Scored<'_>) -> Result<RowLogp
     let log_sum = f64::from(max) + sum_exp(logits, max).ln();
     let logprob = |l: f32| (f64::from(l) - log_sum) as f32;
     let mut top = Vec::new();
-    if asked.top > 0 {
+    if asked.top == 1 {
+        // Whether a choice is the likeliest text is asked of every row: that needs no sorting.
+        let likeliest = logits.iter().position(|l| *l == max).unwrap_or(0);
+        top.push((likeliest as u32, logprob(max)));
+    } else if asked.top > 1 {
         largest(logits, max, asked.top, 8.0, &mut top);
         top.sort_unstable_by(likelier);
         top.iter_mut().for_each(|(_, l)| *l = logprob(*l));
