@@ -103,11 +103,14 @@ pub fn find(names: &[String], protocol: Protocol) -> Result<Vec<Task>> {
 fn unknown(name: &str, known: &[Task]) -> Error {
     let plain = |name: &str| name.to_lowercase().replace(['-', '_'], "");
     let wanted = plain(name);
+    // Variants share their groups.
+    let mut seen = BTreeSet::new();
     let near: Vec<&str> = known
         .iter()
         .flat_map(|task| std::iter::once(&task.name).chain(&task.groups).chain(&task.suites))
         .map(String::as_str)
         .filter(|name| !wanted.is_empty() && (plain(name).contains(&wanted) || wanted.contains(&plain(name))))
+        .filter(|name| seen.insert(*name))
         .take(5)
         .collect();
     let hint = match near[..] {
