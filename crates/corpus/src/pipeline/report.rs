@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::read::PASSED;
-use super::{Build, Stage};
+use super::{Build, Stage, benchmarks};
 use crate::engine::{Counts, Manifest, Shown, Table, shown};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
@@ -88,6 +88,17 @@ pub(super) fn write(build: &Build<'_>) -> Result<PathBuf> {
             grouped(mixture.most),
             mixture.limited_by
         );
+    }
+    match build.benchmarks()? {
+        Some(tasks) => {
+            let sets = &build.config.decontaminate;
+            benchmarks::section(&mut page, &tasks, sets.ngram, sets.remove);
+            let path = build.config.out.join("contamination.json");
+            let text = serde_json::to_vec_pretty(&tasks).map_err(|e| Error::internal("report", e.to_string()))?;
+            write_atomic(&path, &text)?;
+        }
+        None if build.config.decontaminate.tasks.is_empty() => {}
+        None => build.observer.note("the benchmarks' questions are not counted yet: the stage `score` is not complete"),
     }
     for (source, steps, look) in &all {
         source_section(&mut page, *source, steps, look);
@@ -322,7 +333,7 @@ fn sample(page: &mut String, id: &str, why: &str, text: &str) {
 }
 
 /// `1234567` as `1 234 567`.
-fn grouped(n: u64) -> String {
+pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -346,7 +357,7 @@ fn bytes(n: u64) -> String {
     }
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
