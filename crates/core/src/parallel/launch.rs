@@ -163,7 +163,8 @@ impl Launched {
     /// [`Error::BadValue`] naming a variable that is missing beside the others or is no such number.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let own = get(OWN_MARK).is_some().then_some(&OWN);
-        let Some(names) = own.into_iter().chain(&LAUNCHERS).find(|names| get(names.rank).is_some() && get(names.world).is_some()) else {
+        let Some(names) = own.into_iter().chain(&LAUNCHERS).find(|names| get(names.rank).is_some() && get(names.world).is_some())
+        else {
             return Self::half_set(get);
         };
         let launcher = names.launcher;
@@ -218,7 +219,9 @@ impl Launched {
                 let port = 20_000 + (number("SLURM_JOB_ID") * 16 + number("SLURM_STEP_ID") % 16) % 10_000;
                 Some((node, port as u16))
             }
-            (None, Launcher::OpenMpi | Launcher::Mpich) if self.local_world == self.world => Some(("127.0.0.1".into(), USUAL_PORT)),
+            (None, Launcher::OpenMpi | Launcher::Mpich) if self.local_world == self.world => {
+                Some(("127.0.0.1".into(), USUAL_PORT))
+            }
             (None, _) => None,
         }
     }

@@ -132,12 +132,21 @@ impl NcclGroup {
             return Err(problem.error(&call));
         }
         let (count, kind, _) = sizes(operation, len, *size).map_err(|e| call.error(e))?;
-        let events = shared.library.bind().and_then(|()| Ok([shared.event()?, shared.event()?, shared.event()?, shared.event()?]));
+        let events =
+            shared.library.bind().and_then(|()| Ok([shared.event()?, shared.event()?, shared.event()?, shared.event()?]));
         let [ready, began, done, asked] = events.map_err(|e| call.error(e.to_string()))?;
         let state = Arc::new(State::default());
         let landing = Landing::Device { asked, ready, bytes: len * element.bytes(), watch };
-        let flight =
-            Flight { call: call.clone(), group: key.clone(), issued: Instant::now(), state: state.clone(), began, done, landing, ended: false };
+        let flight = Flight {
+            call: call.clone(),
+            group: key.clone(),
+            issued: Instant::now(),
+            state: state.clone(),
+            began,
+            done,
+            landing,
+            ended: false,
+        };
         shared.fly(flight);
         let (of, comm, stream, told, at) = (shared.clone(), *comm, *stream, call.clone(), state.clone());
         let [send, receive] = memories.clone();
@@ -195,9 +204,10 @@ impl NcclGroup {
             return Pending::ready(call, Ok(empty));
         }
         let (gives, gets) = (given.bytes(), gets * given.bytes() / given.len());
-        let needed = shared.library.bind().and_then(|()| {
-            Ok((shared.block(gives)?, shared.block(gets)?, shared.event()?, shared.event()?))
-        });
+        let needed = shared
+            .library
+            .bind()
+            .and_then(|()| Ok((shared.block(gives)?, shared.block(gets)?, shared.event()?, shared.event()?)));
         let (give, take, began, done) = match needed {
             Ok(needed) => needed,
             Err(e) => return failed(e.to_string()),
@@ -212,8 +222,16 @@ impl NcclGroup {
         let (pending, completer) = Pending::new(call.clone(), shared.options.timeout, Some(missing));
         let state = Arc::new(State::default());
         let landing = Landing::Host { give, take, empty, len, done: completer };
-        let flight =
-            Flight { call: call.clone(), group: key.clone(), issued: Instant::now(), state: state.clone(), began, done, landing, ended: false };
+        let flight = Flight {
+            call: call.clone(),
+            group: key.clone(),
+            issued: Instant::now(),
+            state: state.clone(),
+            began,
+            done,
+            landing,
+            ended: false,
+        };
         shared.fly(flight);
         let (of, comm, stream) = (shared.clone(), *comm, *stream);
         shared.device.submit(Box::new(move |_| {
@@ -313,7 +331,10 @@ impl Communicator for NcclGroup {
         let mut members: Vec<(usize, usize)> =
             all.iter().enumerate().filter(|(_, one)| one[0] as usize == color).map(|(i, one)| (one[1] as usize, i)).collect();
         members.sort_unstable();
-        let own = members.iter().position(|(_, i)| i == rank).ok_or_else(|| Error::internal("split", "a rank is not in its own group"))?;
+        let own = members
+            .iter()
+            .position(|(_, i)| i == rank)
+            .ok_or_else(|| Error::internal("split", "a rank is not in its own group"))?;
         let first = members[0].1;
         let call = Call { rank: shared.rank, operation: "split", sequence: split, group: self.inner.name.clone() };
         // Of each group the first member says what its communicator begins with.
@@ -326,7 +347,8 @@ impl Communicator for NcclGroup {
         let id = ids.get(first * 128..(first + 1) * 128).and_then(|id| id.try_into().ok());
         let id = UniqueId(id.ok_or_else(|| Error::internal("split", "too few ids came back"))?);
         let comm = shared.communicator(members.len(), id, own).map_err(|e| call.error(e))?;
-        let stream = shared.library.bind().and_then(|()| shared.library.stream_create()).map_err(|e| call.error(e.to_string()))?;
+        let stream =
+            shared.library.bind().and_then(|()| shared.library.stream_create()).map_err(|e| call.error(e.to_string()))?;
         let key = format!("{parent}/{split}.{color}/{name}").into();
         Ok(Arc::new(Self::new(shared.clone(), comm, stream, [own, members.len()], name.into(), key)))
     }

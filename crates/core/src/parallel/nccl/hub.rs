@@ -110,7 +110,10 @@ impl Hub {
             Some(format!("operation {} of the group `{name}`: rank {other} called {theirs}, rank {rank} {what}", at.1))
         } else if first.history != history {
             let other = first.rank;
-            Some(format!("the ranks of the group `{name}` have called different operations before number {}: ranks {other} and {rank}", at.1))
+            Some(format!(
+                "the ranks of the group `{name}` have called different operations before number {}: ranks {other} and {rank}",
+                at.1
+            ))
         } else {
             None
         };

@@ -225,7 +225,9 @@ fn greet(stream: TcpStream, ranks: usize, came: &[Option<BufReader<TcpStream>>])
         format!("rank {rank} is recua {recua}, rank 0 is {own}")
     } else if of != ranks {
         format!("rank {rank} is one of {of} ranks, rank 0 one of {ranks}")
-    } else if rank == 0 || rank >= ranks || came[rank].is_some() {
+    } else if rank >= ranks {
+        format!("there is no rank {rank} among {ranks}")
+    } else if rank == 0 || came[rank].is_some() {
         format!("there is a rank {rank} already")
     } else {
         reader.get_ref().set_read_timeout(None).ok()?;
@@ -238,7 +240,9 @@ fn greet(stream: TcpStream, ranks: usize, came: &[Option<BufReader<TcpStream>>])
 /// Another rank: tries until the first one listens.
 fn come((host, port): &(String, u16), rank: usize, ranks: usize, timeout: Duration) -> Result<(TcpStream, UniqueId)> {
     let until = Instant::now() + timeout;
-    let late = |e: String| failed(format!("rank {rank} was not let in at {host}:{port} within {:.0} s: {e}", timeout.as_secs_f64()), SAME);
+    let late = |e: String| {
+        failed(format!("rank {rank} was not let in at {host}:{port} within {:.0} s: {e}", timeout.as_secs_f64()), SAME)
+    };
     loop {
         let error = match attempt((host.as_str(), *port), rank, ranks, until) {
             Ok(Ok(met)) => return Ok(met),

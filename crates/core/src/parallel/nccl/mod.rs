@@ -39,9 +39,7 @@ use std::time::{Duration, Instant};
 
 pub use self::device::{DeviceTensors, Landing, LaunchDevice, LaunchJob, Launching, Memory};
 pub use self::group::NcclGroup;
-pub use self::library::{
-    CallFailure, Called, Collective, Comm, Element, Event, Library, Move, Stream, UniqueId, nccl_failure,
-};
+pub use self::library::{CallFailure, Called, Collective, Comm, Element, Event, Library, Move, Stream, UniqueId, nccl_failure};
 pub use self::tensors::OnDevice;
 
 use self::meeting::{Meeting, lock};
@@ -199,7 +197,11 @@ impl Nccl {
             self.shared.library.bind()?;
             std::mem::take(&mut *lock(&self.shared.comms)).into_iter().try_for_each(|comm| self.shared.library.comm_destroy(comm))
         };
-        destroy().map_err(|e| Error::Engine { what: "NCCL", problem: e.to_string(), hint: "all results are there all the same".into() })
+        destroy().map_err(|e| Error::Engine {
+            what: "NCCL",
+            problem: e.to_string(),
+            hint: "all results are there all the same".into(),
+        })
     }
 
     /// Ends the job on all ranks, with a reason. The process then ends itself: what it had under way is garbage.

@@ -5,11 +5,11 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use super::NcclOptions;
 use super::device::LaunchDevice;
 use super::library::{Called, Comm, Event, Library, UniqueId};
 use super::meeting::{Meeting, lock};
 use super::staging::Block;
-use super::NcclOptions;
 use crate::error::{Error, Result};
 use crate::parallel::collectives::Watch;
 use crate::parallel::comm::{Buffer, Call, Completer, Completion};

@@ -107,7 +107,8 @@ impl System {
     /// On a device of this number, whose driver is known to be there.
     pub(super) fn load(index: usize) -> Result<Self> {
         let fail = |problem: String, hint: &str| Error::Engine { what: "NCCL", problem, hint: hint.into() };
-        let get = "install NVIDIA's NCCL (Debian and Ubuntu: libnccl2; pip: nvidia-nccl-cu13) and put its folder on LD_LIBRARY_PATH";
+        let get =
+            "install NVIDIA's NCCL (Debian and Ubuntu: libnccl2; pip: nvidia-nccl-cu13) and put its folder on LD_LIBRARY_PATH";
         let (api, version) = api().map_err(|e| fail(e, get))?;
         let context = || {
             driver::init()?;
@@ -231,7 +232,8 @@ impl Library for System {
 
     fn stream_wait(&self, on: Stream, until: Event) -> Called<()> {
         // SAFETY: both live as long as the process.
-        let waits = unsafe { driver::stream::wait_event(stream(on), event(until), cuda::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) };
+        let waits =
+            unsafe { driver::stream::wait_event(stream(on), event(until), cuda::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) };
         waits.map_err(|e| failure("cuStreamWaitEvent", e))
     }
 

@@ -71,7 +71,11 @@ impl<B: LlamaOps> OnDevice<B> {
     }
 
     #[allow(clippy::type_complexity)]
-    fn beside(&self, x: FloatTensor<B>, shape: &[usize]) -> Result<(Option<FloatTensor<B>>, super::device::Memory, Landing<B>), String> {
+    fn beside(
+        &self,
+        x: FloatTensor<B>,
+        shape: &[usize],
+    ) -> Result<(Option<FloatTensor<B>>, super::device::Memory, Landing<B>), String> {
         let (x, from) = self.tensors.lend(x)?;
         let landing = self.tensors.land(&x, shape);
         Ok((Some(x), from, landing))

@@ -125,7 +125,13 @@ impl Watcher {
             Landing::Host { .. } if flight.ended => Seen::Ended,
             // Whoever waits has a time of its own, which may be longer.
             Landing::Host { .. } => Seen::UnderWay,
-            Landing::Device { .. } if !flight.ended => if late { Seen::Late } else { Seen::UnderWay },
+            Landing::Device { .. } if !flight.ended => {
+                if late {
+                    Seen::Late
+                } else {
+                    Seen::UnderWay
+                }
+            }
             Landing::Device { asked, .. } => {
                 let there = !flight.state.timed() || self.shared.library.event_done(*asked).unwrap_or(true);
                 if flight.state.closed() && there { Seen::Ended } else { Seen::UnderWay }
