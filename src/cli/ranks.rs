@@ -99,7 +99,7 @@ impl RankFlags {
 }
 
 /// The engine of this build for a backend: NCCL for CUDA devices where it is there, else MPI.
-fn engine(backend: &BackendName) -> Result<Engine> {
+pub(super) fn engine(backend: &BackendName) -> Result<Engine> {
     let cuda = backend.kind() == Kind::Cuda;
     if cuda && cfg!(feature = "nccl") {
         return Ok(Engine::Nccl);

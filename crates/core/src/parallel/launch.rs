@@ -239,6 +239,12 @@ impl Launched {
         Ok(None)
     }
 
+    /// A rank that is alone.
+    pub fn alone() -> Self {
+        let launcher = Launcher::Recua;
+        Self { launcher, rank: 0, world: 1, local_rank: 0, local_world: 1, rendezvous: None, meeting: None }
+    }
+
     /// Whether the launcher's ranks can reach each other with an engine.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub mod data;
 pub mod infer;
 pub mod launch;
 pub mod local;
+pub mod measure;
 pub mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
