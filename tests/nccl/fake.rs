@@ -1,21 +1,16 @@
 //! NCCL and a driver of this process: streams are threads, memory is the host's, reductions add in the order of ranks. It writes down what
 //! is called, and notices memory that goes away under an operation.
 
-use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use half::bf16;
-use recua::backend::Flex;
 use recua::parallel::Reduce;
 use recua::parallel::nccl::{
-    CallFailure, Called, Collective, Comm, DeviceTensors, Element, Event, Landing, LaunchDevice, LaunchJob, Launching, Library,
-    Memory, Move, Stream, UniqueId, nccl_failure,
+    CallFailure, Called, Collective, Comm, Element, Event, Library, Move, Stream, UniqueId, nccl_failure,
 };
 
 /// Where the ranks of all communicators meet.
@@ -44,26 +39,26 @@ struct FakeComm {
 
 /// When an event was last recorded, and come to.
 #[derive(Default)]
-struct FakeEvent {
-    counts: Mutex<(usize, usize, Option<Instant>)>,
+pub(super) struct FakeEvent {
+    pub(super) counts: Mutex<(usize, usize, Option<Instant>)>,
     news: Condvar,
 }
 
 impl FakeEvent {
-    fn record(&self) -> usize {
+    pub(super) fn record(&self) -> usize {
         let mut counts = self.counts.lock().unwrap();
         counts.0 += 1;
         counts.0
     }
 
-    fn come_to(&self, count: usize) {
+    pub(super) fn come_to(&self, count: usize) {
         let mut counts = self.counts.lock().unwrap();
         (counts.1, counts.2) = (counts.1.max(count), Some(Instant::now()));
         self.news.notify_all();
     }
 
     /// An event that was never recorded is no reason to wait, as in CUDA.
-    fn wait(&self, count: usize) {
+    pub(super) fn wait(&self, count: usize) {
         let mut counts = self.counts.lock().unwrap();
         while counts.1 < count {
             counts = self.news.wait(counts).unwrap();
@@ -116,7 +111,7 @@ impl Fake {
         std::mem::take(&mut *self.log.lock().unwrap())
     }
 
-    fn event(&self, event: Event) -> Arc<FakeEvent> {
+    pub(super) fn event(&self, event: Event) -> Arc<FakeEvent> {
         self.events.lock().unwrap()[event.0].clone()
     }
 
@@ -159,7 +154,7 @@ unsafe impl Send for FakeMemory {}
 unsafe impl Sync for FakeMemory {}
 
 impl FakeMemory {
-    fn address(&self) -> u64 {
+    pub(super) fn address(&self) -> u64 {
         self.words.cast::<u8>() as u64
     }
 
@@ -388,88 +383,5 @@ impl Library for Fake {
     unsafe fn copy_out(&self, to: usize, from: u64, bytes: usize, stream: Stream) -> Called<()> {
         self.push(stream, move || write(to as u64, &read(from, bytes)));
         Ok(())
-    }
-}
-
-/// The CPU as a device: what computes is the thread that gives jobs, and jobs run at once.
-pub(crate) struct FakeDevice(pub(crate) Arc<Fake>);
-
-impl LaunchDevice for FakeDevice {
-    fn submit(&self, job: LaunchJob) {
-        job(&mut OnThread(&self.0));
-    }
-
-    fn tensors(&self) -> Box<dyn Any> {
-        Box::new(Arc::new(FlexTensors(self.0.clone())) as Arc<dyn DeviceTensors<Flex>>)
-    }
-}
-
-struct OnThread<'a>(&'a Fake);
-
-impl Launching for OnThread<'_> {
-    fn address(&mut self, memory: &Memory) -> Result<u64, String> {
-        Ok(memory.0.downcast_ref::<Arc<FakeMemory>>().unwrap().address())
-    }
-
-    fn record(&mut self, event: Event) -> Result<(), String> {
-        self.0.note(format!("computation records {}", event.0));
-        let event = self.0.event(event);
-        event.come_to(event.record());
-        Ok(())
-    }
-
-    fn wait(&mut self, event: Event) -> Result<(), String> {
-        self.0.note(format!("computation waits for {}", event.0));
-        let event = self.0.event(event);
-        let count = event.counts.lock().unwrap().0;
-        event.wait(count);
-        Ok(())
-    }
-}
-
-struct FlexTensors(Arc<Fake>);
-
-fn bytes_of(x: &FloatTensor<Flex>) -> Vec<u8> {
-    let flat = Tensor::<Flex, 1>::from_primitive(TensorPrimitive::Float(
-        <Flex as burn::tensor::ops::FloatTensorOps<Flex>>::float_reshape(x.clone(), [x.shape().num_elements()].into()),
-    ));
-    flat.into_data().bytes.to_vec()
-}
-
-impl FlexTensors {
-    fn landing(&self, bytes: Vec<u8>, shape: Vec<usize>, dtype: DType) -> Landing<Flex> {
-        let memory = self.0.memory(bytes);
-        let kept = memory.clone();
-        let land = move || {
-            let data = TensorData::from_bytes_vec(kept.read(), shape.clone(), dtype);
-            // Ranks of two are all that crosses, but for vectors.
-            let flat = Tensor::<Flex, 1>::from_data(
-                TensorData { shape: [shape.iter().product()].into(), ..data },
-                (&Default::default(), dtype),
-            );
-            <Flex as burn::tensor::ops::FloatTensorOps<Flex>>::float_reshape(flat.into_primitive().tensor(), shape.into())
-        };
-        (Memory(Arc::new(memory)), Box::new(land))
-    }
-}
-
-impl DeviceTensors<Flex> for FlexTensors {
-    fn lend(&self, x: FloatTensor<Flex>) -> Result<(FloatTensor<Flex>, Memory), String> {
-        let memory = self.0.memory(bytes_of(&x));
-        Ok((x, Memory(Arc::new(memory))))
-    }
-
-    fn land(&self, like: &FloatTensor<Flex>, shape: &[usize]) -> Landing<Flex> {
-        let bytes = vec![0xff; shape.iter().product::<usize>() * like.dtype().size()];
-        self.landing(bytes, shape.to_vec(), like.dtype())
-    }
-
-    fn in_place(&self, x: FloatTensor<Flex>) -> Result<Landing<Flex>, FloatTensor<Flex>> {
-        // Every second one, by chance of its size: both ways are taken.
-        if x.shape().num_elements().is_multiple_of(2) {
-            Ok(self.landing(bytes_of(&x), x.shape().to_vec(), x.dtype()))
-        } else {
-            Err(x)
-        }
     }
 }

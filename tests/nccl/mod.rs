@@ -1,6 +1,7 @@
 //! The NCCL engine over a library of our own: in what order it calls, what it does when something goes wrong, and that it gives what the
 //! engine of threads gives.
 
+mod device;
 mod fake;
 mod meeting;
 
@@ -16,7 +17,8 @@ use recua::model::regions::Handle;
 use recua::parallel::nccl::{Nccl, NcclOptions, OnDevice, Place, nccl_failure};
 use recua::parallel::{Buffer, Collectives, Communicator, LocalOptions, Reduce, Watch, run_ranks};
 
-use self::fake::{Fake, FakeDevice, FakeNetwork};
+use self::device::FakeDevice;
+use self::fake::{Fake, FakeNetwork};
 use crate::common::{everything, groups};
 use crate::parallel::Training;
 
@@ -360,5 +362,34 @@ fn a_missing_library_is_an_error() {
     assert!(error.contains("--backend cuda"), "{error}");
     if let Some(missing) = recua::parallel::nccl::missing() {
         assert!(missing.contains("libnccl"), "{missing}");
+    }
+}
+
+/// The program as a launcher would start it.
+#[cfg(feature = "cli")]
+fn recua(arguments: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_recua"));
+    let out = command.args(arguments.split(' ')).envs(variables.iter().copied()).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_says_what_is_missing_before_it_starts_ranks() {
+    let torchrun = [("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")];
+    let (code, said) = recua("bench collectives --backend cuda", &torchrun);
+    assert!(code == Some(2) && said.contains("NCCL's ranks have no place to meet: torchrun sets none"), "{code:?} {said}");
+    let place = [("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")];
+    let (code, said) = recua("bench collectives --backend cuda:1", &[&torchrun[..], &place].concat());
+    assert!(code != Some(0) && said.contains("all 2 ranks of this machine would be on this device"), "{code:?} {said}");
+    // What MPI moves, torchrun cannot start, whatever else is compiled in.
+    let (_, said) = recua("bench collectives --backend flex", &torchrun);
+    assert!(said.contains("mpirun") || said.contains("--features mpi"), "{said}");
+    for verb in ["bench collectives", "generate --model nowhere x", "train --data nowhere --run nowhere --preset debug"] {
+        let (code, said) = recua(&format!("{verb} --backend cuda --nproc 2"), &[]);
+        assert!(code.is_some_and(|code| code != 0), "{verb}: {code:?} {said}");
+        if recua::parallel::nccl::missing().is_some() && verb.starts_with("bench") {
+            assert!(said.contains("libnccl") && said.contains("nvidia-nccl"), "{said}");
+        }
     }
 }

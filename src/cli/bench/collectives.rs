@@ -31,7 +31,11 @@ impl CollectivesBench {
     pub(super) fn run(mut self) -> Result<()> {
         let role = self.ranks.role(&self.device.backend)?;
         if self.repeats == 0 || self.mib.iter().any(|mib| !(1..=1 << 14).contains(mib)) {
-            return Err(Error::bad_value("--mib, --repeats", "expected sizes from 1 to 16384 and at least 1 repeat", "see --help"));
+            return Err(Error::bad_value(
+                "--mib, --repeats",
+                "expected sizes from 1 to 16384 and at least 1 repeat",
+                "see --help",
+            ));
         }
         match role {
             Role::Alone => self.one(None),
@@ -46,7 +50,11 @@ impl CollectivesBench {
     #[cfg(not(any(feature = "mpi", feature = "nccl")))]
     fn one(&self, _: Option<(recua::parallel::launch::Launched, recua::parallel::launch::Engine)>) -> Result<()> {
         let problem = "neither MPI nor NCCL is compiled into this build";
-        Err(Error::Engine { what: "several ranks", problem: problem.into(), hint: "build with `--features mpi` or `nccl`".into() })
+        Err(Error::Engine {
+            what: "several ranks",
+            problem: problem.into(),
+            hint: "build with `--features mpi` or `nccl`".into(),
+        })
     }
 
     /// As one rank.
@@ -81,7 +89,11 @@ impl CollectivesBench {
                 return Ok(());
             }
             let problem = format!("{wrong} elements came wrong");
-            Err(Error::Engine { what: "collectives", problem, hint: "update NCCL or MPI and the driver; do not train on this".into() })
+            Err(Error::Engine {
+                what: "collectives",
+                problem,
+                hint: "update NCCL or MPI and the driver; do not train on this".into(),
+            })
         })
     }
 }
