@@ -6,7 +6,7 @@
 
 Nothing is built there. The binary comes from a machine without a GPU and needs no CUDA toolkit to be built:
 
-    CUDARC_CUDA_VERSION=13000 cargo build --release --no-default-features --features cli,cuda,flex && strip target/release/recua
+    CUDARC_CUDA_VERSION=13000 cargo build --release --no-default-features --features cli,cuda,nccl,flex && strip target/release/recua
     python3 tests/cuda/standin.py target/release/recua --all --bench --kernels kernels      (compiles its kernels ahead, without a GPU)
 
 It travels with crates/core/src/ops/cube/cuda, tests/golden, tests/cuda, benches and the kernels: under 60 MB. The driver has to be 580 or
@@ -19,12 +19,13 @@ The parts, in this order; each has a share of the time, and what it finds is wri
   curve      300 steps in float32 and in bfloat16, at once, beside the same on the CPU
   train      training steps of 1b, 7b, 110m; PyTorch's eager ones right after ours, compiled ones last
   attention, gemm   one layer's attention; products by routine
+  ranks      NCCL: one rank's operations, and of 2, 4, 8 cards (those that are there) what crosses and training steps, `dp` and `tp`
   decode     new tokens of 7b in bfloat16, 1, 8 and 64 sequences at once, beside transformers; with our thin products and by each routine
 
 A part is measured if the checks that it rests on have passed. A training row is void if its loss is not that of random tokens, its rate
 above the peak, or the clock low. Verdicts are kept for this binary in /tmp: a second call skips what has passed, and goes on.
 
-Variables: LIMIT=330 (seconds until nothing more is begun), PARTS="check selftest curve train attention gemm decode", QUICK=1 (few shapes, few
+Variables: LIMIT=330 (seconds until nothing more is begun), PARTS="check selftest curve train attention gemm decode ranks", QUICK=1 (few shapes, few
 steps, no torch.compile), KERNELS=DIR (compiled ahead), COMMIT=HASH (required on CUDA), PEAK_TFLOPS=989 (dense bfloat16, H100 and H200),
 ROUTINES="cublaslt wgmma tma-mma", TEXTS=DIR (text to train on), BACKEND=cuda (another one needs no GPU: a rehearsal).
 """
@@ -50,7 +51,7 @@ CUDA = BACKEND == "cuda"
 QUICK = os.environ.get("QUICK") == "1"
 LIMIT = float(os.environ.get("LIMIT", "330"))
 PEAK = float(os.environ.get("PEAK_TFLOPS", "989"))
-PARTS = os.environ.get("PARTS", "check selftest curve train attention gemm decode").split()
+PARTS = os.environ.get("PARTS", "check selftest curve train attention gemm decode ranks").split()
 ROUTINES = os.environ.get("ROUTINES", "cublaslt wgmma tma-mma").split()
 MOST_BYTES = 60_000_000
 LEAST_MHZ = 1200
@@ -499,6 +500,52 @@ def decode(session):
             session.row("decode", shapes[0], who, problem=done["problem"] or "printed no JSON", stderr=done["err"])
 
 
+# ---- several cards
+
+def cards():
+    done = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
+    return len(done.stdout.split())
+
+
+def ranks(session):
+    if not CUDA:
+        session.row("ranks", "", "", text="NCCL is CUDA's: left out")
+        return
+    there = cards()
+    for n in [n for n in (1, 2, 4, 8) if n <= there]:
+        command = session.command(["bench", "collectives", "--backend", "cuda", "--json", "--mib", "1,64" if QUICK else "1,16,256,1024",
+                                   *(["--nproc", n] if n > 1 else [])])
+        done = session.run(command, 90)
+        results = [json.loads(line) for line in done["out"].splitlines() if line.startswith("{")]
+        if done["problem"] or not results:
+            session.row("ranks", f"{n} ranks, operations", "recua", problem=done["problem"] or "printed no JSON", stderr=done["err"])
+            return
+        for m in results:
+            text = f"{1e6 * m['seconds']:.0f} us, {m['bus_gb_s']:.1f} GB/s on the bus, " + ("right" if m["wrong"] == 0 else f"{m['wrong']} WRONG")
+            shape = f"{n} ranks, {m['operation']} {m['bytes'] / 2**20:.0f} MiB {m['dtype']}"
+            session.row("ranks", shape, "recua", text=text, problem=None if m["wrong"] == 0 else text, command=f"recua {' '.join(command[1:])}")
+    gate = lacks(session, "f32", "bf16", "curve")
+    for n, tp in [(1, 1), (2, 1), (2, 2), (4, 1), (4, 4), (8, 1), (8, 2), (8, 8)]:
+        if n > there or (there == 1 and n == 1):
+            continue
+        shape = f"{n} ranks, 1b, dp {n // tp} x tp {tp}"
+        if gate:
+            session.row("ranks", shape, "recua", problem=gate)
+            continue
+        run = session.work / f"ranks-{n}-{tp}"
+        command = session.command(["train", "--data", session.work / "tokens", "--run", run, "--preset", "1b", "--steps", 12, "--backend", "cuda",
+                                   "--precision", "bf16", "--set", "train.seq_len=2048", "--set", f"train.batch={4 * n}", "--set",
+                                   "train.micro_batch=4", "--set", f"parallel.tp={tp}", "--set", f"parallel.sequence={str(tp > 1).lower()}",
+                                   "--set", "train.checkpoint_every=0", "--set", "sample.every=0", *(["--nproc", n] if n > 1 else [])])
+        done = session.run(command, 150)
+        file = run / "metrics.jsonl"
+        rates = sorted(row["tok_s"] for row in map(json.loads, file.read_text().splitlines()[4:]) if "tok_s" in row) if file.exists() else []
+        problem = done["problem"] or (None if rates else "no step was measured")
+        rate = rates[len(rates) // 2] if rates else 0
+        session.row("ranks", shape, "recua", text=f"{rate:.0f} tok/s, {rate / n:.0f} a card", problem=problem,
+                    stderr=done["err"] if problem else "", command=f"recua {' '.join(command[1:])}")
+
+
 # ---- the table
 
 def figure(row, rows):
@@ -562,7 +609,7 @@ def main():
         stop(f"{size // 1000000} MB of binary: strip it")
     try:
         preflight(session, size)
-        parts = {"check": check, "selftest": selftest, "curve": curve, "train": train, "attention": attention, "gemm": gemm, "decode": decode}
+        parts = {"check": check, "selftest": selftest, "curve": curve, "train": train, "attention": attention, "gemm": gemm, "decode": decode, "ranks": ranks}
         for part in PARTS:
             if part not in parts:
                 stop(f"PARTS: there is no part {part}; take some of {' '.join(parts)}")

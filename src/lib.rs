@@ -58,7 +58,7 @@
 //! - `chat` (in `cli`): chat templates. `constrain`: text by a JSON schema, a regular expression or a grammar.
 //! - `serve` (default): the HTTP server and `recua serve`.
 //! - `eval` (default): benchmarks, `recua eval run`. `arrow` (default): their data in Parquet and Arrow files.
-//! - `mpi`: several ranks over MPI.
+//! - `mpi`: several ranks over MPI. `nccl`: over NCCL, on CUDA devices.
 //! - `fusion`: [`ops::LlamaOps`] for `burn_fusion::Fusion<B>`, which Burn's default features make of its aliases `Wgpu` and `Cuda`.
 //! - `tui`: the dashboard.
 //!

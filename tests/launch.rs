@@ -1,6 +1,6 @@
 //! Variables of launchers, and the commands that start ranks.
 
-use recua::parallel::launch::{Engine, Launched, Launcher, Mpirun, rank_arguments};
+use recua::parallel::launch::{Engine, Launched, Launcher, Mpirun, rank_arguments, rank_variables};
 
 fn read(variables: &[(&str, &str)]) -> recua::Result<Option<Launched>> {
     Launched::from_variables(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
@@ -48,6 +48,59 @@ fn every_launcher_says_who_a_rank_is() {
     }
     assert_eq!(read(&torchrun).unwrap().unwrap().rendezvous, Some(("node0".into(), 29500)));
     assert_eq!(read(&openmpi).unwrap().unwrap().to_string(), "rank 5 of 8 (1 of 4 on this machine), started by OpenMPI's mpirun");
+}
+
+#[test]
+fn ranks_know_where_to_meet() {
+    let meeting = |variables: &[(&str, &str)]| read(variables).unwrap().unwrap().meeting;
+    let place = |host: &str, port| Some((host.to_string(), port));
+    let torchrun =
+        |port| [("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "node0"), ("MASTER_PORT", port)];
+    assert_eq!(meeting(&torchrun("29500")), place("node0", 29500));
+    // torchrun's own agent listens at that port: beside it.
+    for (port, beside) in [("29500", 30500), ("65000", 64000)] {
+        assert_eq!(meeting(&[&torchrun(port)[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat()), place("node0", beside));
+    }
+    let slurm = |nodes, job| {
+        [
+            ("SLURM_PROCID", "0"),
+            ("SLURM_STEP_NUM_TASKS", "8"),
+            ("SLURM_STEP_NODELIST", nodes),
+            ("SLURM_JOB_ID", job),
+            ("SLURM_STEP_ID", "0"),
+        ]
+    };
+    for (nodes, first) in [
+        ("gpu[03-06,11]", "gpu03"),
+        ("gpu[7,9],other", "gpu7"),
+        ("a,b[1-2]", "a"),
+        ("single.domain", "single.domain"),
+        ("rack[1-2]-ib,x", "rack1-ib"),
+    ] {
+        assert_eq!(meeting(&slurm(nodes, "1")), place(first, 20_016), "{nodes}");
+    }
+    assert_ne!(meeting(&slurm("a", "123456")), meeting(&slurm("a", "123457")));
+    // What is set goes first.
+    let set = [("MASTER_ADDR", "there"), ("MASTER_PORT", "1234")];
+    assert_eq!(meeting(&[&slurm("a", "1")[..], &set].concat()), place("there", 1234));
+    // mpirun on one machine needs nothing; on several it does.
+    let openmpi = |local| [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", local)];
+    assert_eq!(meeting(&openmpi("4")), place("127.0.0.1", 29500));
+    assert_eq!(meeting(&openmpi("2")), None);
+    assert!(read(&openmpi("2")).unwrap().unwrap().check(Engine::Nccl).unwrap_err().to_string().contains("MASTER_ADDR"));
+}
+
+#[test]
+fn ranks_of_our_own_are_known_under_any_launcher() {
+    let own = rank_variables(2, 4, 4321);
+    let mut variables: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    // The launcher's own process was started by another one.
+    variables.extend([("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "1"), ("TORCHELASTIC_USE_AGENT_STORE", "True")]);
+    let launched = read(&variables).unwrap().unwrap();
+    assert_eq!((launched.launcher, launched.rank, launched.world, launched.local_rank), (Launcher::Recua, 2, 4, 2));
+    assert_eq!(launched.meeting, Some(("127.0.0.1".into(), 4321)));
+    launched.check(Engine::Nccl).unwrap();
+    assert_eq!(launched.to_string(), "rank 2 of 4 (2 of 4 on this machine), started by recua --nproc");
 }
 
 #[test]

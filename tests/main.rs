@@ -43,6 +43,8 @@ mod metrics;
 mod model;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(all(feature = "nccl", feature = "flex"))]
+mod nccl;
 mod ops;
 mod ops_inference;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
@@ -51,6 +53,8 @@ mod ops_narrow;
 mod parallel;
 #[cfg(feature = "cli")]
 mod plan;
+#[cfg(unix)]
+mod processes;
 #[cfg(feature = "quickstart")]
 mod quickstart;
 #[cfg(all(feature = "serve", feature = "cli", feature = "flex"))]

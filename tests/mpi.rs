@@ -6,6 +6,8 @@ use std::time::Duration;
 use recua::parallel::mpi::{Mpi, MpiOptions};
 use recua::parallel::{Buffer, Communicator, LocalOptions, Reduce, run_ranks};
 
+use crate::common::{everything, groups};
+
 /// What the ranks do.
 const PART: &str = "RECUA_TEST_MPI_PART";
 
@@ -20,38 +22,6 @@ fn ranks(n: usize, part: &str) -> Output {
 
 fn text(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
-}
-
-/// Every operation on several lengths; what each gives, in order.
-fn everything(world: &dyn Communicator) -> Vec<Buffer> {
-    let (rank, size) = (world.rank(), world.size());
-    let mut all = Vec::new();
-    for len in [0, 1, 3, 16, 100, 4999] {
-        let f32s = |n: usize| Buffer::F32((0..n).map(|i| ((i * (rank + 1)) as f32 * 0.37).sin()).collect());
-        let f64s = Buffer::F64((0..len).map(|i| ((i * 7 + rank * 13) as f64 * 0.61).cos()).collect());
-        for how in [Reduce::Sum, Reduce::Max, Reduce::Min] {
-            all.push(world.all_reduce(f32s(len), how));
-            all.push(world.all_reduce(f64s.clone(), how));
-            all.push(world.reduce_scatter(f32s(len * size), how));
-        }
-        all.push(world.all_gather(f32s(len)));
-        all.push(world.all_gather(Buffer::U16(vec![rank as u16; len])));
-        all.push(world.all_gather(Buffer::Bytes(vec![rank as u8; len])));
-        let own = if rank == size - 1 { (0..len as u16).collect() } else { vec![9] };
-        all.push(world.broadcast(Buffer::U16(own), size - 1));
-        all.push(world.barrier());
-    }
-    // All were under way at once.
-    all.into_iter().map(|pending| pending.wait().unwrap()).collect()
-}
-
-/// Two groups, each with an operation under way beside one of all ranks.
-fn groups(world: &dyn Communicator) -> Vec<Buffer> {
-    let (rank, size) = (world.rank(), world.size());
-    let half = world.split(rank % 2, size - rank, "half").unwrap();
-    let of_all = world.all_reduce(Buffer::F32(vec![1.0; 1000]), Reduce::Sum);
-    let of_half = half.all_gather(Buffer::F64(vec![rank as f64]));
-    vec![of_half.wait().unwrap(), of_all.wait().unwrap(), Buffer::F64(vec![half.rank() as f64, half.size() as f64])]
 }
 
 #[test]

@@ -174,10 +174,13 @@ fn each_rank_draws_the_initial_weights_of_its_part() {
     assert!(merge(&parts) == whole);
 }
 
+/// A rank's slices of the weights, and its steps.
+pub(crate) type OfRank = (Vec<(Slice, Vec<f32>)>, Vec<StepOutput>);
+
 /// A training of `steps` steps of 12 samples on a mesh.
 #[derive(Clone, Debug)]
-struct Training {
-    ranks: usize,
+pub(crate) struct Training {
+    pub(crate) ranks: usize,
     parallel: ParallelConfig,
     /// Samples of a pass on one rank.
     micro: usize,
@@ -188,7 +191,7 @@ struct Training {
 }
 
 impl Training {
-    fn on(dp: usize, tp: usize, sequence: bool, zero: u8, micro: usize) -> Self {
+    pub(crate) fn on(dp: usize, tp: usize, sequence: bool, zero: u8, micro: usize) -> Self {
         // Several buckets in each layer.
         let parallel = ParallelConfig { dp: Some(dp), tp, sequence, zero, overlap: true, bucket: 10_000 };
         Self { ranks: dp * tp, parallel, micro, steps: 5, precision: Precision::F32, clip: 1.0, link: None }
@@ -233,20 +236,27 @@ impl Training {
         (model.parameters().into_iter().map(values).collect(), outs)
     }
 
-    fn run(&self) -> (Vec<Vec<f32>>, Vec<StepOutput>) {
+    /// The part of a rank of a world.
+    pub(crate) fn on_rank(&self, world: Arc<dyn Communicator>, watch: Watch) -> OfRank {
         let how = StepConfig { precision: self.precision, ..StepConfig::default() };
+        let mesh = Mesh::new(world, &self.parallel, watch).unwrap();
+        let model = Llama::<B>::init_part(&config(), &INIT, mesh.part(), &Default::default()).unwrap();
+        let mut ranks = Ranks::of(&mesh, &model);
+        let mut optim = ranks.fresh_moments(self.optim(), &model);
+        let model = ranks.adopt(how.prepare(model, &mut optim));
+        let replica = mesh.replica();
+        let split = BatchSplit { batch: 12, micro_batch: self.micro, rank: replica.index, world_size: replica.of };
+        let (model, outs) = self.steps(model, &mut optim, &mut ranks, split);
+        (with_slices(&config(), &mesh, model.parameters()), outs)
+    }
+
+    pub(crate) fn run(&self) -> (Vec<Vec<f32>>, Vec<StepOutput>) {
         let options = LocalOptions { link: self.link, ..LocalOptions::default() };
-        let results = run_ranks(self.ranks, options, |world| {
-            let mesh = Mesh::new(world, &self.parallel, Watch::default()).unwrap();
-            let model = Llama::<B>::init_part(&config(), &INIT, mesh.part(), &Default::default()).unwrap();
-            let mut ranks = Ranks::of(&mesh, &model);
-            let mut optim = ranks.fresh_moments(self.optim(), &model);
-            let model = ranks.adopt(how.prepare(model, &mut optim));
-            let replica = mesh.replica();
-            let split = BatchSplit { batch: 12, micro_batch: self.micro, rank: replica.index, world_size: replica.of };
-            let (model, outs) = self.steps(model, &mut optim, &mut ranks, split);
-            (with_slices(&config(), &mesh, model.parameters()), outs)
-        });
+        self.joined(run_ranks(self.ranks, options, |world| self.on_rank(world, Watch::default())))
+    }
+
+    /// The whole weights, and what all ranks say of the steps.
+    pub(crate) fn joined(&self, results: Vec<OfRank>) -> (Vec<Vec<f32>>, Vec<StepOutput>) {
         let (weights, outs): (Vec<_>, Vec<Vec<StepOutput>>) = results.into_iter().unzip();
         let tp = self.parallel.tp;
         for (rank, out) in outs.iter().enumerate() {

@@ -114,8 +114,9 @@ struct Device {
 }
 
 impl Device {
-    /// [`Device::apply`] of one of several ranks, which share the machine's cores.
-    fn apply_shared(&self, launched: &recua::parallel::launch::Launched) -> Result<()> {
+    /// [`Device::apply`] of one of several ranks, which share the machine's cores; of CUDA devices each takes its own.
+    fn become_rank(&mut self, launched: &recua::parallel::launch::Launched) -> Result<()> {
+        self.backend = self.backend.of_rank(launched.local_rank, launched.local_world)?;
         Self { threads: self.threads.or(Some(launched.threads(cores()))), ..self.clone() }.apply()
     }
 

@@ -1,12 +1,13 @@
 //! Several ranks: those that are started here (`--nproc`), and what a process does that is one of them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use recua::parallel::launch::{self, Launched, Mpirun};
+use recua::backend::{BackendName, Kind};
+use recua::parallel::launch::{self, Engine, Launched, Mpirun};
 use recua::{Error, Result};
 
 use super::say;
@@ -14,7 +15,8 @@ use super::say;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Several ranks")]
 pub(crate) struct RankFlags {
-    /// Start so many ranks on this machine, with mpirun; `mpirun -n 8 recua ...` and `srun` work as they are
+    /// Start so many ranks on this machine: with mpirun, or by itself for NCCL (--backend cuda); `mpirun -n 8 recua ...`, `srun` and
+    /// for NCCL `torchrun --no-python ... recua ...` work as they are
     #[arg(long, value_name = "N")]
     nproc: Option<usize>,
     /// Seconds that a rank waits for the others before it ends the job on all; saving a checkpoint has its own time
@@ -27,9 +29,9 @@ pub(crate) enum Role {
     /// Everything, alone.
     Alone,
     /// The part of a rank.
-    Rank(Launched),
+    Rank(Launched, Engine),
     /// Nothing but to start ranks and wait for them.
-    Launcher(usize),
+    Launcher(usize, Engine),
 }
 
 impl RankFlags {
@@ -43,7 +45,7 @@ impl RankFlags {
     }
 
     /// By --nproc and the variables of launchers.
-    pub(super) fn role(&self) -> Result<Role> {
+    pub(super) fn role(&self, backend: &BackendName) -> Result<Role> {
         self.timeout()?;
         let launched = Launched::detect()?.filter(|launched| launched.world > 1);
         match (self.nproc, launched) {
@@ -52,27 +54,38 @@ impl RankFlags {
                 let problem = format!("this process is {launched}");
                 Err(Error::bad_value("--nproc", problem, "leave it out: the launcher says how many ranks there are"))
             }
-            (None, Some(launched)) => engine().map(|()| Role::Rank(launched)),
-            (Some(n), None) if n > 1 => engine().map(|()| Role::Launcher(n)),
+            (None, Some(launched)) => {
+                let engine = engine(backend)?;
+                launched.check(engine)?;
+                Ok(Role::Rank(launched, engine))
+            }
+            (Some(n), None) if n > 1 => engine(backend).map(|engine| Role::Launcher(n, engine)),
             _ => Ok(Role::Alone),
         }
     }
 
     /// Starts ranks of this program with the same arguments and waits for them. Ends the process as they ended.
-    pub(super) fn launch(&self, ranks: usize) -> Result<()> {
+    pub(super) fn launch(&self, ranks: usize, engine: Engine, backend: &BackendName) -> Result<()> {
+        let ranks = Ranks::new(ranks, engine, backend)?;
         let stop = super::stop_on_signal("stopping all ranks")?;
-        let status = Ranks::new(ranks)?.run(false, stop, libc_signal::TERM)?;
-        std::process::exit(exit_code(status));
+        std::process::exit(ranks.run(false, stop, libc_signal::TERM)?);
     }
 
     /// [`RankFlags::launch`] of a training in `run`: a signal stops the ranks after their step, and when one fails they are started
     /// again from their last checkpoint, `restarts` times at most.
-    pub(super) fn launch_training(&self, ranks: usize, restarts: u32, run: &Path) -> Result<()> {
-        let ranks = Ranks::new(ranks)?;
+    pub(super) fn launch_training(
+        &self,
+        ranks: usize,
+        engine: Engine,
+        backend: &BackendName,
+        restarts: u32,
+        run: &Path,
+    ) -> Result<()> {
+        let ranks = Ranks::new(ranks, engine, backend)?;
         let stop = super::stop_on_signal("stopping all ranks after this step")?;
         let mut resume = false;
         for attempt in 0..=restarts {
-            let code = exit_code(ranks.run(resume, stop, libc_signal::USR1)?);
+            let code = ranks.run(resume, stop, libc_signal::USR1)?;
             if attempt == restarts || !may_restart(code) || stop.load(Ordering::Relaxed) {
                 // The ranks have said why.
                 std::process::exit(code);
@@ -85,13 +98,33 @@ impl RankFlags {
     }
 }
 
-/// Whether this build has an engine.
-fn engine() -> Result<()> {
-    if cfg!(feature = "mpi") {
-        return Ok(());
+/// The engine of this build for a backend: NCCL for CUDA devices where it is there, else MPI.
+pub(super) fn engine(backend: &BackendName) -> Result<Engine> {
+    let cuda = backend.kind() == Kind::Cuda;
+    if cuda && cfg!(feature = "nccl") {
+        return Ok(Engine::Nccl);
     }
-    let problem = "MPI is not compiled into this build, and without it ranks cannot exchange anything";
-    Err(Error::Engine { what: "several ranks", problem: problem.into(), hint: "build with `--features mpi`".into() })
+    if cfg!(feature = "mpi") {
+        return Ok(Engine::Mpi);
+    }
+    let (engine, feature) = if cuda { ("NCCL", "nccl") } else { ("MPI", "mpi") };
+    let problem = format!("{engine} is not compiled into this build, and without it ranks cannot exchange anything");
+    Err(Error::Engine { what: "several ranks", problem, hint: format!("build with `--features {feature}`") })
+}
+
+/// Whether so many ranks can be started here, a CUDA device each.
+#[cfg(feature = "nccl")]
+fn check_nccl(ranks: usize, backend: &BackendName) -> Result<()> {
+    if let Some(problem) = recua::parallel::nccl::missing() {
+        let hint = "install NVIDIA's NCCL (pip: nvidia-nccl-cu13) and put its folder on LD_LIBRARY_PATH".into();
+        return Err(Error::Engine { what: "NCCL", problem, hint });
+    }
+    let devices = backend.count();
+    if devices < ranks {
+        let problem = format!("each rank has a CUDA device of its own, and there are {devices} for {ranks} ranks");
+        return Err(Error::bad_value("--nproc", problem, "`recua info` lists the devices"));
+    }
+    backend.of_rank(0, ranks).map(drop)
 }
 
 fn find_mpirun() -> Result<Mpirun> {
@@ -120,26 +153,44 @@ mod libc_signal {
 
 /// Ranks that are started here.
 struct Ranks {
-    mpirun: Mpirun,
+    /// `None`: processes of our own.
+    mpirun: Option<Mpirun>,
     ranks: usize,
     program: PathBuf,
 }
 
 impl Ranks {
-    fn new(ranks: usize) -> Result<Self> {
+    #[cfg_attr(not(feature = "nccl"), allow(unused_variables))]
+    fn new(ranks: usize, engine: Engine, backend: &BackendName) -> Result<Self> {
         let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
-        Ok(Self { mpirun: find_mpirun()?, ranks, program })
+        let mpirun = match engine {
+            Engine::Mpi => Some(find_mpirun()?),
+            Engine::Nccl => {
+                #[cfg(feature = "nccl")]
+                check_nccl(ranks, backend)?;
+                None
+            }
+        };
+        Ok(Self { mpirun, ranks, program })
     }
 
     /// Runs them to their end. The first signal that this process gets is handed on as `signal`, the second ends all.
     #[cfg(unix)]
-    fn run(&self, resume: bool, stop: &AtomicBool, signal: i32) -> Result<ExitStatus> {
+    fn run(&self, resume: bool, stop: &AtomicBool, signal: i32) -> Result<i32> {
         use std::os::unix::process::CommandExt;
+
+        use recua::parallel::processes::{Processes, exit_code};
+
+        let arguments = launch::rank_arguments(std::env::args_os().skip(1), resume);
+        let Some(mpirun) = self.mpirun else {
+            let (program, ranks) = (self.program.clone(), self.ranks);
+            return Processes { program, arguments, ranks, grace: GRACE }.run(stop, signal);
+        };
         // SAFETY: asks for a number.
         let root = unsafe { libc::geteuid() } == 0;
-        let (own, variables) = self.mpirun.command(self.ranks, root);
+        let (own, variables) = mpirun.command(self.ranks, root);
         let mut command = Command::new("mpirun");
-        command.args(own).arg(&self.program).args(launch::rank_arguments(std::env::args_os().skip(1), resume));
+        command.args(own).arg(&self.program).args(arguments);
         command.envs(variables).stdin(Stdio::null());
         // A terminal's signals come to this process alone, which tells the ranks: mpirun would give them a second to end.
         command.process_group(0);
@@ -155,7 +206,7 @@ impl Ranks {
         let mut told = false;
         loop {
             if let Some(status) = child.try_wait().map_err(Error::io("wait for", "mpirun"))? {
-                return Ok(status);
+                return Ok(exit_code(status));
             }
             if stop.load(Ordering::Relaxed) && !told {
                 told = true;
@@ -167,19 +218,14 @@ impl Ranks {
     }
 
     #[cfg(not(unix))]
-    fn run(&self, _: bool, _: &AtomicBool, _: i32) -> Result<ExitStatus> {
+    fn run(&self, _: bool, _: &AtomicBool, _: i32) -> Result<i32> {
         Err(Error::bad_value("--nproc", "ranks are started on Unix only", "start them with your MPI's own mpiexec"))
     }
 }
 
-/// As a shell says it.
-fn exit_code(status: ExitStatus) -> i32 {
-    #[cfg(unix)]
-    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-        return 128 + signal;
-    }
-    status.code().unwrap_or(1)
-}
+/// How long ranks may take to end once one has failed.
+#[cfg(unix)]
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Not after success, wrong settings, or an interruption.
 fn may_restart(code: i32) -> bool {
@@ -193,7 +239,7 @@ fn has_checkpoint(run: &Path) -> bool {
 }
 
 /// SIGUSR1 asks a rank to stop after the step: launchers hand it on, and batch systems send it before the time is up.
-#[cfg(all(feature = "mpi", unix))]
+#[cfg(all(any(feature = "mpi", feature = "nccl"), unix))]
 fn stop_on_user_signal() {
     extern "C" fn stop(_: libc::c_int) {
         super::STOP.store(true, Ordering::Relaxed);
@@ -202,37 +248,104 @@ fn stop_on_user_signal() {
     unsafe { libc::signal(libc::SIGUSR1, stop as *const () as libc::sighandler_t) };
 }
 
-/// As one of several ranks: MPI, what ends it, and what all of them say.
-#[cfg(feature = "mpi")]
+/// As one of several ranks: the engine, what ends it, and what all of them say.
+#[cfg(any(feature = "mpi", feature = "nccl"))]
 pub(super) mod rank {
     use std::path::Path;
     use std::sync::Arc;
     use std::time::Duration;
 
+    use recua::backend::BackendName;
     use recua::parallel::launch::{Engine, Launched};
+    #[cfg(feature = "mpi")]
     use recua::parallel::mpi::{Mpi, MpiOptions};
+    #[cfg(feature = "nccl")]
+    use recua::parallel::nccl::{Nccl, NcclOptions, Place};
     use recua::parallel::{Communicator, Trace, Watch};
     use recua::{Error, Result};
 
     use super::RankFlags;
     use crate::cli::say;
 
-    /// Runs `job` as this rank, and ends MPI as it ended. An error ends the job on all ranks.
+    /// An engine that has started.
+    enum Started {
+        #[cfg(feature = "mpi")]
+        Mpi(Mpi),
+        #[cfg(feature = "nccl")]
+        Nccl(Nccl),
+    }
+
+    impl Started {
+        #[cfg_attr(not(feature = "nccl"), allow(unused_variables))]
+        fn new(engine: Engine, launched: &Launched, backend: &BackendName, timeout: Duration) -> Result<Self> {
+            match engine {
+                #[cfg(feature = "mpi")]
+                Engine::Mpi => Ok(Self::Mpi(Mpi::start(MpiOptions { timeout, ..MpiOptions::default() })?)),
+                #[cfg(feature = "nccl")]
+                Engine::Nccl => {
+                    let options = NcclOptions { timeout, ..NcclOptions::default() };
+                    Ok(Self::Nccl(Nccl::start(&backend.open()?, Place::of(launched), options)?))
+                }
+                #[allow(unreachable_patterns)]
+                other => Err(Error::internal("ranks", format!("{other:?} is not compiled in"))),
+            }
+        }
+
+        fn world(&self) -> Arc<dyn Communicator> {
+            match self {
+                #[cfg(feature = "mpi")]
+                Self::Mpi(mpi) => mpi.world(),
+                #[cfg(feature = "nccl")]
+                Self::Nccl(nccl) => nccl.world(),
+            }
+        }
+
+        fn library(&self) -> String {
+            match self {
+                #[cfg(feature = "mpi")]
+                Self::Mpi(mpi) => mpi.library().into(),
+                #[cfg(feature = "nccl")]
+                Self::Nccl(nccl) => nccl.library(),
+            }
+        }
+
+        fn finish(self) -> Result<()> {
+            match self {
+                #[cfg(feature = "mpi")]
+                Self::Mpi(mpi) => mpi.finish(),
+                #[cfg(feature = "nccl")]
+                Self::Nccl(nccl) => nccl.finish(),
+            }
+        }
+
+        /// Ends the job on all ranks, and this process.
+        fn abort(self, code: i32, why: &str) -> ! {
+            match self {
+                #[cfg(feature = "mpi")]
+                Self::Mpi(mpi) => mpi.abort(code),
+                #[cfg(feature = "nccl")]
+                Self::Nccl(nccl) => nccl.abort(why),
+            }
+            let _ = why;
+            std::process::exit(code)
+        }
+    }
+
+    /// Runs `job` as this rank, and ends the engine as it ended. An error ends the job on all ranks.
     pub(crate) fn run<T>(
         flags: &RankFlags,
-        launched: &Launched,
+        (launched, engine): (&Launched, Engine),
+        backend: &BackendName,
         about: &str,
         trace: Option<&Path>,
         job: impl FnOnce(Arc<dyn Communicator>, Watch) -> Result<T>,
     ) -> Result<T> {
-        launched.check(Engine::Mpi)?;
-        let timeout = flags.timeout()?;
-        let mpi = Mpi::start(MpiOptions { timeout, ..MpiOptions::default() })?;
-        let world = mpi.world();
+        let started = Started::new(engine, launched, backend, flags.timeout()?)?;
+        let world = started.world();
         #[cfg(unix)]
         super::stop_on_user_signal();
         if launched.rank == 0 {
-            say(&format!("{launched}; {}; {about}", mpi.library()));
+            say(&format!("{launched}; {}; {about}", started.library()));
         }
         let watch = Watch { trace: trace.map(|path| Arc::new(Trace::new(path))), ..Watch::default() };
         let met = || {
@@ -243,19 +356,17 @@ pub(super) mod rank {
             let hint = "take the mpirun of the MPI that recua was built with, or `srun --mpi=pmix`".to_string();
             Err(Error::Engine { what: "MPI", problem, hint })
         };
-        let result = met().and_then(|()| job(world.clone(), watch));
-        match result {
-            Ok(done) => mpi.finish().map(|()| done),
+        match met().and_then(|()| job(world.clone(), watch)) {
+            Ok(done) => started.finish().map(|()| done),
             // All ranks have stopped together.
-            Err(e @ Error::Interrupted { .. }) => mpi.finish().and(Err(e)),
+            Err(e @ Error::Interrupted { .. }) => started.finish().and(Err(e)),
             Err(e) => {
                 match &e {
                     // The rank that failed says why; it is given the time to.
                     Error::Rank { .. } => std::thread::sleep(Duration::from_secs(1)),
                     _ => say(&format!("error: rank {}: {e}", launched.rank)),
                 }
-                mpi.abort(crate::cli::exit_code(&e).into());
-                Err(e)
+                started.abort(crate::cli::exit_code(&e).into(), &e.to_string())
             }
         }
     }

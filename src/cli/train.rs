@@ -9,13 +9,13 @@ use recua::checkpoint::read_config;
 use recua::data::DatasetIndex;
 #[cfg(feature = "eval")]
 use recua::evaluate::Evaluating;
-#[cfg(feature = "mpi")]
-use recua::parallel::launch::Launched;
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+use recua::parallel::launch::{Engine, Launched};
 #[cfg(feature = "eval")]
 use recua::tokenizer::Tokenizer;
 use recua::train::report::REPORT_FILE;
 use recua::train::{Layers, Observer, RunConfig, RunSummary, Start, check, train};
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "nccl"))]
 use recua::train::{report, train_on};
 use recua::{Error, Result};
 use serde_json::json;
@@ -190,21 +190,23 @@ impl Train {
         }
     }
 
-    pub(crate) fn run(self) -> Result<()> {
-        let role = self.ranks.role()?;
+    pub(crate) fn run(mut self) -> Result<()> {
+        let role = self.ranks.role(&self.device.backend)?;
         let config = self.resolve()?;
         let ranks = match &role {
             Role::Alone => 1,
-            Role::Launcher(ranks) => *ranks,
-            Role::Rank(launched) => launched.world,
+            Role::Launcher(ranks, _) => *ranks,
+            Role::Rank(launched, _) => launched.world,
         };
         config.validate_on(ranks)?;
         if self.trace.is_some() && ranks == 1 {
             return Err(Error::bad_value("--trace", "there is one rank, which exchanges nothing", "add --nproc"));
         }
         match &role {
-            Role::Launcher(ranks) if !self.dry_run => return self.ranks.launch_training(*ranks, self.restarts, &self.run),
-            Role::Rank(launched) => self.device.apply_shared(launched)?,
+            Role::Launcher(ranks, engine) if !self.dry_run => {
+                return self.ranks.launch_training(*ranks, *engine, &self.device.backend, self.restarts, &self.run);
+            }
+            Role::Rank(launched, _) => self.device.become_rank(launched)?,
             _ => self.device.apply()?,
         }
         let start = match (&self.init, self.resume) {
@@ -226,7 +228,7 @@ impl Train {
             return Ok(());
         }
         // Of several ranks the first speaks.
-        let other = matches!(&role, Role::Rank(launched) if launched.rank > 0);
+        let other = matches!(&role, Role::Rank(launched, _) if launched.rank > 0);
         let stop = super::stop_on_signal("stopping after this step")?;
         #[cfg(feature = "tui")]
         let mut dashboard = (self.tui && !other).then(|| super::tui::Dashboard::new(stop));
@@ -238,8 +240,8 @@ impl Train {
         #[cfg(not(feature = "tui"))]
         let observer: &mut dyn Observer = &mut lines;
         let summary = match &role {
-            #[cfg(feature = "mpi")]
-            Role::Rank(launched) => self.run_rank(launched, config, &start, stop, observer)?,
+            #[cfg(any(feature = "mpi", feature = "nccl"))]
+            Role::Rank(launched, engine) => self.run_rank((launched, *engine), config, &start, stop, observer)?,
             _ => self.train(config, &start, stop, observer)?,
         };
         if other {
@@ -265,10 +267,10 @@ impl Train {
     }
 
     /// As one of several ranks.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", feature = "nccl"))]
     fn run_rank(
         &self,
-        launched: &Launched,
+        (launched, engine): (&Launched, Engine),
         config: RunConfig,
         start: &Start,
         stop: &AtomicBool,
@@ -279,7 +281,8 @@ impl Train {
         let dp = p.dp_of(launched.world)?;
         let threads = self.device.threads.unwrap_or_else(|| launched.threads(super::cores()));
         let about = format!("dp {dp} x tp {}{sequence}, ZeRO-{}; {threads} threads a rank", p.tp, p.zero);
-        super::ranks::rank::run(&self.ranks, launched, &about, self.trace.as_deref(), |world, watch| {
+        let (rank, trace) = ((launched, engine), self.trace.as_deref());
+        super::ranks::rank::run(&self.ranks, rank, &self.device.backend, &about, trace, |world, watch| {
             train_on(config, dir, start, &self.device.backend, world, watch, stop, observer, &mut |trained, summary, _| {
                 report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
             })

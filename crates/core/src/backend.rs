@@ -144,6 +144,27 @@ impl BackendName {
         self.kind
     }
 
+    /// The same of one of several ranks: of CUDA devices the one of its number on this machine.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where all ranks of this machine would be on one device.
+    pub fn of_rank(&self, local_rank: usize, local_ranks: usize) -> Result<Self> {
+        match (self.kind, self.which) {
+            (Kind::Cuda, Which::Index(_)) if local_ranks > 1 => {
+                let problem = format!("all {local_ranks} ranks of this machine would be on this device");
+                Err(self.error(&problem, "give `cuda`: each rank takes the device of its number"))
+            }
+            // Where a launcher shows each rank its own device alone (CUDA_VISIBLE_DEVICES), that is number 0.
+            (Kind::Cuda, Which::Best) if self.count() != 1 => Ok(Self { which: Which::Index(local_rank), ..*self }),
+            _ => Ok(*self),
+        }
+    }
+
+    /// Devices of its kind on this machine.
+    pub fn count(&self) -> usize {
+        devices(self.kind).len()
+    }
+
     /// Opens the device: makes sure that the backend is compiled in and has a device, and gives a context for one job (or a row of
     /// jobs, one after the other).
     ///

@@ -1,5 +1,6 @@
-//! `recua bench train|attention|gemm|decode|prefill|serve-sim|serve`
+//! `recua bench train|attention|gemm|collectives|decode|prefill|serve-sim|serve`
 
+mod collectives;
 mod engine;
 #[cfg(feature = "serve")]
 mod serve;
@@ -19,6 +20,7 @@ pub(crate) enum Bench {
     Attention(Shape),
     /// A linear layer's product, [m, k] x [n, k]^T
     Gemm(GemmShape),
+    Collectives(collectives::CollectivesBench),
     Decode(engine::Decode),
     Prefill(engine::Prefill),
     ServeSim(engine::ServeSim),
@@ -196,6 +198,7 @@ impl Bench {
             Self::Train(shape) => (What::Train, shape),
             Self::Attention(shape) => (What::Attention, shape),
             Self::Gemm(gemm) => return gemm.run(),
+            Self::Collectives(verb) => return verb.run(),
             Self::Decode(verb) => return verb.run(),
             Self::Prefill(verb) => return verb.run(),
             Self::ServeSim(verb) => return verb.run(),

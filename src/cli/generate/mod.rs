@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use recua::generate::{Bos, Engine, Request};
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", feature = "nccl"))]
 use recua::parallel::{Mesh, ParallelConfig, split_engine};
 use recua::{Error, Result};
 
@@ -108,17 +108,17 @@ fn prompt(text: &str) -> std::result::Result<String, String> {
 }
 
 impl Generate {
-    pub(crate) fn run(self) -> Result<()> {
-        let role = self.ranks.role()?;
+    pub(crate) fn run(mut self) -> Result<()> {
+        let role = self.ranks.role(&self.device.backend)?;
         self.check()?;
         match &role {
             Role::Alone => self.device.apply()?,
-            Role::Rank(launched) => self.device.apply_shared(launched)?,
-            Role::Launcher(ranks) => {
+            Role::Rank(launched, _) => self.device.become_rank(launched)?,
+            Role::Launcher(ranks, engine) => {
                 if self.prompts.as_deref().is_some_and(|path| path == "-") {
                     return Err(Error::bad_value("--prompts", "several ranks cannot share stdin", "give a file"));
                 }
-                return self.ranks.launch(*ranks);
+                return self.ranks.launch(*ranks, *engine, &self.device.backend);
             }
         }
         self.engine.check()?;
@@ -163,14 +163,15 @@ impl Generate {
             }
             run.finish(engine, interrupted)
         };
-        #[cfg(feature = "mpi")]
-        if let Role::Rank(launched) = &role {
+        #[cfg(any(feature = "mpi", feature = "nccl"))]
+        if let Role::Rank(launched, engine) = &role {
             if let Some(dtype) = config.dtype.as_ref().filter(|dtype| *dtype != "f32") {
                 let problem = format!("the weights of a model that is split over ranks are f32, not {dtype}");
                 return Err(Error::bad_value("--dtype", problem, "leave it out, or --nproc"));
             }
             let (split, tp) = (format!("tp {}", launched.world), launched.world);
-            return super::ranks::rank::run(&self.ranks, launched, &split, None, |world, watch| {
+            let rank = (launched, *engine);
+            return super::ranks::rank::run(&self.ranks, rank, &self.device.backend, &split, None, |world, watch| {
                 let mesh = Mesh::new(world, &ParallelConfig { tp, ..ParallelConfig::default() }, watch)?;
                 let mut engine = split_engine(&model.checkpoint, &context, config, &mesh)?;
                 // Ranks that stopped at different tokens would wait for each other: a signal ends them all.

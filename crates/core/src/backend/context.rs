@@ -40,6 +40,15 @@ impl DeviceContext {
         self.name
     }
 
+    /// The number of the CUDA device, where it is one.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn cuda_index(&self) -> Option<usize> {
+        match &self.device {
+            OpenDevice::Cuda(device) => Some(device.index),
+            _ => None,
+        }
+    }
+
     /// What is chosen.
     pub fn choices(&self) -> Choices {
         self.scope.choices

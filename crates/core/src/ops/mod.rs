@@ -361,6 +361,15 @@ pub fn launches() -> u64 {
     0
 }
 
+/// The thread of a CUDA device on which CubeCL launches, for NCCL.
+#[cfg(feature = "nccl")]
+pub(crate) fn cuda_launch_device(
+    index: usize,
+    library: std::sync::Arc<dyn crate::parallel::nccl::Library>,
+) -> std::sync::Arc<dyn crate::parallel::nccl::LaunchDevice> {
+    std::sync::Arc::new(cube::NcclDevice::new(index, library))
+}
+
 /// For tests: on this thread, CUDA and wgpu have no page larger than this.
 #[doc(hidden)]
 pub fn limit_pages(bytes: Option<u64>) {

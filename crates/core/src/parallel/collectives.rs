@@ -8,6 +8,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata};
 use half::{bf16, f16};
 
+#[cfg(feature = "nccl")]
+use super::comm::Call;
 use super::comm::{Buffer, Communicator, Completion, Pending, Reduce};
 use super::trace::Trace;
 use crate::error::{Error, Result};
@@ -73,6 +75,23 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Notes an operation on a device: when it was under way, and when computation there began to wait for it.
+    #[cfg(feature = "nccl")]
+    pub(super) fn note(&self, call: &Call, bytes: usize, [began, ended]: [Instant; 2], asked: Option<Instant>) {
+        self.traffic.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Traffic::add(&self.traffic.busy_ns, ended - began);
+        let waited = asked.filter(|asked| *asked < ended);
+        if let Some(asked) = waited {
+            Traffic::add(&self.traffic.waited_ns, ended - asked);
+        }
+        if let Some(trace) = &self.trace {
+            trace.communication(call, began, ended, bytes);
+            if let Some(asked) = waited {
+                trace.waiting(call, asked, ended);
+            }
+        }
+    }
+
     /// Waits for an operation and notes what it took.
     fn wait(&self, pending: Pending, bytes: usize) -> Result<Buffer> {
         let call = pending.call().clone();

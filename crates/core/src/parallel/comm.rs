@@ -55,6 +55,17 @@ impl Buffer {
         }
     }
 
+    /// So many zeros of the same type.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn zeros(&self, len: usize) -> Self {
+        match self {
+            Self::F32(_) => Self::F32(vec![0.0; len]),
+            Self::F64(_) => Self::F64(vec![0.0; len]),
+            Self::U16(_) => Self::U16(vec![0; len]),
+            Self::Bytes(_) => Self::Bytes(vec![0; len]),
+        }
+    }
+
     /// The type's name, for messages.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -244,6 +255,12 @@ pub trait Communicator: Send + Sync {
     /// # Errors
     /// [`Error::Communication`].
     fn split(&self, color: usize, key: usize, name: &str) -> Result<Arc<dyn Communicator>>;
+
+    /// The group as NCCL's, which takes tensors where they lie.
+    #[cfg(feature = "nccl")]
+    fn nccl(&self) -> Option<super::nccl::NcclGroup> {
+        None
+    }
 
     /// See [`Operation::AllReduce`].
     fn all_reduce(&self, buffer: Buffer, reduce: Reduce) -> Pending {

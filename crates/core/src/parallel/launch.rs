@@ -17,6 +17,8 @@ pub enum Launcher {
     Slurm,
     /// `torchrun --no-python`.
     Torchrun,
+    /// `recua --nproc`, with processes of its own.
+    Recua,
 }
 
 impl fmt::Display for Launcher {
@@ -26,6 +28,7 @@ impl fmt::Display for Launcher {
             Self::Mpich => "MPICH's mpirun",
             Self::Slurm => "srun",
             Self::Torchrun => "torchrun",
+            Self::Recua => "recua --nproc",
         })
     }
 }
@@ -54,6 +57,8 @@ pub struct Launched {
     pub local_world: usize,
     /// Where ranks find each other, where the launcher says.
     pub rendezvous: Option<(String, u16)>,
+    /// Where NCCL's ranks meet: there, beside it where the launcher itself listens there, else what can be made of the launcher's variables.
+    pub meeting: Option<(String, u16)>,
 }
 
 impl fmt::Display for Launched {
@@ -105,6 +110,44 @@ const LAUNCHERS: [Names; 4] = [
     },
 ];
 
+/// Ranks of `recua --nproc`, which sets this beside torchrun's variables; first of all, since it may itself stand under any launcher.
+const OWN: Names = Names {
+    launcher: Launcher::Recua,
+    rank: "RANK",
+    world: "WORLD_SIZE",
+    local_rank: &["LOCAL_RANK"],
+    local_world: &["LOCAL_WORLD_SIZE"],
+};
+const OWN_MARK: &str = "RECUA_NPROC";
+
+/// Where ranks of one machine meet if nobody says: torchrun's port.
+const USUAL_PORT: u16 = 29500;
+
+/// The variables of a rank that `recua --nproc` starts.
+pub fn rank_variables(rank: usize, ranks: usize, port: u16) -> Vec<(&'static str, String)> {
+    let (rank, ranks) = (rank.to_string(), ranks.to_string());
+    vec![
+        ("RANK", rank.clone()),
+        ("LOCAL_RANK", rank),
+        ("WORLD_SIZE", ranks.clone()),
+        ("LOCAL_WORLD_SIZE", ranks.clone()),
+        ("MASTER_ADDR", "127.0.0.1".into()),
+        ("MASTER_PORT", port.to_string()),
+        (OWN_MARK, ranks),
+    ]
+}
+
+/// The first of Slurm's list of nodes: `a[01-03,07]b,c` is `a01b` first.
+fn first_node(list: &str) -> Option<String> {
+    let (before, rest) = match list.split_once('[') {
+        Some((before, rest)) if !before.contains(',') => (before, rest),
+        _ => return list.split(',').next().map(str::trim).filter(|name| !name.is_empty()).map(String::from),
+    };
+    let (numbers, after) = rest.split_once(']')?;
+    let number = numbers.split([',', '-']).next()?;
+    Some(format!("{before}{number}{}", after.split(',').next().unwrap_or_default()))
+}
+
 impl Launched {
     /// From the variables of this process; `None` where nobody started it as one of several.
     ///
@@ -119,7 +162,9 @@ impl Launched {
     /// # Errors
     /// [`Error::BadValue`] naming a variable that is missing beside the others or is no such number.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
-        let Some(names) = LAUNCHERS.iter().find(|names| get(names.rank).is_some() && get(names.world).is_some()) else {
+        let own = get(OWN_MARK).is_some().then_some(&OWN);
+        let Some(names) = own.into_iter().chain(&LAUNCHERS).find(|names| get(names.rank).is_some() && get(names.world).is_some())
+        else {
             return Self::half_set(get);
         };
         let launcher = names.launcher;
@@ -155,7 +200,30 @@ impl Launched {
             }
             _ => None,
         };
-        Ok(Some(Self { launcher, rank, world, local_rank, local_world, rendezvous }))
+        let mut launched = Self { launcher, rank, world, local_rank, local_world, rendezvous, meeting: None };
+        launched.meeting = launched.meeting_of(get);
+        Ok(Some(launched))
+    }
+
+    fn meeting_of(&self, get: impl Fn(&str) -> Option<String>) -> Option<(String, u16)> {
+        match (&self.rendezvous, self.launcher) {
+            // torchrun's agent listens there, for stores of PyTorch's.
+            (Some((host, port)), Launcher::Torchrun) if get("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True") => {
+                Some((host.clone(), port.checked_add(1000).unwrap_or(port - 1000)))
+            }
+            (Some(place), _) => Some(place.clone()),
+            (None, Launcher::Slurm) => {
+                let node = first_node(&get("SLURM_STEP_NODELIST").or_else(|| get("SLURM_JOB_NODELIST"))?)?;
+                // Jobs that share a node have ports of their own, but by chance.
+                let number = |name: &str| get(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+                let port = 20_000 + (number("SLURM_JOB_ID") * 16 + number("SLURM_STEP_ID") % 16) % 10_000;
+                Some((node, port as u16))
+            }
+            (None, Launcher::OpenMpi | Launcher::Mpich) if self.local_world == self.world => {
+                Some(("127.0.0.1".into(), USUAL_PORT))
+            }
+            (None, _) => None,
+        }
     }
 
     /// One of a launcher's two variables without the other is a mistake, but of Slurm and of names that anybody may use.
@@ -171,6 +239,12 @@ impl Launched {
         Ok(None)
     }
 
+    /// A rank that is alone.
+    pub fn alone() -> Self {
+        let launcher = Launcher::Recua;
+        Self { launcher, rank: 0, world: 1, local_rank: 0, local_world: 1, rendezvous: None, meeting: None }
+    }
+
     /// Whether the launcher's ranks can reach each other with an engine.
     ///
     /// # Errors
@@ -181,7 +255,7 @@ impl Launched {
             let hint = format!("start with `mpirun -n {} recua ...`, or with `--nproc {}`", self.world, self.local_world);
             return Err(Error::bad_value("torchrun", problem, hint));
         }
-        if engine == Engine::Nccl && self.rendezvous.is_none() && self.world > 1 {
+        if engine == Engine::Nccl && self.meeting.is_none() && self.world > 1 {
             let problem = format!("NCCL's ranks have no place to meet: {} sets none", self.launcher);
             return Err(Error::bad_value("MASTER_ADDR", problem, "set MASTER_ADDR and MASTER_PORT, the same on all ranks"));
         }

@@ -76,7 +76,19 @@ impl Mesh {
 
     /// Tensors over the replicas.
     pub fn data_collectives<B: LlamaOps>(&self) -> Arc<dyn Collectives<B>> {
-        Arc::new(Hosted::new(self.data.clone(), self.watch.clone(), self.config.overlap))
+        self.collectives(&self.data)
+    }
+
+    /// Tensors over a group: where they lie, if its engine can.
+    fn collectives<B: LlamaOps>(&self, group: &Arc<dyn Communicator>) -> Arc<dyn Collectives<B>> {
+        #[cfg(feature = "nccl")]
+        {
+            let on_device = |group| super::nccl::OnDevice::<B>::of(group, self.watch.clone(), self.config.overlap);
+            if let Some(collectives) = group.nccl().and_then(on_device) {
+                return Arc::new(collectives);
+            }
+        }
+        Arc::new(Hosted::new(group.clone(), self.watch.clone(), self.config.overlap))
     }
 
     /// What a pass does between the ranks of this replica.
@@ -93,8 +105,7 @@ impl Mesh {
         if self.part().of == 1 {
             return Box::new(Single);
         }
-        let group = Arc::new(Hosted::new(self.tensor.clone(), self.watch.clone(), self.config.overlap));
-        Box::new(TensorParallel::new(group, sequence, model.vocab_size))
+        Box::new(TensorParallel::new(self.collectives(&self.tensor), sequence, model.vocab_size))
     }
 }
 

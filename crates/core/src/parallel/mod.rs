@@ -1,7 +1,7 @@
 //! Several ranks, one model: the mesh of ranks, the network under the computation ([`comm`]), and what is split how.
 //!
 //! A rank is a process, or in tests a thread, with one device. [`Communicator`] is the border to the engines that move bytes between
-//! ranks ([`local`]: threads of one process). Everything above it is the same for all engines.
+//! ranks (`mpi`; `nccl`; [`local`]: threads of one process). Everything above it is the same for all engines.
 
 #[cfg(feature = "train")]
 pub mod cluster;
@@ -13,11 +13,16 @@ pub mod data;
 pub mod infer;
 pub mod launch;
 pub mod local;
+pub mod measure;
 pub mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 #[cfg(feature = "train")]
 pub mod plan;
+#[cfg(all(unix, feature = "train"))]
+pub mod processes;
 #[cfg(feature = "train")]
 pub mod ranks;
 pub mod tensor;

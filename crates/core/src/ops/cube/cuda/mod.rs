@@ -2,11 +2,16 @@
 //! and products (`gemm.rs`), and products by cuBLASLt (`product.rs`).
 
 mod attention;
+#[cfg(feature = "nccl")]
+mod collective;
 mod cublaslt;
 mod gemm;
 mod order;
 mod product;
 mod raw;
+
+#[cfg(feature = "nccl")]
+pub(crate) use collective::NcclDevice;
 
 pub(super) use attention::{attention_backward, attention_forward};
 pub(super) use gemm::gemm;

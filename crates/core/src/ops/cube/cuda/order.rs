@@ -85,7 +85,7 @@ fn check(what: &str, status: c_int) -> Result<(), String> {
 }
 
 /// A stream of one's own, and what orders it.
-struct Events {
+pub(super) struct Events {
     driver: Driver,
     context: *mut c_void,
     stream: Stream,
@@ -131,6 +131,31 @@ impl Events {
     }
 }
 
+/// Events of the whole context, for a library with streams of its own.
+#[cfg(feature = "nccl")]
+impl Events {
+    /// Records an event after all that the context was given.
+    pub(super) fn record(&self, event: *mut c_void) -> Result<(), String> {
+        // SAFETY: handles of this context, which live as long as the process.
+        check("event of the context", unsafe { (self.driver.record_all)(self.context, event) })
+    }
+
+    /// All that the context is given later waits for an event.
+    pub(super) fn wait(&self, event: *mut c_void) -> Result<(), String> {
+        // SAFETY: as above.
+        check("wait of the context", unsafe { (self.driver.all_wait)(self.context, event) })
+    }
+}
+
+/// What stands for CubeCL's work.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// Its stream.
+    Stream(Stream),
+    /// The whole context.
+    Context(&'a Events),
+}
+
 /// The ways found so far. Belongs to the device's thread.
 #[derive(Default)]
 pub(super) struct Order {
@@ -147,19 +172,24 @@ impl Order {
         id: StreamId,
         launch: impl FnOnce(Stream) -> Result<T, String>,
     ) -> Result<T, String> {
+        match self.way(server, id)? {
+            Way::Stream(stream) => launch(stream),
+            Way::Context(events) => events.between(launch),
+        }
+    }
+
+    /// What stands for what `id` has given to `server` and will give it. The server must have been asked for something of `id` before.
+    pub(super) fn way(&mut self, server: &impl fmt::Debug, id: StreamId) -> Result<Way<'_>, String> {
         if let Some(stream) = self.streams.get(&id) {
-            return launch(*stream);
+            return Ok(Way::Stream(*stream));
         }
         if self.events.is_none() {
             if let Some(stream) = only_stream(server) {
                 self.streams.insert(id, stream);
-                return launch(stream);
+                return Ok(Way::Stream(stream));
             }
             self.events = Some(Events::new()?);
         }
-        match &self.events {
-            Some(events) => events.between(launch),
-            None => Err("no order between streams".into()),
-        }
+        self.events.as_ref().map(Way::Context).ok_or_else(|| "no order between streams".into())
     }
 }
