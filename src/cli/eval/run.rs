@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use recua::checkpoint::Checkpoint;
 use recua::eval::compare;
 use recua::eval::metrics::scorer::Scorer;
 use recua::eval::report;
@@ -17,12 +18,13 @@ use recua::eval::{
     Verdicts, all_tasks, answer, find_tasks, folder, forget, judge, prepare, quick,
 };
 use recua::evaluate::held_out;
-use recua::generate::TextModel;
+use recua::generate::{Engine, EngineConfig, TextModel};
 use recua::train::RunConfig;
 use recua::{Error, Result};
 use serde_json::json;
 
 use super::super::flags::EngineFlags;
+use super::super::ranks::{Input, RankFlags, Role};
 use super::super::{duration, print, print_json, say, stop_on_signal};
 
 /// Which tasks.
@@ -103,7 +105,19 @@ pub(crate) struct Run {
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
+    ranks: RankFlags,
+    #[command(flatten)]
     device: super::super::Device,
+}
+
+/// Whether all questions were answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Came {
+    /// They were, or another rank is asked.
+    #[default]
+    ToTheEnd,
+    /// A signal came first.
+    Stopped,
 }
 
 impl Run {
@@ -122,28 +136,58 @@ impl Run {
     }
 
     pub(super) fn run(self) -> Result<()> {
-        self.device.apply()?;
+        let role = self.ranks.role()?;
         self.engine.check()?;
         let names = self.which.names();
         if names.is_empty() {
             return Err(Error::bad_value("--tasks", "no task is named", "name some, or a --suite; `recua eval list` shows them"));
         }
-        let prepared = self.prepare(&names)?;
+        if !matches!(role, Role::Alone) {
+            if let Some(flag) = [(self.show, "--show"), (self.url.is_some(), "--url")].iter().find(|(given, _)| *given) {
+                let problem = format!("{} leaves several ranks nothing to compute", flag.1);
+                return Err(Error::bad_value("--nproc", problem, "leave it out"));
+            }
+            super::check_dtype(self.engine.config(1).dtype)?;
+        }
+        let came = match &role {
+            Role::Launcher(ranks) => return self.ranks.launch_led(*ranks, Input::None),
+            #[cfg(feature = "mpi")]
+            Role::Rank(launched) => {
+                self.device.apply_shared(launched)?;
+                let path = self.model.as_deref().unwrap_or(Path::new(""));
+                let split = super::Split { flags: &self.ranks, launched, backend: &self.device.backend };
+                split.run(&|| Ok(TextModel::open(path, self.tokenizer.as_deref())?.checkpoint), |engine| {
+                    let prepared = self.prepare(&names)?;
+                    let how = ("f32".into(), format!("{}, tp {}", self.device.backend, launched.world));
+                    self.score_model(prepared, path, how, engine)
+                })?
+            }
+            _ => {
+                self.device.apply()?;
+                self.alone(&names)?
+            }
+        };
+        if came == Came::Stopped {
+            std::process::exit(130);
+        }
+        Ok(())
+    }
+
+    /// On one device, or a server.
+    fn alone(&self, names: &[String]) -> Result<Came> {
+        let prepared = self.prepare(names)?;
         if self.show {
             for task in &prepared {
                 task.items.iter().for_each(|item| print(&task.show(item)));
             }
-            return Ok(());
+            return Ok(Came::ToTheEnd);
         }
         match (&self.model, &self.url) {
             (Some(path), _) => {
-                let model = TextModel::open(path, self.tokenizer.as_deref())?;
-                let about = (path.display().to_string(), Some(model.checkpoint.config().num_params()));
-                let config = self.engine.config(usize::MAX);
-                let dtype = config.dtype.clone().unwrap_or_else(|| "the file's".into());
-                let mut model = LocalModel::load(model, &self.device.backend.open()?, config)?;
-                model.seed = self.seed;
-                self.score(prepared, &mut model, about, (dtype, self.device.backend.to_string()))
+                let dtype = self.engine.config(1).dtype.unwrap_or_else(|| "the file's".into());
+                let context = self.device.backend.open()?;
+                let load = |checkpoint: &Checkpoint, config| Engine::load(checkpoint, &context, config);
+                self.score_model(prepared, path, (dtype, self.device.backend.to_string()), &load)
             }
             (None, Some(url)) => {
                 let key = ["RECUA_API_KEY", "OPENAI_API_KEY"].iter().find_map(|name| std::env::var(name).ok());
@@ -155,6 +199,21 @@ impl Run {
                 Err(Error::bad_value("--model", "no model is named", "name a run or a checkpoint, or a server with --url"))
             }
         }
+    }
+
+    /// Of a checkpoint, with the engine that `load` makes of it; `how`: the weights' type, and where it computes.
+    fn score_model(
+        &self,
+        prepared: Vec<Prepared>,
+        path: &Path,
+        how: (String, String),
+        load: &dyn Fn(&Checkpoint, EngineConfig) -> Result<Engine>,
+    ) -> Result<Came> {
+        let model = TextModel::open(path, self.tokenizer.as_deref())?;
+        let about = (path.display().to_string(), Some(model.checkpoint.config().num_params()));
+        let mut model = LocalModel::load_by(model, self.engine.config(usize::MAX), load)?;
+        model.seed = self.seed;
+        self.score(prepared, &mut model, about, how)
     }
 
     /// The questions of the tasks. Of a suite or a group what is there is evaluated; a task that is named must be there.
@@ -229,7 +288,7 @@ impl Run {
         model: &mut dyn Model,
         about: (String, Option<u64>),
         how: (String, String),
-    ) -> Result<()> {
+    ) -> Result<Came> {
         let sandbox = match prepared.iter().any(|task| task.task.runs_programs()) {
             true => Some(Sandbox::new(Limits::default(), self.unsandboxed, None)?),
             false => None,
@@ -247,7 +306,7 @@ impl Run {
                 Some(_) => "stopped; the same command goes on with it",
                 None => "stopped; with --out DIR the answers would have been kept",
             });
-            std::process::exit(130);
+            return Ok(Came::Stopped);
         };
         line.finish();
         let (mut tasks, mut outcomes): (Vec<TaskResult>, Vec<Vec<Outcome>>) = Default::default();
@@ -285,11 +344,12 @@ impl Run {
             forget(&dir, &prepared);
         }
         if self.json {
-            return print_json(&results);
+            print_json(&results)?;
+            return Ok(Came::ToTheEnd);
         }
         print(table(&results).trim_end());
         say(&format!("computed in {}", duration(results.run.seconds)));
-        Ok(())
+        Ok(Came::ToTheEnd)
     }
 
     fn verdicts(&self, task: &Prepared, answers: &[Answer], sandbox: Option<&Sandbox>) -> Result<Verdicts> {

@@ -42,6 +42,11 @@ impl Mesh {
         self.world.as_ref()
     }
 
+    /// [`Mesh::world`], to be kept.
+    pub fn shared_world(&self) -> Arc<dyn Communicator> {
+        self.world.clone()
+    }
+
     /// The ranks that hold the same part.
     pub fn data(&self) -> &dyn Communicator {
         self.data.as_ref()
