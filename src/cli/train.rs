@@ -1,6 +1,7 @@
 //! `recua train`
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "mpi")]
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
