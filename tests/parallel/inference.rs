@@ -194,9 +194,8 @@ fn trained(dir: &Path, name: &str, ranks: usize, config: &RunConfig) -> Vec<Step
         train(config.clone(), &run, &Start::Fresh, &backend(), &stop, &mut Asks).unwrap();
     } else {
         let all = run_ranks(ranks, options(), |world| {
-            let watch = Watch::default();
-            let end = &mut |_: &_, _: &_, _: &mut _| Ok(());
-            train_on(config.clone(), &run, &Start::Fresh, &backend(), world, watch, &stop, &mut Asks, end).map(drop)
+            let (watch, mut asks) = (Watch::default(), Asks);
+            train_on(config.clone(), &run, &Start::Fresh, &backend(), world, watch, &stop, &mut asks, &mut |_, _, _| Ok(())).map(drop)
         });
         all.into_iter().for_each(|result| result.unwrap());
     }
