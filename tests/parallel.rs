@@ -4,6 +4,7 @@ mod common;
 mod failures;
 mod gradients;
 mod inference;
+mod measure;
 mod runs;
 mod slices;
 mod steps;

@@ -195,7 +195,8 @@ fn trained(dir: &Path, name: &str, ranks: usize, config: &RunConfig) -> Vec<Step
     } else {
         let all = run_ranks(ranks, options(), |world| {
             let (watch, mut asks) = (Watch::default(), Asks);
-            train_on(config.clone(), &run, &Start::Fresh, &backend(), world, watch, &stop, &mut asks, &mut |_, _, _| Ok(())).map(drop)
+            train_on(config.clone(), &run, &Start::Fresh, &backend(), world, watch, &stop, &mut asks, &mut |_, _, _| Ok(()))
+                .map(drop)
         });
         all.into_iter().for_each(|result| result.unwrap());
     }

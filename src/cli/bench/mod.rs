@@ -1,5 +1,6 @@
-//! `recua bench train|attention|gemm|decode|prefill|serve-sim|serve`
+//! `recua bench train|attention|gemm|decode|prefill|serve-sim|serve|cluster`
 
+mod cluster;
 mod engine;
 #[cfg(feature = "serve")]
 mod serve;
@@ -22,6 +23,7 @@ pub(crate) enum Bench {
     Decode(engine::Decode),
     Prefill(engine::Prefill),
     ServeSim(engine::ServeSim),
+    Cluster(cluster::ClusterVerb),
     #[cfg(feature = "serve")]
     Serve(serve::Serve),
 }
@@ -199,6 +201,7 @@ impl Bench {
             Self::Decode(verb) => return verb.run(),
             Self::Prefill(verb) => return verb.run(),
             Self::ServeSim(verb) => return verb.run(),
+            Self::Cluster(verb) => return verb.run(),
             #[cfg(feature = "serve")]
             Self::Serve(verb) => return verb.run(),
         };

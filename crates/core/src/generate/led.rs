@@ -109,10 +109,8 @@ impl Lead {
     /// # Errors
     /// [`Error::Io`] if no thread can be started, [`Error::Communication`].
     pub fn new(world: Arc<dyn Communicator>) -> Result<Self> {
-        let shared = Arc::new(Shared {
-            wire: Mutex::new(Wire { world, under_way: None, fresh: false }),
-            broken: AtomicBool::new(false),
-        });
+        let shared =
+            Arc::new(Shared { wire: Mutex::new(Wire { world, under_way: None, fresh: false }), broken: AtomicBool::new(false) });
         shared.send(&Order::Wait)?;
         let patience = shared.wire().under_way.as_ref().map_or(SLOW_TIMEOUT, Pending::timeout);
         let (stop, stopped) = channel();

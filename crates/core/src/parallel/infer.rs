@@ -70,10 +70,6 @@ pub fn lead_engine(
 ///
 /// # Errors
 /// Those of `open` and of [`split_engine`]; [`Error::Rank`] with the first rank's.
-pub fn follow_engine(
-    open: &dyn Fn() -> Result<Checkpoint>,
-    context: &DeviceContext,
-    mesh: &Mesh,
-) -> Result<()> {
+pub fn follow_engine(open: &dyn Fn() -> Result<Checkpoint>, context: &DeviceContext, mesh: &Mesh) -> Result<()> {
     follow(mesh.world(), &mut |config| part(&open()?, context, config, mesh).map(Some))
 }

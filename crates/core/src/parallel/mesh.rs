@@ -84,6 +84,11 @@ impl Mesh {
         Arc::new(Hosted::new(self.data.clone(), self.watch.clone(), self.config.overlap))
     }
 
+    /// Tensors over the ranks of this replica.
+    pub fn tensor_collectives<B: LlamaOps>(&self) -> Arc<dyn Collectives<B>> {
+        Arc::new(Hosted::new(self.tensor.clone(), self.watch.clone(), self.config.overlap))
+    }
+
     /// What a pass does between the ranks of this replica.
     pub fn regions<B: LlamaOps>(&self, model: &ModelConfig) -> Box<dyn Regions<B>> {
         self.tensor_regions(model, self.config.sequence)
