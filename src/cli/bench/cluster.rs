@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use recua::bench::{self, ClusterBench};
-
 use recua::parallel::cluster::Cluster;
 #[cfg(feature = "mpi")]
 use recua::parallel::launch::Launched;
