@@ -172,11 +172,15 @@ class Whole:
         return name
 
 
-def strike(r: Ranks, name: str, job: subprocess.Popen, rank: int, how: signal.Signals) -> None:
+def found(r: Ranks, name: str, job: subprocess.Popen, rank: int) -> int:
     pid = pid_of(rank, r.work / name)
     if pid is None:
         fail(f"{name}: rank {rank} has ended before it was killed, exit code {job.poll()}", r.said(name))
-    os.kill(pid, how)
+    return pid
+
+
+def strike(r: Ranks, name: str, job: subprocess.Popen, rank: int, how: signal.Signals) -> None:
+    os.kill(found(r, name, job, rank), how)
 
 
 def kills(r: Ranks, whole: Whole, count: int, chance: random.Random) -> None:
@@ -232,23 +236,24 @@ LARGE = ["--set", "model.dim=256", "--set", "model.n_layers=4", "--steps", "8", 
 
 def writing(r: Ranks, whole: Whole, tries: int) -> None:
     """A rank is killed while the checkpoint after the first is being written: the first stays whole."""
-    expected, found = r.weights(whole.run("large", 2, *LARGE)), 0
+    expected, half = r.weights(whole.run("large", 2, *LARGE)), 0
     for i in range(tries):
         name, rank = f"writing-{i}", i % 2
         job = r.begin(name, 2, *LARGE)
         r.first_checkpoint(name, job)
         root, file = r.work / name / "checkpoints", f"r{rank:05}.safetensors"
+        pid = found(r, name, job, rank)
         while job.poll() is None and not any(path.name.endswith(file) for path in root.glob("*tmp*/*")):
-            pass  # a checkpoint is written in tens of milliseconds
-        strike(r, name, job, rank, signal.SIGKILL)
+            time.sleep(0.001)  # a checkpoint is written in tens of milliseconds
+        os.kill(pid, signal.SIGKILL)
         r.ended(name, job, 2)
         left, before = [path.name for path in root.glob("*tmp*")], r.checkpoints(name)
-        found += bool(left)
+        half += bool(left)
         r.run(name, 2, *LARGE, "--resume")
         if r.weights(name) != expected or list(root.glob("*tmp*")):
             fail(f"{name}: killed after {before} with {left} half-written: other weights, or what was left is still there")
         print(f"{name}: SIGKILL of rank {rank} after {before[-1]}, {len(left)} half-written; resumed to the same weights")
-    if not found:
+    if not half:
         fail(f"in {tries} tries no checkpoint was half-written")
 
 
