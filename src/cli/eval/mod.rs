@@ -1,6 +1,8 @@
 //! `recua eval score|run|list|compare`
 
 #[cfg(feature = "eval")]
+mod list;
+#[cfg(feature = "eval")]
 mod run;
 mod score;
 
@@ -29,9 +31,9 @@ pub(crate) enum Eval {
     #[cfg(feature = "eval")]
     Run(Box<run::Run>),
     #[cfg(feature = "eval")]
-    List(run::List),
+    List(list::List),
     #[cfg(feature = "eval")]
-    Compare(run::Compare),
+    Compare(list::Compare),
 }
 
 impl Eval {

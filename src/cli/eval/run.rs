@@ -1,4 +1,4 @@
-//! `recua eval run`, `recua eval list`
+//! `recua eval run`
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -8,20 +8,18 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use recua::checkpoint::Checkpoint;
-use recua::eval::compare;
 use recua::eval::metrics::scorer::Scorer;
 use recua::eval::report;
 use recua::eval::results::{self, Info, Results, TaskResult, table};
 use recua::eval::sandbox::{Limits, Sandbox};
 use recua::eval::{
-    Answer, Asking, Kind, LM_EVAL, LocalModel, Model, Outcome, Prepared, Progress, Protocol, RemoteModel, Task, TextSource,
-    Verdicts, all_tasks, answer, find_tasks, folder, forget, judge, prepare, quick,
+    Answer, Asking, Kind, LM_EVAL, LocalModel, Model, Outcome, Prepared, Progress, Protocol, RemoteModel, TextSource, Verdicts,
+    answer, find_tasks, forget, judge, prepare, quick,
 };
 use recua::evaluate::held_out;
 use recua::generate::{Engine, EngineConfig, TextModel};
 use recua::train::RunConfig;
 use recua::{Error, Result};
-use serde_json::json;
 
 use super::super::flags::EngineFlags;
 use super::super::ranks::{Input, RankFlags, Role};
@@ -29,23 +27,23 @@ use super::super::{duration, print, print_json, say, stop_on_signal};
 
 /// Which tasks.
 #[derive(Args)]
-struct Which {
+pub(super) struct Which {
     /// Tasks, groups (mmlu), or files of tasks (.toml), separated by commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    tasks: Vec<String>,
+    pub(super) tasks: Vec<String>,
     /// Several tasks by one name: llama-paper, figure-2, quick
     #[arg(long, value_name = "NAME")]
-    suite: Option<String>,
+    pub(super) suite: Option<String>,
     /// Folders with a folder of data a task; for the suite `quick` files of text. Nothing is downloaded
     #[arg(long, value_name = "DIR", num_args = 1..)]
-    data: Vec<PathBuf>,
+    pub(super) data: Vec<PathBuf>,
     /// Whose prompts and metrics: lm-eval, paper
     #[arg(long, value_name = "NAME", default_value_t = Protocol::LmEval)]
-    protocol: Protocol,
+    pub(super) protocol: Protocol,
 }
 
 impl Which {
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         self.tasks.iter().chain(&self.suite).map(|name| name.trim().to_string()).filter(|name| !name.is_empty()).collect()
     }
 }
@@ -427,82 +425,5 @@ impl ProgressLine {
         if self.terminal {
             let _ = std::io::Write::write_all(&mut std::io::stderr(), b"\r\x1b[K");
         }
-    }
-}
-
-/// Hold two evaluations against each other
-///
-/// Paired, over the questions that both have: the difference of each metric, and its error.
-#[derive(Args)]
-pub(crate) struct Compare {
-    /// What `recua eval run --out` wrote
-    a: PathBuf,
-    /// Another
-    b: PathBuf,
-    /// One JSON document on stdout
-    #[arg(long)]
-    json: bool,
-}
-
-impl Compare {
-    pub(super) fn run(self) -> Result<()> {
-        let comparison = compare::compare(&self.a, &self.b)?;
-        if self.json {
-            return print_json(&comparison);
-        }
-        print(compare::table(&comparison).trim_end());
-        Ok(())
-    }
-}
-
-/// Show the tasks
-///
-/// Protocol, version, metrics, shots, and where each task's data comes from; with --data whether it is there.
-#[derive(Args)]
-pub(crate) struct List {
-    #[command(flatten)]
-    which: Which,
-    /// One JSON document on stdout
-    #[arg(long)]
-    json: bool,
-}
-
-impl List {
-    pub(super) fn run(self) -> Result<()> {
-        let names = self.which.names();
-        let tasks = if names.is_empty() { all_tasks(self.which.protocol)? } else { find_tasks(&names, self.which.protocol)? };
-        let found = |task: &Task| {
-            (task.made.is_none() && !self.which.data.is_empty())
-                .then(|| folder(task, &self.which.data).map_err(|e| e.to_string()))
-        };
-        if self.json {
-            let rows = tasks.iter().map(|task| {
-                let found = found(task);
-                json!({
-                    "task": task.name, "aliases": task.aliases, "groups": task.groups, "protocol": task.protocol, "version": task.version,
-                    "kind": task.kind, "metrics": task.metric_names(), "shots": task.shots, "source": task.source,
-                    "found": found.as_ref().map(Result::is_ok),
-                    "problem": found.and_then(Result::err),
-                })
-            });
-            return print_json(&rows.collect::<Vec<_>>());
-        }
-        let protocol = self.which.protocol;
-        print(&match protocol {
-            Protocol::LmEval => format!("protocol lm-eval: prompts, shots and metrics of lm-eval {LM_EVAL}"),
-            Protocol::Paper => "protocol paper: those of the LLaMA paper; docs/eval.md says where it is silent".into(),
-        });
-        for task in tasks {
-            let also = if task.aliases.is_empty() { String::new() } else { format!(" ({})", task.aliases.join(", ")) };
-            let shots = if task.kind == Kind::Text { String::new() } else { format!(", {} shots", task.shots) };
-            print(&format!("{}{also}  {}, {}{shots}", task.name, task.version, task.metric_names().join(" ")));
-            print(&format!("    {}", task.source));
-            match found(&task) {
-                Some(Ok(_)) => print("    found"),
-                Some(Err(e)) => print(&format!("    not found: {e}")),
-                None => {}
-            }
-        }
-        Ok(())
     }
 }
