@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use recua::Error;
 use recua::parallel::ranks::agree;
-use recua::parallel::{Buffer, Communicator, Failure, LocalOptions, LocalWorld, Reduce, run_ranks, run_ranks_of};
+use recua::parallel::{Buffer, Failure, LocalOptions, LocalWorld, Reduce, run_ranks, run_ranks_of};
 
 #[test]
 fn a_rank_that_dies_or_hangs_is_told_by_name_on_every_rank() {

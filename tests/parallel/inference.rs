@@ -12,8 +12,8 @@ use recua::eval::Scorer;
 use recua::generate::{Engine, EngineConfig, Lead, Request, SampleConfig};
 use recua::model::{InitConfig, Llama};
 use recua::parallel::{
-    Communicator, Failure, LocalOptions, LocalWorld, Mesh, ParallelConfig, Watch, follow_engine, lead_engine, run_ranks,
-    run_ranks_of, split_engine,
+    Failure, LocalOptions, LocalWorld, Mesh, ParallelConfig, Watch, follow_engine, lead_engine, run_ranks, run_ranks_of,
+    split_engine,
 };
 use recua::train::metrics::{self, StepRecord};
 use recua::train::{Observer, RunConfig, Start, train, train_on};
@@ -82,7 +82,7 @@ fn led<T: Send>(
         let lead = Lead::new(mesh.shared_world())?;
         let engine = || lead_engine(&lead, &open(0)?, &context, EngineConfig::default(), &mesh);
         let done = job(&engine);
-        lead.end(done.as_ref().err())?;
+        lead.end(&done)?;
         done.map(Some)
     })
 }

@@ -86,8 +86,7 @@ impl Split<'_> {
             }
             let lead = Lead::new(mesh.shared_world())?;
             let done = job(&|checkpoint, config| lead_engine(&lead, checkpoint, &context, config, &mesh));
-            lead.end(done.as_ref().err())?;
-            done
+            lead.end(&done).and(done)
         })
     }
 }

@@ -160,17 +160,18 @@ impl Lead {
         self.shared.broken.load(Ordering::Relaxed)
     }
 
-    /// Lets the others go on: [`follow`] returns there, with an error where there is one here.
+    /// Lets the others go on: [`follow`] returns there, with an error where this rank comes to one.
     ///
     /// # Errors
-    /// [`Error::Communication`].
-    pub fn end(mut self, error: Option<&Error>) -> Result<()> {
+    /// [`Error::Communication`], but where there is an error already, which then is the one to tell.
+    pub fn end<T>(mut self, came_to: &Result<T>) -> Result<()> {
         self.stop_beat();
         if self.is_broken() {
             return Ok(());
         }
-        self.shared.send(&Order::End(error.map(ToString::to_string)))?;
-        self.shared.wire().settle()
+        let problem = came_to.as_ref().err().map(ToString::to_string);
+        let ended = self.shared.send(&Order::End(problem)).and_then(|()| self.shared.wire().settle());
+        if came_to.is_err() { Ok(()) } else { ended }
     }
 
     fn stop_beat(&mut self) {

@@ -398,8 +398,7 @@ impl Session {
             Err(e) if lead.is_broken() => Err(e),
             scores => scores.map_or_else(goes_on, |scores| Ok(Ok(scores))),
         };
-        lead.end(result.as_ref().err())?;
-        result
+        lead.end(&result).and(result)
     }
 
     /// Whether any rank says so.
