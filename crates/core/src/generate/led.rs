@@ -116,7 +116,7 @@ impl Lead {
         let (stop, stopped) = channel();
         let of = shared.clone();
         let beat = move || {
-            // Twice within half of the others' patience: a message that is late by some of it is still in time.
+            // At most half of the others' patience goes by without a word: one that is late by as much is still in time.
             while stopped.recv_timeout(patience / 4) == Err(RecvTimeoutError::Timeout) {
                 // Who holds the wire is about to send, or agrees on something with the others.
                 let Ok(mut wire) = of.wire.try_lock() else { continue };
