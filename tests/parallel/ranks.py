@@ -5,7 +5,7 @@ room on its disk ends in time and goes on as if it had not, on the same ranks or
     ranks.py RECUA TRAIN_TOKENS VALID_TOKENS [--kills N] [--seed S] [--tmpfs]
 
 Needs Python 3 alone, and a `recua` with the features `mpi` and `eval`. TRAIN_TOKENS and VALID_TOKENS are datasets of `recua data tokenize`
-with a tokenizer beside them. --tmpfs, as root: a file system that is really full as well.
+with their tokenizer.json in the same folder or above it. --tmpfs, as root: a file system that is really full as well.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def fail(what: str, said: str = "") -> None:
 class Ranks:
     def __init__(self, recua: Path, train: Path, valid: Path, work: Path):
         self.recua, self.work = recua, work
+        self.tokenizer = next((at for at in (folder / "tokenizer.json" for folder in (train, *train.parents[:2])) if at.exists()), None)
         self.base = ["train", "--data", str(train), "--valid", str(valid), *MODEL]
 
     def command(self, name: str, ranks: int, *more: str, timeout: int = 300) -> list[str]:
@@ -337,7 +338,7 @@ def close(what: str, got, expected) -> None:
 def benchmarks(r: Ranks) -> None:
     """Benchmarks by a model that ranks hold together, and during training: those of one rank."""
     steps = ["--steps", "8", "--set", "train.val_every=0"]
-    asks = ["--set", "eval.every=4", "--set", "eval.limit=6"]
+    asks = ["--set", "eval.every=4", "--set", "eval.limit=6", "--tokenizer", str(r.tokenizer or fail("there is no tokenizer.json by the data"))]
     r.run("asks-1", 1, *steps, *asks)
 
     def during(name: str) -> list[dict]:
