@@ -187,7 +187,12 @@ impl Engine {
         Ok(Self::with_runner(Some(context.clone()), runner, config, size))
     }
 
-    fn with_runner(context: Option<DeviceContext>, runner: Box<dyn Runner>, config: EngineConfig, size: CacheSize) -> Self {
+    pub(super) fn with_runner(
+        context: Option<DeviceContext>,
+        runner: Box<dyn Runner>,
+        config: EngineConfig,
+        size: CacheSize,
+    ) -> Self {
         let pool = BlockPool::new(size.blocks, config.prefix_cache);
         let (waiting, running, events) = (VecDeque::new(), Vec::new(), Vec::new());
         let stats = EngineStats::default();

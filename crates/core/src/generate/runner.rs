@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::engine::EngineConfig;
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ const LOGIT_ROWS: usize = 32;
 pub(super) const NO_TOKEN: u32 = u32::MAX;
 
 /// One forward pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct StepInput {
     /// The token of each row.
     pub(super) tokens: Vec<u32>,
