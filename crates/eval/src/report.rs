@@ -99,7 +99,8 @@ fn table(results: &Results) -> String {
          <th>chance</th><th>items</th><th>shots</th><th>version</th></tr>\n",
     );
     let mut row = |head: &str, name: &str, metric: &Metric, chance: &str, tail: &str| {
-        let (head, name, cells) = (escape(head), escape(name), cells(metric));
+        // A long name may break where its words do.
+        let (head, name, cells) = (escape(head).replace('_', "_<wbr>"), escape(name), cells(metric));
         let _ = writeln!(
             text,
             "<tr><td>{head}</td><td class=\"text\">{name}</td>{cells}<td>{chance}</td><td>{}</td>{tail}</tr>",
