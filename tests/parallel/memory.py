@@ -45,7 +45,7 @@ def peak(recua: str, data: str, work: Path, ranks: int, model: list[str], more: 
                     continue
                 name = (entry / "comm").read_text().strip()
                 for line in (entry / "status").read_text().splitlines():
-                    if line.startswith("VmHWM") and name == "recua":
+                    if line.startswith("VmHWM") and name == Path(recua).name[:15]:
                         peaks[int(entry.name)] = int(line.split()[1]) * 1024
             except OSError:
                 pass
@@ -79,6 +79,6 @@ if __name__ == "__main__":
             plan = json.loads(out.stdout)["memory"]
             got, planned = large - tiny, plan["total"]
             parts = ", ".join(f"{name} {value / 1e6:.0f}" for name, value in plan.items() if name != "total")
-            print(f"dp {dp} tp {tp}: measured {got / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB ({parts}): {got / planned - 1:+.1%}")
+            print(f"dp {dp} tp {tp}: measured {got / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB ({parts}): {got / planned - 1:+.1%}", flush=True)
             failed |= abs(got / planned - 1) > BOUND
     sys.exit("more than 10 % apart" if failed else 0)

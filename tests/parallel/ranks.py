@@ -285,8 +285,8 @@ def no_room(r: Ranks, whole: Whole, name: str, limit, freed) -> None:
 
 
 def full(r: Ranks, whole: Whole, tmpfs: bool) -> None:
-    # A rank whose files may not grow beyond 64 KiB: what a quota does, without special rights.
-    small = 'if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then trap "" XFSZ; ulimit -f 64; fi; exec "$@"'
+    # A rank whose files may not grow beyond 8 MiB, which MPI's own need: what a quota does, without special rights.
+    small = 'if [ "$OMPI_COMM_WORLD_RANK" = 1 ]; then trap "" XFSZ; ulimit -f 8192; fi; exec "$@"'
 
     def limited(steps: list[str]) -> subprocess.Popen:
         words = r.command("limited", 1, *steps, "--resume", timeout=TIMEOUT)
