@@ -63,7 +63,7 @@ impl FlexTensors {
             let data = TensorData::from_bytes_vec(kept.read(), shape.clone(), dtype);
             // Ranks of two are all that crosses, but for vectors.
             let flat = Tensor::<Flex, 1>::from_data(
-                TensorData { shape: [shape.iter().product()].into(), ..data },
+                TensorData { shape: [shape.iter().product::<usize>()].into(), ..data },
                 (&Default::default(), dtype),
             );
             <Flex as burn::tensor::ops::FloatTensorOps<Flex>>::float_reshape(flat.into_primitive().tensor(), shape.into())

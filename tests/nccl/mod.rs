@@ -15,7 +15,7 @@ use burn::tensor::{DType, Tensor};
 use recua::backend::Flex;
 use recua::model::regions::Handle;
 use recua::parallel::nccl::{Nccl, NcclOptions, OnDevice, Place, nccl_failure};
-use recua::parallel::{Buffer, Collectives, Communicator, LocalOptions, Reduce, Watch, run_ranks};
+use recua::parallel::{Buffer, Collectives, LocalOptions, Reduce, Watch, run_ranks};
 
 use self::device::FakeDevice;
 use self::fake::{Fake, FakeNetwork};
