@@ -2,17 +2,21 @@
 """Two ranks on two machines that are network namespaces, joined by a link as slow as one likes: what overlap hides, and what
 happens when the link goes down. As root, on Linux, with OpenMPI; `recua` with the feature `mpi`.
 
+    link.py RECUA RUN all [--rounds 3] [--steps 12]       the figures of both meshes, the link's speed found by itself
     link.py RECUA RUN overlap --mbit 400 [--steps 20] [-- --set model.dim=256 ...]
     link.py RECUA RUN down --timeout 5
 
-RUN is the folder of a quickstart. `overlap` trains with and without, and prints seconds a step, seconds in which bytes moved, and
-those of them in which computation waited; traces for ui.perfetto.dev stay in the work folder. netem is not in every kernel, so
-that only the bandwidth is limited (tbf).
+RUN is the folder of a quickstart. `all`, for two replicas and for a model that two ranks hold together: over a link on which
+communication takes half of the computation's time, the share of it that computation waits for; over one on which they take equal
+time, how much faster a step is with overlap. Rounds alternate; figures are medians. `overlap` does one of them over a link of one's own
+choice, and leaves traces for ui.perfetto.dev in the work folder. netem is not in every kernel, so that only the bandwidth is limited
+(tbf). The ranks need a core each, and a third for what joins them.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,30 +66,76 @@ def command(a: argparse.Namespace, work: Path, run: Path, *more: str) -> list[st
     return ["ip", "netns", "exec", "ra", "unshare", "--uts", "bash", "-c", f"hostname ra; exec {words}"]
 
 
-def spans(trace: Path) -> dict[str, float]:
-    """Seconds of rank 0, by kind."""
+# Steps whose times a trace has.
+TRACED = 3
+# What both meshes train: sizes of which a step takes long beside the latency that cannot be lowered.
+MODEL = ["model.dim=256", "model.n_layers=6", "model.n_heads=8", "model.max_seq_len=256", "train.batch=8", "parallel.bucket=500000"]
+MESHES = {"dp 2": [], "tp 2": ["parallel.tp=2", "parallel.sequence=true"]}
+
+
+def spans(trace: Path) -> tuple[dict[str, float], float]:
+    """Seconds of a step of rank 0, by kind; and bytes that it gave to operations."""
     sums: dict[str, float] = {}
+    moved = 0
     for event in json.loads(trace.read_text())["traceEvents"]:
         if event.get("ph") == "X" and event["pid"] == 0:
-            sums[event["cat"]] = sums.get(event["cat"], 0.0) + event["dur"] / 1e6
-    return sums
+            sums[event["cat"]] = sums.get(event["cat"], 0.0) + event["dur"] / 1e6 / TRACED
+            moved += event["args"].get("bytes", 0)
+    return sums, moved / TRACED
+
+
+def measure(a: argparse.Namespace, work: Path, overlap: bool, sets: list[str]) -> dict[str, float]:
+    """Seconds of a step: all of it, bytes moving, and waited for; and the bytes."""
+    on = "true" if overlap else "false"
+    run, trace = work / f"run-{time.time_ns()}", work / f"overlap-{on}.json"
+    words = [word for one in [*sets, f"parallel.overlap={on}"] for word in ("--set", one)]
+    done = subprocess.run(command(a, work, run, "--steps", str(a.steps), "--trace", str(trace), *words), env=os.environ | ROOT,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"exit code {done.returncode}\n{done.stderr}")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [r["step_s"] for r in records if "step_s" in r][2:]
+    sums, moved = spans(trace)
+    return {"step": statistics.median(steps), "moved": sums.get("communication", 0.0), "waited": sums.get("waiting", 0.0),
+            "bytes": moved, "trace": str(trace)}
 
 
 def overlap(a: argparse.Namespace, work: Path) -> None:
     print(f"link of {a.mbit} Mbit/s, {a.steps} steps")
-    steps = {}
-    for on in ("true", "false", "true", "false"):
-        run, trace = work / f"overlap-{on}-{time.time():.0f}", work / f"overlap-{on}.json"
-        subprocess.run(command(a, work, run, "--steps", str(a.steps), "--set", f"parallel.overlap={on}", "--trace", str(trace)),
-                       env=os.environ | ROOT, stdin=subprocess.DEVNULL, check=True)
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        records = [r for r in records if "step_s" in r][2:]
-        step = sorted(r["step_s"] for r in records)[len(records) // 2]
-        sums = spans(trace)
-        moved, waited = sums.get("communication", 0.0) / a.steps, sums.get("waiting", 0.0) / a.steps
-        steps.setdefault(on, []).append(step)
-        print(f"overlap {on:5}: {step:.3f} s a step; {moved:.3f} s moving bytes, {waited:.3f} s waited for: exposed {waited / max(moved, 1e-9):.2f}; {trace}")
-    print(f"with overlap {min(steps['false']) / min(steps['true']):.2f} times as fast")
+    steps: dict[bool, list[float]] = {True: [], False: []}
+    for on in (True, False, True, False):
+        m = measure(a, work, on, [])
+        steps[on].append(m["step"])
+        exposed = m["waited"] / max(m["moved"], 1e-9)
+        print(f"overlap {on}: {m['step']:.3f} s a step; {m['moved']:.3f} s moving bytes, {m['waited']:.3f} s waited for: "
+              f"exposed {exposed:.2f}; {m['trace']}")
+    print(f"with overlap {min(steps[False]) / min(steps[True]):.2f} times as fast")
+
+
+def every(a: argparse.Namespace, work: Path) -> None:
+    for name, mesh in MESHES.items():
+        sets = [*MODEL, *mesh]
+        link(0)
+        free = measure(a, work, False, sets)
+        computation = free["step"] - free["waited"]
+        print(f"{name}: {computation:.3f} s of computation a step, {free['bytes'] / 1e6:.1f} MB given to operations", flush=True)
+        for share in (0.5, 1.0):
+            # About half of what is given crosses in each direction; one more look corrects that.
+            mbit = 0.5 * free["bytes"] * 8e-6 / (share * computation)
+            for _ in range(2):
+                link(mbit)
+                mbit *= measure(a, work, False, sets)["moved"] / (share * computation)
+            link(mbit)
+            rounds: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+            for i in range(a.rounds):
+                for on in (True, False) if i % 2 == 0 else (False, True):
+                    rounds[on].append(measure(a, work, on, sets))
+            mid = {on: {key: statistics.median(m[key] for m in of) for key in ("step", "moved", "waited")} for on, of in rounds.items()}
+            exposed = statistics.median(m["waited"] / m["moved"] for m in rounds[True])
+            faster = statistics.median(b["step"] / w["step"] for w, b in zip(rounds[True], rounds[False]))
+            print(f"{name}, {mbit:.0f} Mbit/s: communication / computation {mid[False]['moved'] / computation:.2f}; "
+                  f"a step {mid[True]['step']:.3f} s with overlap, {mid[False]['step']:.3f} s without; "
+                  f"exposed {exposed:.2f}, {faster:.2f} times as fast", flush=True)
 
 
 def down(a: argparse.Namespace, work: Path) -> None:
@@ -124,9 +174,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("recua", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("what", choices=["overlap", "down"])
+    parser.add_argument("what", choices=["all", "overlap", "down"])
     parser.add_argument("--mbit", type=float, default=400)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=60)
     own = sys.argv[1:]
     more = own[own.index("--") + 1:] if "--" in own else []
@@ -135,6 +186,6 @@ if __name__ == "__main__":
     work = Path(tempfile.mkdtemp(prefix="recua-link-"))
     try:
         link(a.mbit if a.what == "overlap" else 0)
-        (overlap if a.what == "overlap" else down)(a, work)
+        {"all": every, "overlap": overlap, "down": down}[a.what](a, work)
     finally:
         unlink()

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::corpus::Document;
+use crate::corpus::filters::decontaminate::Item;
 use crate::corpus::lm::{PerplexityTrained, PerplexityTraining};
+use crate::corpus::pipeline::BuildConfig;
 use crate::corpus::tokens::{DatasetWriter, Pieces, Tokens, Windows};
 use crate::data::{DatasetIndex, Schedule, TokenizeConfig, Vocab, tokenize_documents};
 use crate::error::{Error, Result};
@@ -46,6 +48,36 @@ impl Pieces for SentencePieces {
 
     fn piece(&self, id: u32) -> Option<String> {
         self.0.token_of(id)
+    }
+}
+
+/// The questions of `decontaminate.tasks`, for [`Build::with_items`](crate::corpus::pipeline::Build::with_items).
+///
+/// # Errors
+/// [`Error::BadValue`] for a name that means no task, [`Error::Nothing`] for data that are not under `decontaminate.data`, those of the data;
+/// [`Error::BadValue`] if tasks are named and this is a build without the feature `eval`.
+pub fn benchmark_items(config: &BuildConfig) -> Result<Vec<Item>> {
+    let sets = &config.decontaminate;
+    if sets.tasks.is_empty() {
+        return Ok(Vec::new());
+    }
+    #[cfg(not(feature = "eval"))]
+    return Err(Error::bad_value("decontaminate.tasks", "this build cannot read tasks", "build with the feature `eval`"));
+    #[cfg(feature = "eval")]
+    {
+        // The keys are those of a build, not the flags of an evaluation.
+        let named = |error: Error| match error {
+            Error::BadValue { key, problem, hint } if key == "--tasks" => {
+                Error::BadValue { key: "decontaminate.tasks".into(), problem, hint }
+            }
+            Error::Nothing { what, path, hint } => {
+                Error::Nothing { what, path, hint: hint.replace("--data", "decontaminate.data") }
+            }
+            other => other,
+        };
+        let contents = crate::eval::contents(&sets.tasks, &sets.data).map_err(named)?;
+        let item = |content: crate::eval::Content| Item { task: content.task, doc_id: content.doc_id, texts: content.texts };
+        Ok(contents.into_iter().map(item).collect())
     }
 }
 

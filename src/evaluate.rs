@@ -45,8 +45,21 @@ impl<'a> Evaluating<'a> {
     /// Reads the data of the tasks that `config` names.
     ///
     /// # Errors
-    /// A task that is unknown, or whose data is not there.
+    /// Those of [`Evaluating::tasks`].
     pub fn new(config: &RunConfig, tokenizer: &Tokenizer, observer: &'a mut dyn Observer) -> Result<Self> {
+        Ok(Self::with(Self::tasks(config, tokenizer)?, tokenizer.clone(), observer))
+    }
+
+    /// With tasks whose data are read.
+    pub fn with(tasks: Vec<Prepared>, tokenizer: Tokenizer, observer: &'a mut dyn Observer) -> Self {
+        Self { observer, tokenizer, tasks }
+    }
+
+    /// The tasks that `config` names, with their questions.
+    ///
+    /// # Errors
+    /// A task that is unknown, or whose data is not there.
+    pub fn tasks(config: &RunConfig, tokenizer: &Tokenizer) -> Result<Vec<Prepared>> {
         let asking = Asking { limit: Some(config.eval.limit), ..Asking::default() };
         let mut tasks = Vec::new();
         let mut sources = None;
@@ -61,7 +74,7 @@ impl<'a> Evaluating<'a> {
                 None => prepare(&task, &config.eval.data, &asking)?,
             });
         }
-        Ok(Self { observer, tokenizer: tokenizer.clone(), tasks })
+        Ok(tasks)
     }
 }
 

@@ -1,4 +1,4 @@
-//! `recua info MODEL` and `recua bench decode|prefill|serve-sim`.
+//! `recua info MODEL` and `recua bench decode|prefill|serve-sim|cluster`.
 
 use serde_json::{Value, json};
 
@@ -117,4 +117,26 @@ fn bench_measures_the_engine() {
     }
     let long = recua(&["bench", "prefill", "--model", &golden("gqa"), "--prompt-tokens", "5000"]);
     fails(&long, 1, &["5001 tokens are more than"]);
+}
+
+#[test]
+fn bench_describes_the_machine_for_a_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("here.toml").display().to_string();
+    let quick = ["bench", "cluster", "--threads", "1", "--largest", "64KiB"];
+    let m = json_of(&recua(&[&quick[..], &["--seconds", "0.02", "--json", "--watts", "30", "--out", &file]].concat()));
+    assert_eq!((&m["devices_per_node"], &m["device"]["watts"]["value"]), (&json!(1), &json!(30.0)));
+    assert_eq!(m["name"], "1 rank on 1 machine, flex, 1 thread a rank");
+    let sizes = ["--preset", "debug", "--devices", "1", "--batch", "4", "--precision", "f32", "--tokens", "1e6", "--tp", "1"];
+    let plan = json_of(&recua(&[&["plan", "--cluster", &file, "--json"], &sizes[..]].concat()));
+    assert!(plan["step_s"].as_f64().unwrap() > 0.0 && plan["tok_s_gpu"].as_f64().unwrap() > 0.0, "{plan}");
+    let shown = recua(&["plan", "--cluster", &file, "--constants"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("measured: products 1024 x 1024 x k"), "{}", stderr(&shown));
+    for (flag, value, part) in [
+        ("--watts", "0", "--watts: expected a number above 0"),
+        ("--seconds", "0", "--seconds"),
+        ("--precision", "f8", "--precision"),
+    ] {
+        fails(&recua(&[&quick[..], &[flag, value]].concat()), 2, &[part]);
+    }
 }

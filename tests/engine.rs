@@ -492,6 +492,9 @@ fn engine_refuses_what_cannot_be() {
     refused(prompt(vec![u32::MAX]), &["4294967295", "vocabulary"]);
     refused(prompt(vec![1; MAX_LEN + 1]), &["65", "64"]);
     refused(Request { n: 0, ..prompt(vec![1]) }, &["n"]);
+    refused(Request { instead: vec![3], ..prompt(vec![1, 2]) }, &["instead", "prompt_logprobs"]);
+    refused(Request { instead: vec![3], prompt_logprobs: Some(0), ..prompt(vec![1]) }, &["instead", "two tokens"]);
+    refused(Request { instead: vec![61], prompt_logprobs: Some(0), ..prompt(vec![1, 2]) }, &["61", "vocabulary"]);
     let mask = || Some(Box::new(Turns { by: 1, left: 3, fails: false }) as Box<dyn TokenMask>);
     refused(Request { n: 2, mask: mask(), ..prompt(vec![1]) }, &["n"]);
     let sampling = SampleConfig { temperature: f64::NAN, ..Default::default() };
@@ -692,4 +695,59 @@ fn engine_continuations_beside_drafts() {
         }
     }
     assert!(accepted > 100, "{accepted} drafted tokens were accepted");
+}
+
+/// Log-probabilities of prompts as bits: of all their tokens, of the likeliest, and of tokens in the place of the last.
+fn scores(model: &Llama<Flex>, prompts: &[Vec<u32>], instead: &[u32]) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let mut engine = Engine::new(model.clone(), EngineConfig { max_len: Some(MAX_LEN), ..Default::default() }).unwrap();
+    let request = |prompt: &Vec<u32>| Request {
+        prompt: prompt.clone(),
+        max_new: 0,
+        prompt_logprobs: Some(2),
+        instead: instead.to_vec(),
+        ..Default::default()
+    };
+    let ids: Vec<RequestId> = prompts.iter().map(|prompt| engine.submit(request(prompt)).unwrap()).collect();
+    let mut found = HashMap::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            let Event::Prompt { id, logprobs, instead } = event else { continue };
+            let own = logprobs.iter().flat_map(|l| std::iter::once(l.logprob).chain(l.top.iter().map(|top| top.1)));
+            let bits = (own.map(f32::to_bits).collect(), instead.into_iter().map(f32::to_bits).collect());
+            assert!(found.insert(id, bits).is_none());
+        }
+    }
+    ids.iter().map(|id| found.remove(id).unwrap()).collect()
+}
+
+#[test]
+fn tokens_in_the_place_of_the_last_are_scored_as_by_passes_of_their_own() {
+    let model = tiny_model();
+    let mut rng = Rng(5);
+    for len in [2, KV_BLOCK, KV_BLOCK + 1, 40] {
+        let prompt: Vec<u32> = (0..len).map(|_| rng.below(VOCAB) as u32).collect();
+        let instead: Vec<u32> = (0..VOCAB as u32).rev().collect();
+        let [(_, together)] = &scores(&model, std::slice::from_ref(&prompt), &instead)[..] else { panic!("one prompt") };
+        let ends = |token: &u32| [&prompt[..len - 1], &[*token]].concat();
+        let alone = scores(&model, &instead.iter().map(ends).collect::<Vec<_>>(), &[]);
+        // Of a row's three numbers the first is the token's.
+        let alone: Vec<u32> = alone.iter().map(|(own, _)| own[own.len() - 3]).collect();
+        assert_eq!(together, &alone, "a prompt of {len} tokens");
+        assert!(alone.iter().collect::<BTreeSet<_>>().len() > VOCAB / 2, "the scores should differ");
+    }
+}
+
+#[test]
+fn scores_do_not_depend_on_the_number_of_threads() {
+    let model = tiny_model();
+    let mut rng = Rng(6);
+    let prompts: Vec<Vec<u32>> = (0..9).map(|i| (0..7 * i + 2).map(|_| rng.below(VOCAB) as u32).collect()).collect();
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| scores(&model, &prompts, &[3, 5]))
+    };
+    let one = with(1);
+    assert!(one.iter().zip(&prompts).all(|((own, instead), prompt)| own.len() == 3 * (prompt.len() - 1) && instead.len() == 2));
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(7));
 }

@@ -176,6 +176,7 @@ proptest! {
         order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
         let top = token_logprob(&logits, 0, k).unwrap().top;
         prop_assert_eq!(top.len(), k.min(n));
+        prop_assert_eq!(token_logprob(&logits, 0, 1).unwrap().top[0].0, order[0] as u32);
         for (id, (got, logprob)) in order.into_iter().zip(top) {
             let expected = f64::from(logits[id]) - f64::from(max) - sum.ln();
             prop_assert_eq!(got, id as u32);

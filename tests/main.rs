@@ -16,6 +16,8 @@ mod common;
 mod context;
 mod corpus;
 mod data;
+#[cfg(all(feature = "data", feature = "eval"))]
+mod data_benchmarks;
 #[cfg(feature = "data")]
 mod data_build;
 #[cfg(feature = "flex")]

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use recua::parallel::mpi::{Mpi, MpiOptions};
-use recua::parallel::{Buffer, Communicator, LocalOptions, Reduce, run_ranks};
+use recua::parallel::{Buffer, LocalOptions, Reduce, run_ranks};
 
 use crate::common::{everything, groups};
 

@@ -151,6 +151,18 @@ fn memory_of_a_device_by_part() {
     near("state", memory(1, 1, false, 1).state / memory(8, 1, false, 1).state, 8.0, 1e-12);
     near("no ZeRO", memory(8, 1, false, 0).state, 12.0 * w.model.num_params() as f64, 1e-12);
     near("ZeRO-2", memory(8, 1, false, 1).gradients / memory(8, 1, false, 2).gradients, 8.0, 1e-12);
+    // Of one replica with one pass a step gradients take the place of activations; of several passes they stand beside them.
+    let alone = |batch: usize, seq_len: usize| {
+        let w = Workload { batch, seq_len, compute_bytes: 4, gradient_bytes: 4, ..workload("7b") };
+        of(&w, &cluster(), Wanted { devices: 1, tp: Some(1), micro_batch: Some(1), ..Wanted::default() }).memory
+    };
+    let all = 4.0 * w.model.num_params() as f64;
+    let (passes, short, long) = (alone(2, 2048), alone(1, 2048), alone(1, 65536));
+    near("passes", passes.gradients, all, 1e-12);
+    near("one pass, its gradients are more", short.gradients, all, 1e-12);
+    near("and then one layer's activations", short.activations, passes.activations / 32.0, 1e-12);
+    near("one pass, its activations are more", long.activations, passes.activations * 32.0, 1e-12);
+    near("and then the first gradients", long.gradients, 4.0 * (32000.0 + 11008.0) * 4096.0, 1e-12);
 }
 
 /// NCCL's formula by hand, and its measured curve.
@@ -223,7 +235,7 @@ fn the_docs_have_the_plans_numbers() {
             mesh.dp, mesh.tp, p.step_s, p.tok_s_gpu
         ));
         let m = p.memory;
-        let parts = [m.weights, m.gradients, m.state, m.activations, m.logits, m.buffers, m.total()];
+        let parts = [m.weights, m.gradients, m.state, m.activations, m.logits, m.working, m.buffers, m.total()];
         has(format!("| {name} | {} |", parts.map(|bytes| format!("{:.1}", bytes / 1e9)).join(" | ")));
     }
     for (tokens, batch, devices) in

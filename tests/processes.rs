@@ -11,7 +11,7 @@ const GRACE: Duration = Duration::from_secs(1);
 fn shells(ranks: usize, script: &str, arguments: &[&Path]) -> Processes {
     let mut all: Vec<std::ffi::OsString> = vec!["-c".into(), script.into(), "shell".into()];
     all.extend(arguments.iter().map(|path| path.as_os_str().to_owned()));
-    Processes { program: "/bin/sh".into(), arguments: all, ranks, grace: GRACE }
+    Processes { program: "/bin/sh".into(), arguments: all, ranks, reads: false, grace: GRACE }
 }
 
 fn run(ranks: usize, script: &str) -> i32 {
@@ -65,7 +65,7 @@ fn a_signal_is_handed_on() {
 
 #[test]
 fn what_cannot_be_started_is_named() {
-    let none = Processes { program: "/nowhere/recua".into(), arguments: Vec::new(), ranks: 2, grace: GRACE };
+    let none = Processes { program: "/nowhere/recua".into(), arguments: Vec::new(), ranks: 2, reads: false, grace: GRACE };
     let text = none.run(&AtomicBool::new(false), libc::SIGUSR1).unwrap_err().to_string();
     assert!(text.contains("/nowhere/recua"), "{text}");
 }

@@ -91,6 +91,19 @@ fn stopped_and_started_again_it_comes_to_its_end() {
     }
     let report = fs::read_to_string(&outcome.report).unwrap();
     assert!(report.contains("order-2 n-gram") && report.contains("fingerprint"));
+    // Questions of the held-out text, on the way and at the end.
+    if cfg!(feature = "eval") {
+        let asked = ["cloze", "copy", "next_word"];
+        assert_eq!(outcome.quick.keys().collect::<Vec<_>>(), asked);
+        assert!(outcome.quick.values().all(|share| (0.0..=1.0).contains(share)));
+        let curves: Vec<StepRecord> = fs::read_to_string(run_dir.join("metrics.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(curves.last().unwrap().eval, outcome.quick);
+        assert!(report.contains("Benchmarks") && report.contains(&outcome.quick_words()), "no curves of the questions");
+    }
     assert!(is_finished(&run_dir));
     let error = q.check(&backend).unwrap_err().to_string();
     assert!(error.contains("holds a finished quickstart"), "{error}");

@@ -143,6 +143,9 @@ none of which was trained on; figures compare where its fingerprint is the same:
         )
     });
     print(&format!("\nloss    {:.4} nats a token, held out", o.val_loss));
+    if !o.quick.is_empty() {
+        print(&format!("right   {}: the held-out text's own words, each among three others (chance 25 %)", o.quick_words()));
+    }
     print(&format!("speed   {} tok/s{mfu}", human(o.tok_s)));
     print(&format!("curves  {}", o.report.display()));
     let (program, run) = (program(), q.run.display());

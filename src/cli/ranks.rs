@@ -68,7 +68,14 @@ impl RankFlags {
     pub(super) fn launch(&self, ranks: usize, engine: Engine, backend: &BackendName) -> Result<()> {
         let ranks = Ranks::new(ranks, engine, backend)?;
         let stop = super::stop_on_signal("stopping all ranks")?;
-        std::process::exit(ranks.run(false, stop, libc_signal::TERM)?);
+        std::process::exit(ranks.run(false, Input::None, stop, libc_signal::TERM)?);
+    }
+
+    /// [`RankFlags::launch`] of ranks the first of which leads: it alone reads `input` and is asked to stop, and then ends the others.
+    pub(super) fn launch_led(&self, ranks: usize, engine: Engine, backend: &BackendName, input: Input) -> Result<()> {
+        let ranks = Ranks::new(ranks, engine, backend)?;
+        let stop = super::stop_on_signal("stopping after this step")?;
+        std::process::exit(ranks.run(false, input, stop, libc_signal::USR1)?);
     }
 
     /// [`RankFlags::launch`] of a training in `run`: a signal stops the ranks after their step, and when one fails they are started
@@ -85,7 +92,7 @@ impl RankFlags {
         let stop = super::stop_on_signal("stopping all ranks after this step")?;
         let mut resume = false;
         for attempt in 0..=restarts {
-            let code = ranks.run(resume, stop, libc_signal::USR1)?;
+            let code = ranks.run(resume, Input::None, stop, libc_signal::USR1)?;
             if attempt == restarts || !may_restart(code) || stop.load(Ordering::Relaxed) {
                 // The ranks have said why.
                 std::process::exit(code);
@@ -151,6 +158,15 @@ mod libc_signal {
     pub(super) const USR1: i32 = 0;
 }
 
+/// What the first rank reads on stdin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// Nothing.
+    None,
+    /// What this process is given.
+    Own,
+}
+
 /// Ranks that are started here.
 struct Ranks {
     /// `None`: processes of our own.
@@ -176,7 +192,7 @@ impl Ranks {
 
     /// Runs them to their end. The first signal that this process gets is handed on as `signal`, the second ends all.
     #[cfg(unix)]
-    fn run(&self, resume: bool, stop: &AtomicBool, signal: i32) -> Result<i32> {
+    fn run(&self, resume: bool, input: Input, stop: &AtomicBool, signal: i32) -> Result<i32> {
         use std::os::unix::process::CommandExt;
 
         use recua::parallel::processes::{Processes, exit_code};
@@ -184,14 +200,14 @@ impl Ranks {
         let arguments = launch::rank_arguments(std::env::args_os().skip(1), resume);
         let Some(mpirun) = self.mpirun else {
             let (program, ranks) = (self.program.clone(), self.ranks);
-            return Processes { program, arguments, ranks, grace: GRACE }.run(stop, signal);
+            return Processes { program, arguments, ranks, reads: input == Input::Own, grace: GRACE }.run(stop, signal);
         };
         // SAFETY: asks for a number.
         let root = unsafe { libc::geteuid() } == 0;
         let (own, variables) = mpirun.command(self.ranks, root);
         let mut command = Command::new("mpirun");
         command.args(own).arg(&self.program).args(arguments);
-        command.envs(variables).stdin(Stdio::null());
+        command.envs(variables).stdin(if input == Input::Own { Stdio::piped() } else { Stdio::null() });
         // A terminal's signals come to this process alone, which tells the ranks: mpirun would give them a second to end.
         command.process_group(0);
         #[cfg(target_os = "linux")]
@@ -203,6 +219,11 @@ impl Ranks {
             });
         }
         let mut child = command.spawn().map_err(Error::io("start", "mpirun"))?;
+        // A process that is not in the terminal's foreground may not read it: this one reads for it. mpirun hands it to the first rank.
+        if let Some(mut to) = child.stdin.take() {
+            // Where the ranks read no further, nobody is to be told: they say why.
+            std::thread::spawn(move || std::io::copy(&mut std::io::stdin().lock(), &mut to));
+        }
         let mut told = false;
         loop {
             if let Some(status) = child.try_wait().map_err(Error::io("wait for", "mpirun"))? {
@@ -218,7 +239,7 @@ impl Ranks {
     }
 
     #[cfg(not(unix))]
-    fn run(&self, _: bool, _: &AtomicBool, _: i32) -> Result<i32> {
+    fn run(&self, _: bool, _: Input, _: &AtomicBool, _: i32) -> Result<i32> {
         Err(Error::bad_value("--nproc", "ranks are started on Unix only", "start them with your MPI's own mpiexec"))
     }
 }
@@ -361,11 +382,9 @@ pub(super) mod rank {
             // All ranks have stopped together.
             Err(e @ Error::Interrupted { .. }) => started.finish().and(Err(e)),
             Err(e) => {
-                match &e {
-                    // The rank that failed says why; it is given the time to.
-                    Error::Rank { .. } => std::thread::sleep(Duration::from_secs(1)),
-                    _ => say(&format!("error: rank {}: {e}", launched.rank)),
-                }
+                say(&format!("error: rank {}: {e}", launched.rank));
+                // Who ends the job ends all ranks: those that have heard of it say so first, the one that failed before them.
+                std::thread::sleep(Duration::from_secs_f64(if matches!(e, Error::Rank { .. }) { 1.0 } else { 0.5 }));
                 started.abort(crate::cli::exit_code(&e).into(), &e.to_string())
             }
         }

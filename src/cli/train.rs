@@ -1,6 +1,7 @@
 //! `recua train`
 
 use std::path::{Path, PathBuf};
+#[cfg(any(feature = "mpi", feature = "nccl"))]
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use recua::tokenizer::Tokenizer;
 use recua::train::report::REPORT_FILE;
 use recua::train::{Layers, Observer, RunConfig, RunSummary, Start, check, train};
 #[cfg(any(feature = "mpi", feature = "nccl"))]
-use recua::train::{report, train_on};
+use recua::train::{train_on, write_report};
 use recua::{Error, Result};
 use serde_json::json;
 
@@ -170,10 +171,14 @@ impl Train {
         Ok(config)
     }
 
-    /// With the benchmarks that the settings ask for.
-    fn train(&self, config: RunConfig, start: &Start, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<RunSummary> {
+    /// Trains by `job`, with the benchmarks that the settings ask for.
+    fn with_benchmarks(
+        config: RunConfig,
+        observer: &mut dyn Observer,
+        job: impl FnOnce(RunConfig, &mut dyn Observer) -> Result<RunSummary>,
+    ) -> Result<RunSummary> {
         if config.eval.every == 0 {
-            return train(config, &self.run, start, &self.device.backend, stop, observer);
+            return job(config, observer);
         }
         #[cfg(not(feature = "eval"))]
         return Err(Error::bad_value(
@@ -186,7 +191,7 @@ impl Train {
             let beside = config.data.tokenizer.as_deref().or(config.data.train.first().map(PathBuf::as_path));
             let tokenizer = Tokenizer::open(beside.unwrap_or(Path::new("tokenizer.json")))?;
             let mut observer = Evaluating::new(&config, &tokenizer, observer)?;
-            train(config, &self.run, start, &self.device.backend, stop, &mut observer)
+            job(config, &mut observer)
         }
     }
 
@@ -242,7 +247,9 @@ impl Train {
         let summary = match &role {
             #[cfg(any(feature = "mpi", feature = "nccl"))]
             Role::Rank(launched, engine) => self.run_rank((launched, *engine), config, &start, stop, observer)?,
-            _ => self.train(config, &start, stop, observer)?,
+            _ => Self::with_benchmarks(config, observer, |config, observer| {
+                train(config, &self.run, &start, &self.device.backend, stop, observer)
+            })?,
         };
         if other {
             return Ok(());
@@ -283,9 +290,11 @@ impl Train {
         let about = format!("dp {dp} x tp {}{sequence}, ZeRO-{}; {threads} threads a rank", p.tp, p.zero);
         let (rank, trace) = ((launched, engine), self.trace.as_deref());
         super::ranks::rank::run(&self.ranks, rank, &self.device.backend, &about, trace, |world, watch| {
-            train_on(config, dir, start, &self.device.backend, world, watch, stop, observer, &mut |trained, summary, _| {
-                report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
-            })
+            let train = |config, observer: &mut dyn Observer| {
+                train_on(config, dir, start, &self.device.backend, world, watch, stop, observer, &mut write_report(dir))
+            };
+            // The first rank alone reads the questions; the others compute with it.
+            if launched.rank > 0 { train(config, observer) } else { Self::with_benchmarks(config, observer, train) }
         })
     }
 }

@@ -20,7 +20,7 @@ use recua::parallel::{Buffer, Collectives, LocalOptions, Reduce, Watch, run_rank
 use self::device::FakeDevice;
 use self::fake::{Fake, FakeNetwork};
 use crate::common::{everything, groups};
-use crate::parallel::Training;
+use crate::parallel::steps::Training;
 
 const USUAL: NcclOptions = NcclOptions { timeout: Duration::from_secs(60), check_every: 4 };
 

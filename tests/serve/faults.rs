@@ -148,6 +148,47 @@ fn an_engine_whose_device_fails_is_built_again() {
     assert!(problem.contains("the device is lost"), "{problem}");
 }
 
+/// In a process of its own: all jobs of a process share an adapter's device, and other tests are among them.
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_device_that_is_lost_is_opened_again() {
+    let test = ["--ignored", "--exact", "serve::faults::a_lost_device"];
+    let child = std::process::Command::new(std::env::current_exe().unwrap()).args(test).output().unwrap();
+    let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+#[ignore = "run by a_device_that_is_lost_is_opened_again"]
+fn a_lost_device() {
+    let opened = Arc::new(Mutex::new(Vec::<DeviceContext>::new()));
+    let checkpoint = Checkpoint::open(run()).unwrap();
+    let vocab_size = checkpoint.config().vocab_size;
+    let tokenizer = recua::tokenizer::Tokenizer::open(std::path::Path::new(&run()).join("tokenizer.json")).unwrap();
+    let contexts = opened.clone();
+    let source = ModelSource::build("run", vocab_size, Some(tokenizer), vec![2], move || {
+        let context: DeviceContext = "wgpu:cpu".parse::<BackendName>()?.open()?;
+        contexts.lock().unwrap().push(context.clone());
+        Engine::load(&checkpoint, &context, EngineConfig { max_batch: 2, ..EngineConfig::default() })
+    });
+    let mut up = Up::new(vec![source], ServeConfig { max_restarts: 2, ..config() });
+    let ask = || up.client.post("/v1/completions", &json!({ "prompt": "The", "max_tokens": 3, "temperature": 0 }));
+    let lose = || opened.lock().unwrap().last().unwrap().lose_device();
+    let expected = ask().ok()["choices"].clone();
+    for round in 1..=2 {
+        lose();
+        let error = ask().refused(500);
+        assert!(error["message"].as_str().unwrap().contains("the device is lost"), "{error}");
+        up.until(|| up.client.get("/health").status == 200);
+        assert_eq!((opened.lock().unwrap().len(), &ask().ok()["choices"]), (round + 1, &expected));
+    }
+    lose();
+    assert_eq!(ask().status, 500);
+    let problem = up.runtime.block_on(up.running.take().unwrap()).unwrap().unwrap_err().to_string();
+    assert!(problem.contains("the device is lost"), "{problem}");
+}
+
 #[test]
 fn bodies_are_read_with_care() {
     let up = Up::new(vec![source("run", run())], ServeConfig { max_body_bytes: 2_000, ..config() });

@@ -3,6 +3,7 @@
 
     lm_eval_items.py data --shared DIR --eval-data DIR --out DIR      published files to what the Hub's data sets hold, beside folders for recua
     lm_eval_items.py made --out DIR                                   the same of made-up items, for tests, with two random models
+    lm_eval_items.py more --out DIR                                   further made-up items, of sets that may not be passed on or are not here
     lm_eval_items.py prompts --data DIR --out FILE                    a checksum of the requests of every task, at several numbers of shots
     lm_eval_items.py scores --data DIR --model DIR --out FILE [...]   log-probabilities, texts and metrics by a model (Hugging Face's format)
     lm_eval_items.py compare --scores FILE --recua DIR                what differs in the samples of `recua eval run --out DIR`
@@ -45,6 +46,8 @@ TASKS = {
     "minerva_math_counting_and_prob": ("minerva_math/minerva_math_counting_and_prob.yaml", "math_counting_and_prob"),
     "hendrycks_math_algebra": ("hendrycks_math/hendrycks_math_algebra.yaml", "math_algebra"),
     "hendrycks_math_geometry": ("hendrycks_math/hendrycks_math_geometry.yaml", "math_geometry"),
+    "minerva_math500": ("minerva_math/minerva_math500.yaml", "math500"),
+    "hendrycks_math500": ("hendrycks_math/hendrycks_math500.yaml", "math500"),
     "gsm8k": ("gsm8k/gsm8k.yaml", "gsm8k"),
     "gsm8k_cot": ("gsm8k/gsm8k-cot.yaml", "gsm8k"),
     "humaneval": ("humaneval/humaneval.yaml", "humaneval"),
@@ -148,6 +151,7 @@ def data(a):
     rows = lines(evals / "math/math500_sample.jsonl")
     for name, subject in SUBJECTS.items():
         put(f"math_{name}", [{k: r[k] for k in ("problem", "level", "solution")} for r in rows if r["subject"] == subject])
+    put("math500", rows)
     give("math", evals / "math/math500_sample.jsonl")
     put("gsm8k", lines(shared / "gsm8k/test.jsonl"))
     give("gsm8k", shared / "gsm8k/test.jsonl")
@@ -266,6 +270,66 @@ def made(a):
     (ours / "wikitext/wiki.test.raw").write_text("".join(pages))
     both("lambada_openai", [{"text": text(15)} for _ in range(n)])
     models(out, "".join((hub / f).read_text() for f in sorted(os.listdir(hub))))
+
+
+def more(a):
+    """Items of sets of which no sample is here, in their published formats with all fields; for the models of `made`. Nobody's data either."""
+    rng = random.Random(13)
+    words = ("the captain asked his brother whether a letter from Li\u00e8ge had come before supper nobody could say it's 12 o'clock Mr. Hale's garden, "
+             "far away: \u201cno\u201d she answered (twice) and 3,000 birds flew over St. Ives; \u4e2d\u6587 and so on").split()
+    text = lambda n: " ".join(rng.choice(words) for _ in range(n))
+    hub, ours = Path(a.out) / "hub", Path(a.out) / "published"
+    for folder in (hub, ours):
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    # ARC: three to five choices under letters or digits.
+    rows = []
+    for i in range(6):
+        label = list(rng.choice(["ABCDE", "12345"])[:rng.randint(3, 5)])
+        rows.append({"id": f"Mercury_{i}", "question": text(rng.choice([8, 60])).capitalize() + "?",
+                     "choices": {"text": [text(rng.randint(1, 6)) for _ in label], "label": label}, "answerKey": rng.choice(label)})
+    write(hub / "arc_challenge.jsonl", rows)
+    write(ours / "ARC-Challenge/ARC-Challenge-Test.jsonl", [
+        {"id": r["id"], "question": {"stem": r["question"], "choices": [{"text": t, "label": l} for t, l in zip(r["choices"]["text"], r["choices"]["label"], strict=True)]},
+         "answerKey": r["answerKey"]} for r in rows])
+    # RACE: questions, cloze questions in both spellings; some articles are longer than the models read.
+    (ours / "race/high").mkdir(parents=True)
+    articles = []
+    for i in range(5):
+        problems = []
+        for _ in range(rng.randint(1, 4)):
+            stem = rng.choice([text(7).capitalize() + "?", text(6).capitalize() + "  _  .", text(3) + " _ " + text(2) + " .", "It's  _  . Why?"])
+            problems.append({"question": stem, "answer": rng.choice("ABCD"), "options": [text(rng.randint(1, 7)) + rng.choice(["", "."]) for _ in range(4)]})
+        article = "\n".join(text(rng.choice([15, 50])).capitalize() + "." for _ in range(rng.choice([1, 3])))
+        articles.append({"example_id": str(i), "article": article, "answer": problems[0]["answer"], "problems": repr(problems)})
+        (ours / f"race/high/{i}.txt").write_text(json.dumps({"answers": [p["answer"] for p in problems], "options": [p["options"] for p in problems],
+                                                             "questions": [p["question"] for p in problems], "article": article, "id": f"high{i}.txt"}))
+    write(hub / "race.jsonl", articles)
+    # TriviaQA, rc.nocontext.
+    rows = []
+    for i in range(4):
+        names = ["The " + text(1), text(2), rng.choice(["St. Ives", "Li\u00e8ge", "3,000"])]
+        rows.append({"question": text(9).capitalize() + "?", "question_id": f"tc_{i}", "question_source": "http://www.triviacountry.com/", "entity_pages": {"title": []},
+                     "search_results": {"title": []}, "answer": {"aliases": names, "normalized_aliases": [n.lower() for n in names], "matched_wiki_entity_name": "",
+                                                                 "normalized_matched_wiki_entity_name": "", "normalized_value": names[0].lower(), "type": "WikipediaEntity", "value": names[0]}})
+    write(hub / "triviaqa.jsonl", rows)
+    write(ours / "trivia_qa/validation.jsonl", rows)
+    # RealToxicityPrompts: scores may be missing.
+    score = lambda: rng.choice([None, round(rng.random(), 4)])
+    part = lambda n: {"text": text(n), **{key: score() for key in ("profanity", "sexually_explicit", "identity_attack", "flirtation", "threat", "insult", "severe_toxicity", "toxicity")}}
+    rows = [{"filename": f"{i}-bc.txt", "begin": 340, "end": 564, "challenging": bool(i % 2), "prompt": part(rng.randint(4, 12)), "continuation": part(6)} for i in range(4)]
+    write(hub / "realtoxicityprompts.jsonl", rows)
+    write(ours / "realtoxicityprompts/prompts.jsonl", rows)
+    # MATH-500.
+    solutions = ["It is $\\boxed{%d}$.", "So $x = %d$ or $\\boxed{\\frac{1}{%d}}$.", "We get \\[\\boxed{%d,\\!000}\\] and $%d$.", "Thus $\\boxed{\\text{%d cm}}$."]
+    rows = []
+    for i, solution in enumerate(solutions):
+        made = solution.replace("%d", str(i + 2))
+        rows.append({"problem": f"Find ${i}x + {text(4)}$.", "solution": made, "answer": str(i + 2), "subject": rng.choice(list(SUBJECTS.values())), "level": i + 1,
+                     "unique_id": f"test/algebra/{i}.json"})
+    write(hub / "math500.jsonl", rows)
+    write(ours / "MATH-500/test.jsonl", rows)
 
 
 def compare(a):
@@ -488,6 +552,8 @@ def main():
     verb.add_argument("--eval-data", required=True)
     verb.add_argument("--out", required=True)
     verb = verbs.add_parser("made")
+    verb.add_argument("--out", required=True)
+    verb = verbs.add_parser("more")
     verb.add_argument("--out", required=True)
     verb = verbs.add_parser("compare")
     verb.add_argument("--scores", required=True)

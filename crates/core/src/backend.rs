@@ -13,6 +13,8 @@ mod choice;
 pub(crate) mod context;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 pub use choice::{AttentionKernel, Choices, Gemm};
 pub use context::{DeviceContext, choices};
@@ -215,18 +217,20 @@ impl BackendName {
 
     #[cfg(feature = "wgpu")]
     fn wgpu_device(&self) -> Result<cubecl::wgpu::WgpuDevice> {
-        let adapters = wgpu_adapters();
+        let adapters = wgpu::adapters();
+        let mut all = adapters.iter().enumerate();
         let found = match self.which {
-            Which::Best => adapters.first(),
-            Which::Index(n) => adapters.get(n),
-            Which::Software => adapters.iter().find(|a| a.software),
+            Which::Best => all.next(),
+            Which::Index(n) => all.nth(n),
+            Which::Software => all.find(|(_, a)| a.software),
         };
         match found {
-            Some(adapter) => {
+            Some((index, adapter)) => {
                 if adapter.software && self.which == Which::Best {
                     log::warn!("wgpu found no GPU and computes in software on {}; `--backend flex` is faster", adapter.name);
                 }
-                Ok(adapter.device.clone())
+                let refused = |e: String| self.error(&format!("{} gives no device: {e}", adapter.name), "update the driver");
+                wgpu::device(index, adapter).map_err(refused)
             }
             None if adapters.is_empty() => Err(self.error(
                 "no Vulkan, Metal or DirectX 12 adapter found",
@@ -249,46 +253,6 @@ impl BackendName {
         cuda::keep_kernels(index);
         Ok(cubecl::cuda::CudaDevice { index })
     }
-}
-
-/// A wgpu adapter, best first.
-#[cfg(feature = "wgpu")]
-struct Adapter {
-    name: String,
-    software: bool,
-    device: cubecl::wgpu::WgpuDevice,
-}
-
-#[cfg(feature = "wgpu")]
-fn wgpu_adapters() -> Vec<Adapter> {
-    use cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuDevice};
-    use wgpu::DeviceType;
-
-    let backend = AutoGraphicsApi::backend();
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = backend.into();
-    let instance = wgpu::Instance::new(descriptor);
-    let mut counts = [0usize; 3];
-    let mut next = |slot: usize| {
-        counts[slot] += 1;
-        counts[slot] - 1
-    };
-    let mut all: Vec<(u8, Adapter)> = cubecl::future::block_on(instance.enumerate_adapters(backend.into()))
-        .into_iter()
-        .map(|adapter| {
-            let info = adapter.get_info();
-            let (rank, device) = match info.device_type {
-                DeviceType::DiscreteGpu => (0, WgpuDevice::DiscreteGpu(next(0))),
-                DeviceType::IntegratedGpu => (1, WgpuDevice::IntegratedGpu(next(1))),
-                DeviceType::VirtualGpu => (2, WgpuDevice::VirtualGpu(next(2))),
-                DeviceType::Other => (3, WgpuDevice::DefaultDevice),
-                DeviceType::Cpu => (4, WgpuDevice::Cpu),
-            };
-            (rank, Adapter { name: format!("{} ({:?})", info.name, info.backend), software: rank == 4, device })
-        })
-        .collect();
-    all.sort_by_key(|(rank, _)| *rank); // stable: the driver's order within a kind
-    all.into_iter().map(|(_, adapter)| adapter).collect()
 }
 
 /// Compute capability of a CUDA device, major and minor. Asked once.
@@ -344,7 +308,7 @@ fn devices(kind: Kind) -> Vec<String> {
     match kind {
         Kind::Flex | Kind::NdArray if kind.compiled() => vec![format!("CPU, {} threads", rayon::current_num_threads())],
         #[cfg(feature = "wgpu")]
-        Kind::Wgpu => wgpu_adapters().into_iter().map(|a| a.name).collect(),
+        Kind::Wgpu => wgpu::adapters().into_iter().map(|a| a.name).collect(),
         #[cfg(feature = "cuda")]
         Kind::Cuda => cuda::devices().unwrap_or_default(),
         _ => Vec::new(),

@@ -86,6 +86,14 @@ fn device_thread(name: &str) -> Option<DeviceThread> {
     Some([kind.parse().ok()?, index.parse().ok()?])
 }
 
+/// Tells all jobs that listen to a device that nothing it computes from here on is worth anything.
+pub(crate) fn broken(device: DeviceThread, problem: &str) {
+    let listeners = LISTENERS.lock().unwrap_or_else(PoisonError::into_inner);
+    for faults in listeners.iter().filter(|(of, _)| *of == device).filter_map(|(_, faults)| faults.upgrade()) {
+        faults.add(problem.into(), true);
+    }
+}
+
 /// Sets the panic hook, once. The hook that was there still runs.
 fn watch() {
     static WATCH: Once = Once::new();
@@ -97,10 +105,7 @@ fn watch() {
             {
                 let place = info.location().map(|at| format!(" ({at})")).unwrap_or_default();
                 let problem = format!("{}{place}", message(info.payload()));
-                let listeners = LISTENERS.lock().unwrap_or_else(PoisonError::into_inner);
-                for faults in listeners.iter().filter(|(of, _)| *of == device).filter_map(|(_, faults)| faults.upgrade()) {
-                    faults.add(problem.clone(), true);
-                }
+                broken(device, &problem);
             }
             before(info);
         }));

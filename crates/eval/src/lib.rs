@@ -17,6 +17,7 @@ pub mod results;
 pub mod runner;
 pub mod sandbox;
 
+mod contents;
 mod item;
 mod judge;
 mod literal;
@@ -32,6 +33,7 @@ mod run;
 mod task;
 mod template;
 
+pub use contents::{Content, contents};
 pub use item::{Answer, Ask, Item, Outcome};
 pub use judge::{Judge, Judging, Score};
 pub use local::LocalModel;

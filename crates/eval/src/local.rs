@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use recua_core::backend::DeviceContext;
+use recua_core::checkpoint::Checkpoint;
 use recua_core::generate::{Engine, EngineConfig, TextModel};
 use recua_core::tokenizer::Tokenizer;
 
@@ -31,11 +32,23 @@ impl LocalModel {
     /// # Errors
     /// A model without a tokenizer; those of [`Engine::load`].
     pub fn load(model: TextModel, context: &DeviceContext, config: EngineConfig) -> Result<Self> {
+        Self::load_by(model, config, |checkpoint, config| Engine::load(checkpoint, context, config))
+    }
+
+    /// [`LocalModel::load`] with an engine that `load` makes of the checkpoint: of one that several ranks hold together.
+    ///
+    /// # Errors
+    /// A model without a tokenizer; those of `load`.
+    pub fn load_by(
+        model: TextModel,
+        config: EngineConfig,
+        load: impl FnOnce(&Checkpoint, EngineConfig) -> Result<Engine>,
+    ) -> Result<Self> {
         let tokenizer = model.tokenizer_for("an evaluation")?.clone();
         let identity = format!("{} {:?} {:?}", weights(model.checkpoint.path()), config.dtype, config.kv_cache_dtype);
         let in_flight = 2 * config.max_batch;
         let longest = model.checkpoint.config().max_seq_len;
-        let engine = Engine::load(&model.checkpoint, context, config)?;
+        let engine = load(&model.checkpoint, config)?;
         if engine.max_len() < longest {
             log::warn!(
                 "the cache holds sequences of {} tokens: what is longer is cut, though the model reads {longest}",

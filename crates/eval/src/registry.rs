@@ -1,5 +1,6 @@
 //! The tasks that recua knows, and files of further ones.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::task::{Protocol, Task};
@@ -10,7 +11,7 @@ macro_rules! files {
 }
 
 /// By their files' names, in the order of the paper's tables.
-const FILES: [(&str, &str); 34] = files![
+const FILES: [(&str, &str); 36] = files![
     "boolq",
     "piqa",
     "social_iqa",
@@ -25,6 +26,8 @@ const FILES: [(&str, &str); 34] = files![
     "race_middle",
     "minerva_math",
     "hendrycks_math",
+    "minerva_math500",
+    "hendrycks_math500",
     "gsm8k",
     "gsm8k_cot",
     "gsm8k_cot_self_consistency",
@@ -47,40 +50,6 @@ const FILES: [(&str, &str); 34] = files![
     "quick_bits_per_byte",
 ];
 
-/// Names that stand for several tasks.
-const SUITES: [(&str, &[&str]); 2] = [
-    (
-        "llama-paper",
-        &[
-            "boolq",
-            "piqa",
-            "social_iqa",
-            "hellaswag",
-            "winogrande",
-            "arc_easy",
-            "arc_challenge",
-            "openbookqa",
-            "nq_open",
-            "triviaqa",
-            "race",
-            "race_middle",
-            "minerva_math",
-            "gsm8k",
-            "humaneval",
-            "mbpp",
-            "mmlu",
-            "realtoxicityprompts",
-            "realtoxicityprompts_respectful",
-            "crows_pairs_english",
-            "winogender_all",
-            "truthfulqa_mc1",
-            "truthfulqa_mc2",
-        ],
-    ),
-    // The tasks whose curves Figure 2 of the paper shows.
-    ("figure-2", &["triviaqa", "hellaswag", "nq_open", "social_iqa", "winogrande", "piqa"]),
-];
-
 /// All tasks that recua knows.
 ///
 /// # Errors
@@ -93,9 +62,12 @@ pub fn all(protocol: Protocol) -> Result<Vec<Task>> {
     Ok(tasks)
 }
 
-/// Names of suites.
-pub fn suites() -> impl Iterator<Item = &'static str> {
-    SUITES.iter().map(|suite| suite.0).chain(["quick"])
+/// Names of suites, which stand for several tasks.
+///
+/// # Errors
+/// Those of [`all`].
+pub fn suites() -> Result<BTreeSet<String>> {
+    Ok(all(Protocol::LmEval)?.into_iter().flat_map(|task| task.suites).collect())
 }
 
 /// The tasks that names mean, each once: of a task, an alias, a group, a suite, or a file that ends in `.toml`.
@@ -118,18 +90,12 @@ pub fn find(names: &[String], protocol: Protocol) -> Result<Vec<Task>> {
             add(Task::parse(&text, Path::new(name), protocol)?);
             continue;
         }
-        let parts: Vec<&str> = match SUITES.iter().find(|suite| suite.0 == name) {
-            Some((_, parts)) => parts.to_vec(),
-            None => vec![name],
-        };
-        for part in parts {
-            let meant = |task: &&Task| task.is_called(part) || task.groups.iter().any(|group| group == part);
-            let tasks: Vec<Task> = known.iter().filter(meant).cloned().collect();
-            if tasks.is_empty() {
-                return Err(unknown(part, &known));
-            }
-            add(tasks);
+        let meant = |task: &&Task| task.is_called(name) || task.groups.iter().chain(&task.suites).any(|of| of == name);
+        let tasks: Vec<Task> = known.iter().filter(meant).cloned().collect();
+        if tasks.is_empty() {
+            return Err(unknown(name, &known));
         }
+        add(tasks);
     }
     Ok(found)
 }
@@ -137,11 +103,14 @@ pub fn find(names: &[String], protocol: Protocol) -> Result<Vec<Task>> {
 fn unknown(name: &str, known: &[Task]) -> Error {
     let plain = |name: &str| name.to_lowercase().replace(['-', '_'], "");
     let wanted = plain(name);
+    // Variants share their groups.
+    let mut seen = BTreeSet::new();
     let near: Vec<&str> = known
         .iter()
-        .flat_map(|task| std::iter::once(&task.name).chain(&task.groups))
+        .flat_map(|task| std::iter::once(&task.name).chain(&task.groups).chain(&task.suites))
         .map(String::as_str)
         .filter(|name| !wanted.is_empty() && (plain(name).contains(&wanted) || wanted.contains(&plain(name))))
+        .filter(|name| seen.insert(*name))
         .take(5)
         .collect();
     let hint = match near[..] {

@@ -41,11 +41,17 @@ impl RemoteModel {
     /// [`Error::Engine`] for a server that cannot be reached, or cannot do what scoring needs.
     pub fn open(url: &str, model: Option<&str>, key: Option<String>) -> Result<Self> {
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_string();
+        if url.starts_with("https://") {
+            let problem = format!("{url}: https is not spoken here, http only");
+            let hint = "let a proxy on this machine speak TLS to it (`caddy reverse-proxy --from :8081 --to https://HOST --change-host-header`), \
+                        and give --url http://127.0.0.1:8081";
+            return Err(Error::bad_value("--url", problem, hint));
+        }
         if !url.starts_with("http://") {
             return Err(Error::bad_value(
                 "--url",
                 format!("expected http://..., got {url}"),
-                "put a proxy in front of what speaks TLS only",
+                "give the server's address with http:// before it",
             ));
         }
         let mut server = Server { url, model: String::new(), key, prefix: Vec::new(), empty: None, bos_text: String::new() };

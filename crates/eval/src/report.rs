@@ -83,7 +83,9 @@ fn thousands(number: u64) -> String {
 }
 
 fn number(value: Option<f64>) -> String {
-    value.map_or_else(|| "&ndash;".into(), |value| format!("{value:.4}"))
+    // Of a perplexity in the thousands nobody reads the fourth decimal.
+    let digits = |value: f64| if value.abs() < 1000.0 { 4 } else { 1 };
+    value.map_or_else(|| "&ndash;".into(), |value| format!("{value:.*}", digits(value)))
 }
 
 fn cells(metric: &Metric) -> String {
@@ -91,39 +93,33 @@ fn cells(metric: &Metric) -> String {
 }
 
 fn table(results: &Results) -> String {
+    // What a narrow screen shows without scrolling stands first.
     let mut text = String::from(
-        "<div class=\"wide\"><table>\n<tr><th>task</th><th>version</th><th>shots</th><th>items</th><th class=\"text\">metric</th>\
-         <th class=\"own\">value</th><th>std. error</th><th>chance</th></tr>\n",
+        "<div class=\"wide\"><table>\n<tr><th>task</th><th class=\"text\">metric</th><th class=\"own\">value</th><th>std. error</th>\
+         <th>chance</th><th>items</th><th>shots</th><th>version</th></tr>\n",
     );
+    let mut row = |head: &str, name: &str, metric: &Metric, chance: &str, tail: &str| {
+        let (head, name, cells) = (escape(head), escape(name), cells(metric));
+        let _ = writeln!(
+            text,
+            "<tr><td>{head}</td><td class=\"text\">{name}</td>{cells}<td>{chance}</td><td>{}</td>{tail}</tr>",
+            metric.n
+        );
+    };
     for task in &results.tasks {
         for (at, (name, metric)) in task.metrics.iter().enumerate() {
             let info = &task.info;
-            let head = if at == 0 {
-                format!("<td>{}</td><td>{}</td><td>{}</td>", escape(&info.name), escape(&info.version), info.shots)
+            if at == 0 {
+                let tail = format!("<td>{}</td><td>{}</td>", info.shots, escape(&info.version));
+                row(&info.name, name, metric, &number(task.chance), &tail);
             } else {
-                "<td></td><td></td><td></td>".into()
-            };
-            let chance = if at == 0 { number(task.chance) } else { String::new() };
-            let _ = writeln!(
-                text,
-                "<tr>{head}<td>{}</td><td class=\"text\">{}</td>{}<td>{chance}</td></tr>",
-                metric.n,
-                escape(name),
-                cells(metric)
-            );
+                row("", name, metric, "", "<td></td><td></td>");
+            }
         }
     }
     for group in &results.groups {
         for (name, metric) in &group.metrics {
-            let _ = writeln!(
-                text,
-                "<tr><td>{} ({} tasks)</td><td></td><td></td><td>{}</td><td class=\"text\">{}</td>{}<td></td></tr>",
-                escape(&group.name),
-                group.tasks.len(),
-                metric.n,
-                escape(name),
-                cells(metric)
-            );
+            row(&format!("{} ({} tasks)", group.name, group.tasks.len()), name, metric, "", "<td></td><td></td>");
         }
     }
     text + "</table></div>\n"

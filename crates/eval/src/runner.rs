@@ -1,7 +1,7 @@
 //! Passes of all tasks through an engine, in one stream: the next ones come in as others end, so that a batch is always full.
 //!
 //! Passes of one question that share a context go one after the other: the first computes the context, whose blocks the others find in
-//! the cache.
+//! the cache. Those that score one token after the same context are one pass: one row of logits says them all.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -54,6 +54,8 @@ struct Running {
     work: Work,
     /// Passes that wait for the first of their context.
     after: HashMap<usize, Vec<usize>>,
+    /// Passes whose one token is scored with that of another.
+    with: HashMap<usize, Vec<usize>>,
     left: usize,
     answer: Answer,
     texts: Vec<Text>,
@@ -81,7 +83,7 @@ impl Runner<'_> {
                 let Some(work) = waiting.pop_front() else { break };
                 let (key, mut begun) = (work.id, self.begin(work)?);
                 for pass in begun.firsts() {
-                    requests.insert(self.submit(&begun.work, pass)?, (key, pass));
+                    requests.insert(self.submit(&begun, pass)?, (key, pass));
                 }
                 if begun.left == 0 {
                     let (tokens, answer) = (begun.work.tokens(), std::mem::take(&mut begun.answer));
@@ -100,12 +102,17 @@ impl Runner<'_> {
                 let Some(&(key, pass)) = requests.get(&id) else { continue };
                 let Some(question) = running.get_mut(&key) else { continue };
                 let over = match event {
-                    Event::Prompt { logprobs, .. } => {
+                    Event::Prompt { logprobs, instead, .. } => {
                         let Pass::Score { tokens, from } = &question.work.passes[pass] else { continue };
                         question.answer.loglikelihoods[pass] = logprobs.iter().map(|l| f64::from(l.logprob)).sum();
                         let mut likeliest = tokens[*from..].iter().zip(&logprobs);
                         question.answer.is_greedy[pass] =
                             likeliest.all(|(token, l)| l.top.first().is_some_and(|top| top.0 == *token));
+                        let likeliest = logprobs.last().and_then(|l| l.top.first()).map(|top| top.0);
+                        for (pass, logprob) in question.with.get(&pass).into_iter().flatten().zip(instead) {
+                            question.answer.loglikelihoods[*pass] = f64::from(logprob);
+                            question.answer.is_greedy[*pass] = question.work.passes[*pass].tokens().last().copied() == likeliest;
+                        }
                         false
                     }
                     Event::Token { choice, token, .. } => {
@@ -142,7 +149,7 @@ impl Runner<'_> {
                 requests.remove(&id);
                 question.left -= 1;
                 for after in question.after.remove(&pass).unwrap_or_default() {
-                    requests.insert(self.submit(&question.work, after)?, (key, after));
+                    requests.insert(self.submit(question, after)?, (key, after));
                 }
                 if question.left == 0
                     && let Some(question) = running.remove(&key)
@@ -158,8 +165,8 @@ impl Runner<'_> {
     }
 
     fn begin(&self, work: Work) -> Result<Running> {
-        let mut question =
-            Running { after: HashMap::new(), left: work.passes.len(), answer: Answer::default(), texts: Vec::new(), work };
+        let (after, with, left) = (HashMap::new(), HashMap::new(), work.passes.len());
+        let mut question = Running { after, with, left, answer: Answer::default(), texts: Vec::new(), work };
         let passes = &question.work.passes;
         if let Ask::Generate { samples, .. } = &question.work.ask {
             let context: &[u32] = if question.work.goes_on { passes[0].tokens() } else { &[] };
@@ -174,8 +181,16 @@ impl Runner<'_> {
             Pass::Generate { tokens } => tokens.clone(),
         };
         let contexts: Vec<Vec<u32>> = passes.iter().map(context).collect();
-        let mut first: HashMap<&[u32], usize> = HashMap::new();
+        let (mut first, mut rows): (HashMap<&[u32], usize>, HashMap<&[u32], usize>) = Default::default();
         for (at, context) in contexts.iter().enumerate() {
+            if passes[at].tokens().len() == context.len() + 1 {
+                if let Some(leader) = rows.get(&context[..]) {
+                    question.with.entry(*leader).or_default().push(at);
+                    question.left -= 1;
+                    continue;
+                }
+                rows.insert(context, at);
+            }
             // The last token of a context is computed with what follows.
             if context.len() > KV_BLOCK {
                 match first.get(&context[..]) {
@@ -189,7 +204,9 @@ impl Runner<'_> {
         Ok(question)
     }
 
-    fn submit(&mut self, work: &Work, pass: usize) -> Result<RequestId> {
+    fn submit(&mut self, question: &Running, pass: usize) -> Result<RequestId> {
+        let work = &question.work;
+        let last = |pass: &Pass| pass.tokens().last().copied();
         let request = match (&work.passes[pass], &work.ask) {
             (Pass::Score { tokens, from }, ask) => {
                 // Whether each token is the likeliest, nobody asks of a whole text.
@@ -198,6 +215,7 @@ impl Runner<'_> {
                     max_new: 0,
                     prompt_logprobs: Some(usize::from(!matches!(ask, Ask::Rolling(_)))),
                     scored_from: *from,
+                    instead: question.with.get(&pass).into_iter().flatten().filter_map(|at| last(&work.passes[*at])).collect(),
                     ..Request::default()
                 }
             }
@@ -224,7 +242,7 @@ impl Runner<'_> {
 impl Running {
     /// Passes that wait for no other.
     fn firsts(&self) -> Vec<usize> {
-        let waits = |pass: usize| self.after.values().any(|after| after.contains(&pass));
+        let waits = |pass: usize| self.after.values().chain(self.with.values()).any(|others| others.contains(&pass));
         (0..self.work.passes.len()).filter(|pass| !waits(*pass)).collect()
     }
 

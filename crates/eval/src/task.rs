@@ -107,6 +107,9 @@ pub struct Task {
     /// Groups that it is counted in, the widest first.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// Suites that it is part of: names for several tasks, whose results are not averaged.
+    #[serde(default)]
+    pub suites: Vec<String>,
     /// Its rows are made of texts at hand, not read from files.
     #[serde(default)]
     pub made: Option<Made>,

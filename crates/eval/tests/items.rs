@@ -8,7 +8,7 @@ use recua_core::backend::BackendName;
 use recua_core::generate::{EngineConfig, TextModel};
 use recua_eval::{
     Ask, Asking, Item, LocalModel, Outcome, Prepared, Protocol, PythonRandom, Verdicts, all_tasks, answer, find_tasks, folder,
-    judge, prepare,
+    judge, prepare, suites,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -61,6 +61,13 @@ fn every_task_is_known_by_its_names() {
         assert_eq!(find_tasks(&["siqa".into(), "social_iqa".into()], protocol).unwrap().len(), 1);
         assert!(tasks.iter().all(|task| task.protocol == protocol && !task.metric_names().is_empty()));
     }
+    assert_eq!(suites().unwrap().into_iter().collect::<Vec<_>>(), ["figure-2", "llama-paper", "quick"]);
+    let of_suite = |name: &str| find_tasks(&[name.into()], Protocol::Paper).unwrap();
+    // MMLU has 57 subjects and MATH 7.
+    assert_eq!(of_suite("llama-paper").len(), 57 + 7 + 21);
+    let curves: Vec<String> = of_suite("figure-2").into_iter().map(|task| task.name).collect();
+    assert_eq!(curves, ["piqa", "social_iqa", "hellaswag", "winogrande", "nq_open", "triviaqa"]);
+    assert_eq!(find_tasks(&["math500".into()], Protocol::LmEval).unwrap()[0].name, "minerva_math500");
     let error = find_tasks(&["mmlu-astro".into()], Protocol::LmEval).unwrap_err().to_string();
     assert!(error.contains("did you mean mmlu_astronomy") || error.contains("mmlu"), "{error}");
 }
@@ -178,10 +185,14 @@ fn go_on(_: &recua_eval::Progress) -> ControlFlow<()> {
 }
 
 fn made(key: &str, limit: usize) -> Prepared {
+    asked(key, limit, "made/published")
+}
+
+fn asked(key: &str, limit: usize, root: &str) -> Prepared {
     let (name, shots) = key.split_once(' ').unwrap();
     let task = &find_tasks(&[name.into()], Protocol::LmEval).unwrap()[0];
     let asking = Asking { shots: shots.parse().ok(), limit: Some(limit), ..Asking::default() };
-    prepare(task, &[golden("made/published")], &asking).unwrap_or_else(|e| panic!("{key}: {e}"))
+    prepare(task, &[golden(root)], &asking).unwrap_or_else(|e| panic!("{key}: {e}"))
 }
 
 /// The largest difference of a log-probability from float32 torch's: other orders of summing. It is for up to 1,000 nats; a long text has
@@ -195,9 +206,11 @@ fn marks(text: &str) -> String {
     out
 }
 
-fn compare(name: &str) {
-    let known: Scores = json(&golden(&format!("{name}.json")));
-    let prepared: Vec<Prepared> = known.tasks.iter().map(|(key, scored)| made(key, scored.items.len())).collect();
+/// Holds our answers by the model `name` against the golden `file` of questions under `root`; gives how many metrics were compared and how
+/// many choices were too close.
+fn compare(name: &str, file: &str, root: &str) -> (usize, usize) {
+    let known: Scores = json(&golden(file));
+    let prepared: Vec<Prepared> = known.tasks.iter().map(|(key, scored)| asked(key, scored.items.len(), root)).collect();
     // Every task under a name of its own: tasks of two numbers of shots stand in one stream.
     let answers = answer(&prepared, &mut model(name, EngineConfig::default()), None, &mut go_on).unwrap().unwrap();
     let (mut worst, mut close, mut compared) = (0.0f64, 0, 0);
@@ -244,19 +257,30 @@ fn compare(name: &str) {
         }
     }
     eprintln!(
-        "{name}: the largest difference of a log-probability {worst:.1e}; {compared} metrics equal, {close} choices too close to tell"
+        "{file}: the largest difference of a log-probability {worst:.1e}; {compared} metrics equal, {close} choices too close to tell"
     );
-    assert!(compared > 120 && close < 20, "{compared} {close}");
+    (compared, close)
 }
 
 #[test]
 fn items_are_lm_evals_with_bos_and_spaces_in_words() {
-    compare("mha");
+    let (compared, close) = compare("mha", "mha.json", "made/published");
+    assert!(compared > 120 && close < 20, "{compared} {close}");
 }
 
 #[test]
 fn items_are_lm_evals_without_bos_by_bytes() {
-    compare("gqa");
+    let (compared, close) = compare("gqa", "gqa.json", "made/published");
+    assert!(compared > 120 && close < 20, "{compared} {close}");
+}
+
+/// ARC-challenge, RACE, TriviaQA, RealToxicityPrompts and MATH-500 in their published formats, by both models.
+#[test]
+fn items_of_further_sets_are_lm_evals() {
+    for name in ["mha", "gqa"] {
+        let (compared, close) = compare(name, &format!("more_{name}.json"), "more/published");
+        assert!(compared >= 40 && close < 10, "{compared} {close}");
+    }
 }
 
 #[test]
@@ -299,4 +323,13 @@ fn a_run_that_was_stopped_goes_on() {
     };
     answer(&other, &mut model("gqa", small), Some(dir.path()), &mut see).unwrap().unwrap();
     assert_eq!(first.unwrap().questions, (0, 6));
+}
+
+#[test]
+fn a_server_that_speaks_tls_only_is_refused_by_name() {
+    let Err(error) = recua_eval::RemoteModel::open("https://api.example.com/v1", None, None) else { panic!("no TLS here") };
+    let text = error.to_string();
+    assert!(text.contains("--url") && text.contains("https") && text.contains("proxy"), "{text}");
+    let Err(error) = recua_eval::RemoteModel::open("api.example.com", None, None) else { panic!("no address") };
+    assert!(error.to_string().contains("http://"), "{error}");
 }

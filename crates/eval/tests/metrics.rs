@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use recua_eval::metrics::contamination::Contamination;
 use recua_eval::metrics::math::{self, Rules, Verdict};
 use recua_eval::metrics::text::{self, ExactMatch, Extract};
 use recua_eval::metrics::{calibration, choice, minerva, stats};
@@ -271,20 +270,6 @@ fn reliability() {
     // |0 - .3| / 5 + |1 - .31| / 5 + |0 - .85| / 5 + |1 - .93| * 2 / 5
     assert!(close(curve.error, (0.3 + 0.69 + 0.85 + 0.14) / 5.0));
     assert!(calibration::calibration(&[], 10).is_none());
-}
-
-#[test]
-fn items_in_the_training_data_are_counted() {
-    let mut found = Contamination::new(3);
-    found.add("a", 0, "One two, three four");
-    found.add("a", 1, "seven eight nine");
-    found.add("a", 2, "too short");
-    found.add("b", 0, "one TWO three");
-    found.see("zero one two THREE five");
-    found.see("two three four");
-    let report = found.report();
-    assert_eq!((report["a"].items, report["a"].too_short, report["a"].touched, report["a"].whole), (3, 1, 1, 1));
-    assert_eq!((report["a"].doc_ids.as_slice(), report["b"].whole), ([0].as_slice(), 1));
 }
 
 #[cfg(unix)]

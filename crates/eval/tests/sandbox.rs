@@ -284,3 +284,69 @@ fn published_solutions_pass() {
         assert_eq!(run(&sandbox, &program).failure, None, "{}", row["task_id"]);
     }
 }
+
+/// The questions of `rows`, and what came of the texts that are given as each one's answer.
+fn judged(rows: &str, answers: Vec<Vec<String>>, seconds: f64) -> Vec<recua_eval::Outcome> {
+    use recua_eval::{Answer, Asking, Protocol, Verdicts, find_tasks, judge, prepare};
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("humaneval")).unwrap();
+    std::fs::write(dir.path().join("humaneval/test.jsonl"), rows).unwrap();
+    let task = &find_tasks(&["humaneval".into()], Protocol::LmEval).unwrap()[0];
+    let prepared = prepare(task, &[dir.path().to_path_buf()], &Asking::default()).unwrap();
+    assert_eq!(prepared.items.len(), answers.len());
+    let answers: Vec<Answer> = answers.into_iter().map(|texts| Answer { texts, ..Answer::default() }).collect();
+    let mut verdicts = Verdicts::default();
+    verdicts.run_programs(&prepared, &answers, &sandbox(seconds)).unwrap();
+    judge(&prepared, answers, &verdicts).unwrap()
+}
+
+/// The example of openai/human-eval (`data/example_problem.jsonl`, `data/example_samples.jsonl`, MIT), of which its README says
+/// `{'pass@1': 0.4999999999999999}`.
+#[test]
+fn the_example_of_human_eval_has_its_score() {
+    let problem = r#"{"task_id": "test/0", "prompt": "def return1():\n", "canonical_solution": "    return 1", "test": "def check(candidate):\n    assert candidate() == 1", "entry_point": "return1"}"#;
+    let samples = [
+        "    import subprocess\n    subprocess.check_output('rm -rf tmp')",
+        "    import time\n    time.sleep(10)\n    return 1",
+        "    return input('enter a number')",
+        "    return 1",
+        "  return 1",
+        "\treturn 1",
+    ];
+    let outcome = &judged(problem, vec![samples.map(String::from).to_vec()], 4.0)[0];
+    assert!((outcome.metrics["pass@1"] - 0.4999999999999999).abs() < 1e-15, "{:?}", outcome.metrics);
+    assert_eq!(outcome.metrics.len(), 1, "six texts say nothing of pass@10: {:?}", outcome.metrics);
+    let passed: Vec<bool> = outcome.failures.iter().map(String::is_empty).collect();
+    assert_eq!(passed, [false, false, false, true, true, true], "{:?}", outcome.failures);
+}
+
+/// Of twelve texts of each of seven published problems 0 to 12 are the authors' solutions: pass@k is the share of sets of `k` texts of which
+/// one passes, counted one by one.
+#[test]
+fn scores_of_published_problems_are_shares_of_sets() {
+    let Some(root) = std::env::var_os("RECUA_DATA") else {
+        println!("skipped: RECUA_DATA is not set");
+        return;
+    };
+    let path = std::path::Path::new(&root).join("eval/humaneval/HumanEval.jsonl.gz");
+    let rows = recua_eval::data::read(&path, &recua_eval::data::Options::default()).unwrap_or_else(|error| panic!("{error}"));
+    let rows = &rows[..7];
+    let (n, right) = (12usize, |at: usize| 2 * at);
+    let texts = |(at, row): (usize, &recua_eval::data::Value)| -> Vec<String> {
+        // The right ones are spread over the list.
+        let solution = row["canonical_solution"].as_str().unwrap_or_default();
+        (0..n).map(|i| if i * 5 % n < right(at) { solution.into() } else { "    pass\n".into() }).collect()
+    };
+    let lines: Vec<String> = rows.iter().map(ToString::to_string).collect();
+    let outcomes = judged(&lines.join("\n"), rows.iter().enumerate().map(texts).collect(), 30.0);
+    for (at, outcome) in outcomes.iter().enumerate() {
+        let passed: Vec<bool> = outcome.failures.iter().map(String::is_empty).collect();
+        assert_eq!(passed.iter().filter(|passed| **passed).count(), right(at), "{:?}", outcome.failures);
+        for k in [1u32, 10] {
+            let sets: Vec<u32> = (0..1u32 << n).filter(|set| set.count_ones() == k).collect();
+            let good = sets.iter().filter(|set| (0..n).any(|i| **set >> i & 1 == 1 && passed[i])).count();
+            let exact = good as f64 / sets.len() as f64;
+            assert!((outcome.metrics[&format!("pass@{k}")] - exact).abs() < 1e-12, "{at}, {k}: {:?} {exact}", outcome.metrics);
+        }
+    }
+}

@@ -210,6 +210,7 @@ impl Work {
                     logprobs: params.logprobs,
                     prompt_logprobs: prompts.scored.then(|| params.logprobs.unwrap_or(0)),
                     scored_from: 1,
+                    instead: Vec::new(),
                     speculate: config.speculate,
                     mask: masks.pop().flatten(),
                     tell_end: prompts.tell_end,

@@ -1,5 +1,6 @@
-//! `recua bench train|attention|gemm|collectives|decode|prefill|serve-sim|serve`
+//! `recua bench train|attention|gemm|collectives|cluster|decode|prefill|serve-sim|serve`
 
+mod cluster;
 mod collectives;
 mod engine;
 #[cfg(feature = "serve")]
@@ -24,6 +25,7 @@ pub(crate) enum Bench {
     Decode(engine::Decode),
     Prefill(engine::Prefill),
     ServeSim(engine::ServeSim),
+    Cluster(cluster::ClusterVerb),
     #[cfg(feature = "serve")]
     Serve(serve::Serve),
 }
@@ -202,6 +204,7 @@ impl Bench {
             Self::Decode(verb) => return verb.run(),
             Self::Prefill(verb) => return verb.run(),
             Self::ServeSim(verb) => return verb.run(),
+            Self::Cluster(verb) => return verb.run(),
             #[cfg(feature = "serve")]
             Self::Serve(verb) => return verb.run(),
         };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use recua::build::RecuaTokens;
+use recua::build::{RecuaTokens, benchmark_items};
 use recua::corpus::engine::{Fate, Progress, StageSummary};
 use recua::corpus::pipeline::{self, BuildConfig, Observer, Stage};
 use recua::{Error, Result};
@@ -82,7 +82,8 @@ impl Build {
         }
         let stages = if self.stage.is_empty() { Stage::ALL.to_vec() } else { self.stage };
         let shown = Shown { quiet: self.json };
-        let build = pipeline::Build::new(&config, (self.rank, self.world_size), &shown, &RecuaTokens)?;
+        let items = benchmark_items(&config)?;
+        let build = pipeline::Build::new(&config, (self.rank, self.world_size), &shown, &RecuaTokens)?.with_items(items);
         if self.dry_run {
             build.check(&stages)?.iter().for_each(|line| print(line));
             return Ok(());

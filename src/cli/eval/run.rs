@@ -1,4 +1,4 @@
-//! `recua eval run`, `recua eval list`
+//! `recua eval run`
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -7,43 +7,43 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use recua::eval::compare;
+use recua::checkpoint::Checkpoint;
 use recua::eval::metrics::scorer::Scorer;
 use recua::eval::report;
 use recua::eval::results::{self, Info, Results, TaskResult, table};
 use recua::eval::sandbox::{Limits, Sandbox};
 use recua::eval::{
-    Answer, Asking, Kind, LM_EVAL, LocalModel, Model, Outcome, Prepared, Progress, Protocol, RemoteModel, Task, TextSource,
-    Verdicts, all_tasks, answer, find_tasks, folder, forget, judge, prepare, quick,
+    Answer, Asking, Kind, LM_EVAL, LocalModel, Model, Outcome, Prepared, Progress, Protocol, RemoteModel, TextSource, Verdicts,
+    answer, find_tasks, forget, judge, prepare, quick,
 };
 use recua::evaluate::held_out;
-use recua::generate::TextModel;
+use recua::generate::{Engine, EngineConfig, TextModel};
 use recua::train::RunConfig;
 use recua::{Error, Result};
-use serde_json::json;
 
 use super::super::flags::EngineFlags;
+use super::super::ranks::{Input, RankFlags, Role};
 use super::super::{duration, print, print_json, say, stop_on_signal};
 
 /// Which tasks.
 #[derive(Args)]
-struct Which {
+pub(super) struct Which {
     /// Tasks, groups (mmlu), or files of tasks (.toml), separated by commas
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    tasks: Vec<String>,
+    pub(super) tasks: Vec<String>,
     /// Several tasks by one name: llama-paper, figure-2, quick
     #[arg(long, value_name = "NAME")]
-    suite: Option<String>,
+    pub(super) suite: Option<String>,
     /// Folders with a folder of data a task; for the suite `quick` files of text. Nothing is downloaded
     #[arg(long, value_name = "DIR", num_args = 1..)]
-    data: Vec<PathBuf>,
+    pub(super) data: Vec<PathBuf>,
     /// Whose prompts and metrics: lm-eval, paper
     #[arg(long, value_name = "NAME", default_value_t = Protocol::LmEval)]
-    protocol: Protocol,
+    pub(super) protocol: Protocol,
 }
 
 impl Which {
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         self.tasks.iter().chain(&self.suite).map(|name| name.trim().to_string()).filter(|name| !name.is_empty()).collect()
     }
 }
@@ -103,7 +103,19 @@ pub(crate) struct Run {
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
+    ranks: RankFlags,
+    #[command(flatten)]
     device: super::super::Device,
+}
+
+/// Whether all questions were answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Came {
+    /// They were, or another rank is asked.
+    #[default]
+    ToTheEnd,
+    /// A signal came first.
+    Stopped,
 }
 
 impl Run {
@@ -121,29 +133,61 @@ impl Run {
         Ok(Asking { shots, limit, samples, temperature, seed })
     }
 
-    pub(super) fn run(self) -> Result<()> {
-        self.device.apply()?;
+    pub(super) fn run(mut self) -> Result<()> {
+        let role = self.ranks.role(&self.device.backend)?;
         self.engine.check()?;
         let names = self.which.names();
         if names.is_empty() {
             return Err(Error::bad_value("--tasks", "no task is named", "name some, or a --suite; `recua eval list` shows them"));
         }
-        let prepared = self.prepare(&names)?;
+        if !matches!(role, Role::Alone) {
+            if let Some(flag) = [(self.show, "--show"), (self.url.is_some(), "--url")].iter().find(|(given, _)| *given) {
+                let problem = format!("{} leaves several ranks nothing to compute", flag.1);
+                return Err(Error::bad_value("--nproc", problem, "leave it out"));
+            }
+            super::check_dtype(self.engine.config(1).dtype)?;
+        }
+        let came = match &role {
+            Role::Launcher(ranks, network) => {
+                return self.ranks.launch_led(*ranks, *network, &self.device.backend, Input::None);
+            }
+            #[cfg(any(feature = "mpi", feature = "nccl"))]
+            Role::Rank(launched, network) => {
+                self.device.become_rank(launched)?;
+                let path = self.model.as_deref().unwrap_or(Path::new(""));
+                let split = super::Split { flags: &self.ranks, launched, network: *network, backend: &self.device.backend };
+                split.run(&|| Ok(TextModel::open(path, self.tokenizer.as_deref())?.checkpoint), |engine| {
+                    let prepared = self.prepare(&names)?;
+                    let how = ("f32".into(), format!("{}, tp {}", self.device.backend, launched.world));
+                    self.score_model(prepared, path, how, engine)
+                })?
+            }
+            _ => {
+                self.device.apply()?;
+                self.alone(&names)?
+            }
+        };
+        if came == Came::Stopped {
+            std::process::exit(130);
+        }
+        Ok(())
+    }
+
+    /// On one device, or a server.
+    fn alone(&self, names: &[String]) -> Result<Came> {
+        let prepared = self.prepare(names)?;
         if self.show {
             for task in &prepared {
                 task.items.iter().for_each(|item| print(&task.show(item)));
             }
-            return Ok(());
+            return Ok(Came::ToTheEnd);
         }
         match (&self.model, &self.url) {
             (Some(path), _) => {
-                let model = TextModel::open(path, self.tokenizer.as_deref())?;
-                let about = (path.display().to_string(), Some(model.checkpoint.config().num_params()));
-                let config = self.engine.config(usize::MAX);
-                let dtype = config.dtype.clone().unwrap_or_else(|| "the file's".into());
-                let mut model = LocalModel::load(model, &self.device.backend.open()?, config)?;
-                model.seed = self.seed;
-                self.score(prepared, &mut model, about, (dtype, self.device.backend.to_string()))
+                let dtype = self.engine.config(1).dtype.unwrap_or_else(|| "the file's".into());
+                let context = self.device.backend.open()?;
+                let load = |checkpoint: &Checkpoint, config| Engine::load(checkpoint, &context, config);
+                self.score_model(prepared, path, (dtype, self.device.backend.to_string()), &load)
             }
             (None, Some(url)) => {
                 let key = ["RECUA_API_KEY", "OPENAI_API_KEY"].iter().find_map(|name| std::env::var(name).ok());
@@ -155,6 +199,21 @@ impl Run {
                 Err(Error::bad_value("--model", "no model is named", "name a run or a checkpoint, or a server with --url"))
             }
         }
+    }
+
+    /// Of a checkpoint, with the engine that `load` makes of it; `how`: the weights' type, and where it computes.
+    fn score_model(
+        &self,
+        prepared: Vec<Prepared>,
+        path: &Path,
+        how: (String, String),
+        load: &dyn Fn(&Checkpoint, EngineConfig) -> Result<Engine>,
+    ) -> Result<Came> {
+        let model = TextModel::open(path, self.tokenizer.as_deref())?;
+        let about = (path.display().to_string(), Some(model.checkpoint.config().num_params()));
+        let mut model = LocalModel::load_by(model, self.engine.config(usize::MAX), load)?;
+        model.seed = self.seed;
+        self.score(prepared, &mut model, about, how)
     }
 
     /// The questions of the tasks. Of a suite or a group what is there is evaluated; a task that is named must be there.
@@ -229,7 +288,7 @@ impl Run {
         model: &mut dyn Model,
         about: (String, Option<u64>),
         how: (String, String),
-    ) -> Result<()> {
+    ) -> Result<Came> {
         let sandbox = match prepared.iter().any(|task| task.task.runs_programs()) {
             true => Some(Sandbox::new(Limits::default(), self.unsandboxed, None)?),
             false => None,
@@ -247,7 +306,7 @@ impl Run {
                 Some(_) => "stopped; the same command goes on with it",
                 None => "stopped; with --out DIR the answers would have been kept",
             });
-            std::process::exit(130);
+            return Ok(Came::Stopped);
         };
         line.finish();
         let (mut tasks, mut outcomes): (Vec<TaskResult>, Vec<Vec<Outcome>>) = Default::default();
@@ -285,11 +344,12 @@ impl Run {
             forget(&dir, &prepared);
         }
         if self.json {
-            return print_json(&results);
+            print_json(&results)?;
+            return Ok(Came::ToTheEnd);
         }
         print(table(&results).trim_end());
         say(&format!("computed in {}", duration(results.run.seconds)));
-        Ok(())
+        Ok(Came::ToTheEnd)
     }
 
     fn verdicts(&self, task: &Prepared, answers: &[Answer], sandbox: Option<&Sandbox>) -> Result<Verdicts> {
@@ -367,82 +427,5 @@ impl ProgressLine {
         if self.terminal {
             let _ = std::io::Write::write_all(&mut std::io::stderr(), b"\r\x1b[K");
         }
-    }
-}
-
-/// Hold two evaluations against each other
-///
-/// Paired, over the questions that both have: the difference of each metric, and its error.
-#[derive(Args)]
-pub(crate) struct Compare {
-    /// What `recua eval run --out` wrote
-    a: PathBuf,
-    /// Another
-    b: PathBuf,
-    /// One JSON document on stdout
-    #[arg(long)]
-    json: bool,
-}
-
-impl Compare {
-    pub(super) fn run(self) -> Result<()> {
-        let comparison = compare::compare(&self.a, &self.b)?;
-        if self.json {
-            return print_json(&comparison);
-        }
-        print(compare::table(&comparison).trim_end());
-        Ok(())
-    }
-}
-
-/// Show the tasks
-///
-/// Protocol, version, metrics, shots, and where each task's data comes from; with --data whether it is there.
-#[derive(Args)]
-pub(crate) struct List {
-    #[command(flatten)]
-    which: Which,
-    /// One JSON document on stdout
-    #[arg(long)]
-    json: bool,
-}
-
-impl List {
-    pub(super) fn run(self) -> Result<()> {
-        let names = self.which.names();
-        let tasks = if names.is_empty() { all_tasks(self.which.protocol)? } else { find_tasks(&names, self.which.protocol)? };
-        let found = |task: &Task| {
-            (task.made.is_none() && !self.which.data.is_empty())
-                .then(|| folder(task, &self.which.data).map_err(|e| e.to_string()))
-        };
-        if self.json {
-            let rows = tasks.iter().map(|task| {
-                let found = found(task);
-                json!({
-                    "task": task.name, "aliases": task.aliases, "groups": task.groups, "protocol": task.protocol, "version": task.version,
-                    "kind": task.kind, "metrics": task.metric_names(), "shots": task.shots, "source": task.source,
-                    "found": found.as_ref().map(Result::is_ok),
-                    "problem": found.and_then(Result::err),
-                })
-            });
-            return print_json(&rows.collect::<Vec<_>>());
-        }
-        let protocol = self.which.protocol;
-        print(&match protocol {
-            Protocol::LmEval => format!("protocol lm-eval: prompts, shots and metrics of lm-eval {LM_EVAL}"),
-            Protocol::Paper => "protocol paper: those of the LLaMA paper; docs/eval.md says where it is silent".into(),
-        });
-        for task in tasks {
-            let also = if task.aliases.is_empty() { String::new() } else { format!(" ({})", task.aliases.join(", ")) };
-            let shots = if task.kind == Kind::Text { String::new() } else { format!(", {} shots", task.shots) };
-            print(&format!("{}{also}  {}, {}{shots}", task.name, task.version, task.metric_names().join(" ")));
-            print(&format!("    {}", task.source));
-            match found(&task) {
-                Some(Ok(_)) => print("    found"),
-                Some(Err(e)) => print(&format!("    not found: {e}")),
-                None => {}
-            }
-        }
-        Ok(())
     }
 }

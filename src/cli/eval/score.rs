@@ -8,6 +8,8 @@ use recua::checkpoint::Checkpoint;
 use recua::eval::Scorer;
 use serde_json::json;
 
+use super::super::ranks::{Input, RankFlags, Role};
+
 #[derive(Args)]
 pub(crate) struct Score {
     /// A run, a checkpoint, a Hugging Face folder, a Meta folder or a GGUF file
@@ -19,13 +21,36 @@ pub(crate) struct Score {
     #[command(flatten)]
     weights: super::super::flags::WeightFlags,
     #[command(flatten)]
+    ranks: RankFlags,
+    #[command(flatten)]
     device: super::super::Device,
 }
 
 impl Score {
-    pub(super) fn run(self) -> Result<()> {
-        self.device.apply()?;
-        let mut scorer = Scorer::load_as(&Checkpoint::open(&self.model)?, &self.device.backend.open()?, self.weights.dtype())?;
+    pub(super) fn run(mut self) -> Result<()> {
+        match self.ranks.role(&self.device.backend)? {
+            Role::Launcher(ranks, network) => {
+                super::check_dtype(self.weights.dtype())?;
+                self.ranks.launch_led(ranks, network, &self.device.backend, Input::Own)
+            }
+            #[cfg(any(feature = "mpi", feature = "nccl"))]
+            Role::Rank(launched, network) => {
+                self.device.become_rank(&launched)?;
+                super::check_dtype(self.weights.dtype())?;
+                let split = super::Split { flags: &self.ranks, launched: &launched, network, backend: &self.device.backend };
+                split.run(&|| Checkpoint::open(&self.model), |engine| {
+                    self.score(Scorer::of(engine(&Checkpoint::open(&self.model)?, Scorer::config(None))?))
+                })
+            }
+            _ => {
+                self.device.apply()?;
+                let (checkpoint, context) = (Checkpoint::open(&self.model)?, self.device.backend.open()?);
+                self.score(Scorer::load_as(&checkpoint, &context, self.weights.dtype())?)
+            }
+        }
+    }
+
+    fn score(&self, mut scorer: Scorer) -> Result<()> {
         super::super::tokenizer::for_lines(|number, line| {
             let tokens: Vec<u32> = super::super::tokenizer::parse(number, &line, "a JSON array of token ids")?;
             let scores = scorer.logprobs(&tokens)?;

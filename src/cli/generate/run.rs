@@ -116,7 +116,7 @@ impl<'a> Run<'a> {
     fn take(&mut self, engine: &mut Engine, event: Event) -> Result<()> {
         let now = self.began.elapsed().as_secs_f64();
         match event {
-            Event::Prompt { id, logprobs } => self.jobs[self.by_id[&id]].prompt_logprobs = Some(logprobs),
+            Event::Prompt { id, logprobs, .. } => self.jobs[self.by_id[&id]].prompt_logprobs = Some(logprobs),
             Event::Token { id, choice, token, logprob } => {
                 let i = self.by_id[&id];
                 let text = &mut self.jobs[i].texts[choice];

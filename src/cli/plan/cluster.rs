@@ -227,6 +227,7 @@ fn table(w: &Workload, cluster: &Cluster, p: &ClusterPlan, hours: f64) {
         ("optimizer's state", m.state),
         ("activations", m.activations),
         ("logits", m.logits),
+        ("tensors of an operation", m.working),
         ("exchange buffers", m.buffers),
         ("sum", m.total()),
     ] {

@@ -95,6 +95,15 @@ impl DeviceContext {
         }
     }
 
+    /// For tests: the device is lost from here on, as when its driver is reset. Of `wgpu` alone; else nothing happens.
+    #[doc(hidden)]
+    pub fn lose_device(&self) {
+        #[cfg(feature = "wgpu")]
+        if let OpenDevice::Wgpu(device) = &self.device {
+            super::wgpu::destroy(device);
+        }
+    }
+
     /// For tests: takes failures of a thread of this name (`DSD-<type>-<index>`) for the device's.
     #[doc(hidden)]
     pub fn listen(&self, thread: [u16; 2]) {

@@ -44,7 +44,7 @@ fn read_bandwidth() -> f64 {
             sums.iter().chain(rest).fold(0u64, |sum, word| sum.wrapping_add(*word))
         })
     };
-    best(&mut || {
+    best(SECONDS, &mut || {
         std::hint::black_box(read().reduce(|| 0, u64::wrapping_add));
         Ok(())
     })
@@ -60,7 +60,7 @@ fn copy_bandwidth<B: LlamaOps>(device: &B::Device) -> Result<f64> {
         }
         sync::<B>(device)
     };
-    Ok((2 * COPIES * DEVICE_BYTES) as f64 / best(&mut copy)?)
+    Ok((2 * COPIES * DEVICE_BYTES) as f64 / best(SECONDS, &mut copy)?)
 }
 
 /// Floating-point operations a second of the best large product in a type.
@@ -73,18 +73,18 @@ pub(super) fn product_ceiling<B: LlamaOps>(device: &B::Device, cpu: bool, dtype:
     }
     let n = if cpu { 1024 } else { 4096 };
     let x = primitive(Tensor::<B, 2>::ones([n, n], device).cast(dtype));
-    let seconds = best(&mut || {
+    let seconds = best(SECONDS, &mut || {
         drop(B::project(x.clone(), x.clone(), dtype));
         sync::<B>(device)
     })?;
     Ok(2.0 * (n as f64).powi(3) / seconds)
 }
 
-/// Seconds of the fastest call, of as many as half a second takes; the first is not counted.
-fn best(call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+/// Seconds of the fastest call, of as many as fit into some seconds; the first is not counted.
+pub(super) fn best(seconds: f64, call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     call()?;
     let (began, mut best) = (Instant::now(), f64::INFINITY);
-    while best.is_infinite() || began.elapsed().as_secs_f64() < SECONDS {
+    while best.is_infinite() || began.elapsed().as_secs_f64() < seconds {
         let start = Instant::now();
         call()?;
         best = best.min(start.elapsed().as_secs_f64());

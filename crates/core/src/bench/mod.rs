@@ -1,6 +1,7 @@
 //! What speed a machine gives: training (the trainer's own step), attention, products; the engine's decoding, prefill and serving.
 
 mod bandwidth;
+mod cluster;
 mod engine;
 
 use std::time::Instant;
@@ -16,6 +17,7 @@ use crate::optim::{AdamW, OptimConfig};
 use crate::parallel::Ranks;
 use crate::train::step::{MicroBatch, StepConfig, check_device, device_failed, train_step};
 
+pub use cluster::{ClusterBench, cluster};
 pub use engine::{EngineBench, EngineMeasured, EngineRow, EngineWhat, Served, Weights, run_engine};
 
 /// A measurement.

@@ -63,8 +63,17 @@ impl Scorer {
     /// # Errors
     /// As [`Engine::load`].
     pub fn load_as(checkpoint: &Checkpoint, context: &DeviceContext, dtype: Option<String>) -> Result<Self> {
-        let config = EngineConfig { dtype, max_batch: 1, prefix_cache: false, ..Default::default() };
-        Ok(Self { engine: Engine::load(checkpoint, context, config)? })
+        Engine::load(checkpoint, context, Self::config(dtype)).map(Self::of)
+    }
+
+    /// Of an engine that is there, which nobody else gives requests.
+    pub fn of(engine: Engine) -> Self {
+        Self { engine }
+    }
+
+    /// How an engine is made that only scores.
+    pub fn config(dtype: Option<String>) -> EngineConfig {
+        EngineConfig { dtype, max_batch: 1, prefix_cache: false, ..Default::default() }
     }
 
     /// [`logprobs`] of this model.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::cache::BlockPool;
+use super::logprobs::{Scored, score_rows};
 use super::runner::{CacheSize, ModelRunner, Runner, StepInput};
 use super::sequence::{Outcome, Sequence, Wanted};
 use super::{Event, Request, RequestId, RequestStats, Sampler, Stop, check_tokens};
@@ -186,7 +187,12 @@ impl Engine {
         Ok(Self::with_runner(Some(context.clone()), runner, config, size))
     }
 
-    fn with_runner(context: Option<DeviceContext>, runner: Box<dyn Runner>, config: EngineConfig, size: CacheSize) -> Self {
+    pub(super) fn with_runner(
+        context: Option<DeviceContext>,
+        runner: Box<dyn Runner>,
+        config: EngineConfig,
+        size: CacheSize,
+    ) -> Self {
         let pool = BlockPool::new(size.blocks, config.prefix_cache);
         let (waiting, running, events) = (VecDeque::new(), Vec::new(), Vec::new());
         let stats = EngineStats::default();
@@ -240,6 +246,9 @@ impl Engine {
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         let vocab = self.model().vocab_size;
         check_tokens(&request.prompt, vocab)?;
+        if !request.instead.is_empty() {
+            check_tokens(&request.instead, vocab)?;
+        }
         let (prompt_len, max_len) = (request.prompt.len(), self.size.max_len);
         // The last token of a prompt that is only scored is not computed.
         let needed = if request.max_new == 0 { prompt_len - 1 } else { prompt_len };
@@ -262,6 +271,10 @@ impl Engine {
             let problem = format!("expected a token after the first of the prompt's {prompt_len}, got {from}");
             return Err(Error::bad_value("scored_from", problem, "1 scores all that can be scored"));
         }
+        if !request.instead.is_empty() && (request.prompt_logprobs.is_none() || prompt_len < 2) {
+            let problem = "tokens in the place of the prompt's last one, where that one is not scored";
+            return Err(Error::bad_value("instead", problem, "set prompt_logprobs, and give a prompt of two tokens at least"));
+        }
         request.sampling.check(Some(vocab))?;
         let sampler = Sampler::for_choice(request.sampling.clone(), 0)?;
         let forks = (1..request.n).map(|i| Sampler::for_choice(request.sampling.clone(), i)).collect::<Result<Vec<_>>>()?;
@@ -277,6 +290,7 @@ impl Engine {
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             scored_from: request.scored_from,
+            instead: request.instead,
             speculate: request.speculate,
             tell_end: request.tell_end,
             salt: request.salt,
@@ -448,9 +462,7 @@ impl Engine {
             let sequence = &self.waiting[at];
             if sequence.wanted.max_new == 0 && (sequence.pending() == 0 || sequence.wanted.prompt_logprobs.is_none()) {
                 let Some(mut sequence) = self.waiting.remove(at) else { break };
-                if let Some(logprobs) = sequence.take_prompt_logprobs() {
-                    self.events.push(Event::Prompt { id: sequence.id(), logprobs });
-                }
+                self.events.extend(sequence.tell_prompt());
                 for choice in 0..=sequence.forks.len() {
                     let (id, stats) = (sequence.id(), sequence.stats);
                     self.events.push(Event::Done { id, choice, stop: Stop::Length, stats });
@@ -584,12 +596,17 @@ impl Engine {
         }
         self.stats.steps += 1;
         let running = &mut self.running;
-        self.runner.run(&step, &mut |i, logits| {
-            let (part, position, drafted) = asked[i];
-            let out = &mut outcomes[part];
-            if out.failed.is_none() {
-                let sequence = &mut running[parts[part].sequence];
-                out.failed = sequence.take_logits(position, logits, drafted, out).err();
+        self.runner.run(&step, &mut |first, rows, vocab| {
+            let asked = &asked[first..];
+            let of = |(part, position, _): &(usize, usize, Option<u32>)| running[parts[*part].sequence].scored(*position);
+            let scored: Vec<Option<Scored<'_>>> = asked.iter().take(rows.len() / vocab).map(of).collect();
+            let scored = score_rows(rows, vocab, &scored);
+            for ((logits, scored), (part, position, drafted)) in rows.chunks_exact_mut(vocab).zip(scored).zip(asked) {
+                let out = &mut outcomes[*part];
+                if out.failed.is_none() {
+                    let sequence = &mut running[parts[*part].sequence];
+                    out.failed = sequence.take_logits(*position, logits, scored, *drafted, out).err();
+                }
             }
         })?;
         self.take_outcomes(parts, outcomes, 0);
@@ -662,17 +679,13 @@ impl Engine {
             self.stats.accepted += out.accepted as u64;
             if let Some(error) = out.failed {
                 // What came before is told, as it is where the rows are in other steps.
-                if let Some(logprobs) = sequence.take_prompt_logprobs() {
-                    self.events.push(Event::Prompt { id: sequence.id(), logprobs });
-                }
+                self.events.extend(sequence.tell_prompt());
                 self.events.append(&mut out.events);
                 failed.push((sequence.id(), error));
                 continue;
             }
             sequence.publish(&mut self.pool);
-            if let Some(logprobs) = sequence.take_prompt_logprobs() {
-                self.events.push(Event::Prompt { id: sequence.id(), logprobs });
-            }
+            self.events.extend(sequence.tell_prompt());
             if sequence.wanted.max_new == 0 && sequence.pending() == 0 {
                 out.ended = Some(Stop::Length);
                 for choice in 1..=sequence.forks.len() {

@@ -29,6 +29,9 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// The first token of the prompt that is scored, at least the second (1). What comes before it is shared with other requests.
     pub scored_from: usize,
+    /// Tokens that are scored in the place of the prompt's last one, by the same row of logits: choices of one token. They need
+    /// `prompt_logprobs`.
+    pub instead: Vec<u32>,
     /// Draft up to this many tokens from the request's own text; see docs. 0: off.
     pub speculate: usize,
     /// Which tokens may come next; `n` must be 1 with it.
@@ -52,6 +55,7 @@ impl Default for Request {
             logprobs: None,
             prompt_logprobs: None,
             scored_from: 1,
+            instead: Vec::new(),
             speculate: 0,
             mask: None,
             tell_end: false,
@@ -115,6 +119,8 @@ pub enum Event {
         id: RequestId,
         /// One a token.
         logprobs: Vec<TokenLogprob>,
+        /// Natural logarithms, one a token of [`Request::instead`].
+        instead: Vec<f32>,
     },
     /// A new token.
     Token {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::engine::EngineConfig;
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ const LOGIT_ROWS: usize = 32;
 pub(super) const NO_TOKEN: u32 = u32::MAX;
 
 /// One forward pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct StepInput {
     /// The token of each row.
     pub(super) tokens: Vec<u32>,
@@ -35,8 +36,9 @@ pub(super) trait Runner: Send {
     fn model(&self) -> &ModelConfig;
     /// Bytes of the matrices that a step reads, all but the embedding, of which it looks up some rows: of each type, by ggml's name.
     fn weight_bytes(&self) -> &BTreeMap<&'static str, u64>;
-    /// Computes a step and shows the logits `[vocab_size]` of each row asked for: its place among them, and them.
-    fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()>;
+    /// Computes a step and shows the logits `[rows, vocab_size]` of the rows asked for, some at a time, in order: the place of the first of
+    /// them, the logits, and `vocab_size`.
+    fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32], usize)) -> Result<()>;
     /// Whether [`Runner::sample`] is the way to a token where nothing is asked for that needs the logits.
     fn samples(&self) -> bool;
     /// Computes a step and draws a token, on the device, after each row asked for; then the steps that follow it, a row a sequence
@@ -170,16 +172,14 @@ impl<B: LlamaOps> Runner for ModelRunner<B> {
         &self.weight_bytes
     }
 
-    fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32])) -> Result<()> {
+    fn run(&mut self, step: &StepInput, see: &mut dyn FnMut(usize, &mut [f32], usize)) -> Result<()> {
         let tokens = int_tensor::<B>(step.tokens.iter().copied(), &self.device).into_primitive();
         let x = self.pass(tokens, &step.rows)?;
         let vocab = self.model.config().vocab_size;
         for (i, asked) in step.logits.chunks(LOGIT_ROWS).enumerate() {
             let logits = tensor::<B, 2>(self.logits(Llama::<B>::pick_rows(x.clone(), asked))?).into_data();
             let mut logits: Vec<f32> = logits.into_vec().map_err(|e| Error::internal("logits", format!("not float32: {e:?}")))?;
-            for (j, row) in logits.chunks_exact_mut(vocab).enumerate() {
-                see(i * LOGIT_ROWS + j, row);
-            }
+            see(i * LOGIT_ROWS, &mut logits, vocab);
         }
         Ok(())
     }

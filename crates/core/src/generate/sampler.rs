@@ -223,6 +223,7 @@ const TAYLOR: [f64; 14] = {
 };
 
 /// `e^x` for `x` of at most 0, within 2^-50, in operations whose results IEEE 754 fixes: `f64::exp` is the platform's own.
+#[inline(always)]
 pub(super) fn exp(x: f64) -> f64 {
     let x = x.max(-700.0); // 1e-304, which counts as nothing
     let n = (x * std::f64::consts::LOG2_E - 0.5) as i32; // the nearest whole number

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::cache::{BlockHash, BlockPool, block_hash};
-use super::logprobs::token_logprob;
+use super::logprobs::{RowLogprobs, Scored, token_logprob};
 use super::runner::NO_TOKEN;
 use super::speculate::Drafter;
 use super::{Event, RequestId, RequestStats, Sampler, Stop, TokenLogprob, TokenMask};
@@ -22,6 +22,7 @@ pub(super) struct Wanted {
     pub(super) logprobs: Option<usize>,
     pub(super) prompt_logprobs: Option<usize>,
     pub(super) scored_from: usize,
+    pub(super) instead: Vec<u32>,
     pub(super) speculate: usize,
     pub(super) tell_end: bool,
     pub(super) salt: u64,
@@ -53,6 +54,8 @@ pub(super) struct Sequence {
     /// Samplers of the continuations that begin when the prompt is there.
     pub(super) forks: Vec<Sampler>,
     prompt_logprobs: Vec<TokenLogprob>,
+    /// One a token of `Wanted::instead`.
+    instead: Vec<f32>,
     prompt_told: bool,
     pub(super) stats: RequestStats,
 }
@@ -76,6 +79,7 @@ impl Sequence {
             drafter,
             forks,
             prompt_logprobs: Vec::new(),
+            instead: Vec::new(),
             prompt_told: false,
             stats,
         }
@@ -126,19 +130,27 @@ impl Sequence {
         self.wanted.scored_from + self.prompt_logprobs.len()
     }
 
-    /// Takes the logits after `position`. `drafted`: the token that was computed after it as a guess.
+    /// What the row at `position` is asked for.
+    pub(super) fn scored(&self, position: usize) -> Option<Scored<'_>> {
+        let top = self.wanted.prompt_logprobs.filter(|_| self.scores(position))?;
+        let instead = if position + 2 == self.wanted.prompt_len { &self.wanted.instead[..] } else { &[] };
+        Some(Scored { token: self.tokens[position + 1], instead, top })
+    }
+
+    /// Takes the logits after `position`. `scored`: what [`Sequence::scored`] asked for. `drafted`: the token that was computed after it
+    /// as a guess.
     pub(super) fn take_logits(
         &mut self,
         position: usize,
         logits: &mut [f32],
+        scored: Option<Result<RowLogprobs>>,
         drafted: Option<u32>,
         out: &mut Outcome,
     ) -> Result<()> {
-        if self.scores(position)
-            && let Some(top) = self.wanted.prompt_logprobs
-        {
-            let token = self.tokens[position + 1];
-            self.prompt_logprobs.push(token_logprob(logits, token, top)?);
+        if let Some(scored) = scored {
+            let RowLogprobs { token, mut instead } = scored?;
+            self.prompt_logprobs.push(token);
+            self.instead.append(&mut instead);
         }
         if position + 1 < self.tokens.len() || out.ended.is_some() || out.missed {
             return Ok(());
@@ -268,17 +280,18 @@ impl Sequence {
             drafter: self.drafter.clone(),
             forks: Vec::new(),
             prompt_logprobs: Vec::new(),
+            instead: Vec::new(),
             prompt_told: true,
             stats: self.stats,
         }
     }
 
-    /// The prompt's log-probabilities, once all are there.
-    pub(super) fn take_prompt_logprobs(&mut self) -> Option<Vec<TokenLogprob>> {
+    /// The prompt's log-probabilities, once all are there, and once.
+    pub(super) fn tell_prompt(&mut self) -> Option<Event> {
         let whole = self.wanted.prompt_logprobs.is_some() && self.next_scored() == self.wanted.prompt_len;
         let due = whole && !self.prompt_told;
         self.prompt_told |= due;
-        due.then(|| self.prompt_logprobs.clone())
+        due.then(|| Event::Prompt { id: self.id(), logprobs: self.prompt_logprobs.clone(), instead: self.instead.clone() })
     }
 
     /// Tells the pool of the blocks that are full now.

@@ -127,7 +127,7 @@ impl KvShape {
 }
 
 /// The rows of a batch, on the host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchRows {
     /// Of each row, its position in its sequence.
     pub positions: Vec<u32>,

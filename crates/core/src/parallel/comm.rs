@@ -201,6 +201,11 @@ impl Pending {
         &self.call
     }
 
+    /// How long [`Pending::wait`] waits.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// The result.
     ///
     /// # Errors

@@ -42,6 +42,11 @@ impl Mesh {
         self.world.as_ref()
     }
 
+    /// [`Mesh::world`], to be kept.
+    pub fn shared_world(&self) -> Arc<dyn Communicator> {
+        self.world.clone()
+    }
+
     /// The ranks that hold the same part.
     pub fn data(&self) -> &dyn Communicator {
         self.data.as_ref()
@@ -89,6 +94,11 @@ impl Mesh {
             }
         }
         Arc::new(Hosted::new(group.clone(), self.watch.clone(), self.config.overlap))
+    }
+
+    /// Tensors over the ranks of this replica.
+    pub fn tensor_collectives<B: LlamaOps>(&self) -> Arc<dyn Collectives<B>> {
+        Arc::new(Hosted::new(self.tensor.clone(), self.watch.clone(), self.config.overlap))
     }
 
     /// What a pass does between the ranks of this replica.

@@ -3,6 +3,7 @@
 //! A rank is a process, or in tests a thread, with one device. [`Communicator`] is the border to the engines that move bytes between
 //! ranks (`mpi`; `nccl`; [`local`]: threads of one process). Everything above it is the same for all engines.
 
+pub mod agree;
 #[cfg(feature = "train")]
 pub mod cluster;
 pub mod collectives;
@@ -33,7 +34,7 @@ pub use comm::{Buffer, Call, Communicator, Completion, Operation, Pending, Reduc
 pub use config::ParallelConfig;
 #[cfg(feature = "train")]
 pub use data::DataParallel;
-pub use infer::split_engine;
+pub use infer::{follow_engine, lead_engine, split_engine};
 pub use local::{Failure, Link, LocalOptions, LocalWorld, run_ranks, run_ranks_of};
 pub use mesh::Mesh;
 #[cfg(feature = "train")]

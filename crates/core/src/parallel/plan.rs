@@ -82,22 +82,24 @@ impl StepTime {
 pub struct Memory {
     /// Weights as products read them.
     pub weights: f64,
-    /// Gradients.
+    /// Gradients that are there together with [`Memory::activations`].
     pub gradients: f64,
     /// AdamW's moments, and float32 weights where products read narrower ones.
     pub state: f64,
-    /// What is kept from forward to backward.
+    /// What is kept from forward to backward, at the fullest moment.
     pub activations: f64,
     /// Logits of a pass, were they not computed in chunks.
     pub logits: f64,
-    /// A gathered residual stream and a gradient bucket on its way.
+    /// What one operation of backward needs beside: the residual stream's gradient, SwiGLU's output and its gradient.
+    pub working: f64,
+    /// Gathered rows and a gradient bucket on their way.
     pub buffers: f64,
 }
 
 impl Memory {
     /// The sum.
     pub fn total(&self) -> f64 {
-        self.weights + self.gradients + self.state + self.activations + self.logits + self.buffers
+        self.weights + self.gradients + self.state + self.activations + self.logits + self.working + self.buffers
     }
 }
 
@@ -269,7 +271,12 @@ fn buckets(cluster: &Cluster, l: &Layout, parameters: f64) -> (f64, f64) {
     (n, parameters / n)
 }
 
-/// What one device holds.
+/// What one device holds at the fullest moment of a step.
+///
+/// Backward frees a layer's activations as it makes the layer's gradients. On one replica with one pass a step these take the place of
+/// those, and the fullest moment is the start of backward (all activations) or its end (all gradients). After earlier passes all
+/// gradients are there at the start as well. With several replicas gradients leave, and weights come back, in buckets: blocks of
+/// memory of another size than activations', which an allocator does not give the place of activations that were freed.
 pub fn memory(w: &Workload, cluster: &Cluster, l: &Layout) -> Memory {
     let m = &w.model;
     let (tp, dp, c) = (l.tp as f64, l.dp as f64, w.compute_bytes as f64);
@@ -282,22 +289,35 @@ pub fn memory(w: &Workload, cluster: &Cluster, l: &Layout) -> Memory {
     let residual = 4.0 * d / along;
     let linear = residual + (c * (2.0 * q + 2.0 * kv) + 4.0 * m.n_heads as f64 + c * 2.0 * f) / tp;
     let everything = linear + residual + 2.0 * c * d / along + c * f / tp;
-    let activations = match w.keep {
-        ActivationCheckpointing::None => layers * everything,
-        ActivationCheckpointing::Selective => layers * linear,
+    let (activations, of_one) = match w.keep {
+        ActivationCheckpointing::None => (layers * everything, everything),
+        ActivationCheckpointing::Selective => (layers * linear, linear),
         // One block is computed again at a time, whole.
-        ActivationCheckpointing::Full => layers * residual + everything - residual,
+        ActivationCheckpointing::Full => (layers * residual + everything - residual, everything),
     };
     let state = if w.compute_bytes == 4 { 8.0 } else { 12.0 };
     let (_, bucket) = buckets(cluster, l, parameters);
     let sharded = |least: u8| if l.zero >= least { dp } else { 1.0 };
-    let gathered = if l.tp > 1 { tokens * d * c } else { 0.0 };
+    // In backward under the product for dX: the gathered gradient of the output, the gathered input, dX before it is scattered.
+    let gathered = if l.tp > 1 { 3.0 * tokens * d * c } else { 0.0 };
+    let all = w.gradient_bytes as f64 * parameters / sharded(2);
+    // The first gradients that backward makes: the output projection's and the last w2's.
+    let first = w.gradient_bytes as f64 * (m.vocab_size as f64 * d + d * f) / tp;
+    let (gradients, activations) = if l.dp > 1 || l.micro_batches > 1 {
+        (all, tokens * activations)
+    } else if first + tokens * activations > all + tokens * of_one {
+        (first, tokens * activations)
+    } else {
+        (all, tokens * of_one)
+    };
+    let cast = if w.compute_bytes == 4 { 0.0 } else { c * d };
     Memory {
         weights: c * parameters,
-        gradients: w.gradient_bytes as f64 * parameters / sharded(2),
+        gradients,
         state: state * parameters / sharded(1),
-        activations: tokens * activations,
+        activations,
         logits: tokens * m.vocab_size as f64 / tp * c,
+        working: tokens * ((4.0 * d + cast) / along + 2.0 * c * f / tp),
         buffers: gathered + if l.dp > 1 { bucket * w.gradient_bytes as f64 } else { 0.0 },
     }
 }

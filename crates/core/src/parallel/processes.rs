@@ -20,6 +20,8 @@ pub struct Processes {
     pub arguments: Vec<OsString>,
     /// Ranks.
     pub ranks: usize,
+    /// Whether the first one reads what this process is given on stdin; none of the others does.
+    pub reads: bool,
     /// How long the others may take to end once one has failed: they know by then, and say so.
     pub grace: Duration,
 }
@@ -65,7 +67,11 @@ impl Processes {
 
     fn command(&self, rank: usize, port: u16) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).envs(rank_variables(rank, self.ranks, port)).stdin(Stdio::null());
+        command.args(&self.arguments).envs(rank_variables(rank, self.ranks, port)).stdin(if self.reads && rank == 0 {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        });
         if rank > 0 {
             // The first one writes the results.
             command.stdout(Stdio::null());

@@ -1,18 +1,13 @@
 //! What a training step asks of the other ranks.
 
-use std::time::Duration;
-
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{FloatDType, TensorMetadata};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
-
-use super::comm::{Communicator, gather_bytes, gather_numbers};
+pub use super::agree::{agree, any};
+use super::comm::gather_numbers;
 use super::data::DataParallel;
 use super::mesh::Mesh;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::regions::{Regions, Single};
 use crate::model::{Llama, Slot};
 use crate::ops::LlamaOps;
@@ -69,7 +64,7 @@ impl<B: LlamaOps> Ranks<B> {
     /// Waits until all weights of a model are there.
     ///
     /// # Errors
-    /// [`Error::Communication`].
+    /// [`Error::Communication`](crate::Error::Communication).
     pub fn settle(&mut self, model: Llama<B>) -> Result<Llama<B>> {
         match &mut self.data {
             Some(data) => data.settle(model),
@@ -98,39 +93,4 @@ pub(crate) fn sum_of_step(mesh: &Mesh, loss: f64, whole: f64, parts: f64) -> Res
     let all = gather_numbers(mesh.world(), &own)?;
     let sum = |i: usize| all.iter().map(|own| own[i]).sum::<f64>();
     Ok([sum(0), sum(1) + sum(2)])
-}
-
-/// Whether any rank of a group says so.
-///
-/// # Errors
-/// [`Error::Communication`].
-pub fn any(group: &dyn Communicator, own: bool) -> Result<bool> {
-    Ok(gather_numbers(group, &[f64::from(u8::from(own))])?.iter().any(|x| x[0] > 0.0))
-}
-
-/// The results of all ranks of a group, in the order of ranks; an error on one is an error on all. Waits up to `timeout` for the slowest,
-/// where that is given.
-///
-/// # Errors
-/// This rank's; else [`Error::Rank`] naming the first that failed; [`Error::Communication`].
-pub fn agree<T: Serialize + DeserializeOwned>(
-    group: &dyn Communicator,
-    own: Result<T>,
-    timeout: Option<Duration>,
-) -> Result<Vec<T>> {
-    let said = match &own {
-        Ok(value) => json!({ "ok": value }),
-        Err(e) => json!({ "error": e.to_string() }),
-    };
-    let all = gather_bytes(group, said.to_string().as_bytes(), timeout)?;
-    own?;
-    let read = |(rank, bytes): (usize, &Vec<u8>)| {
-        let garbled = || Error::internal("agree", format!("rank {rank} sent what cannot be read"));
-        let mut said: Value = serde_json::from_slice(bytes).map_err(|_| garbled())?;
-        match said["error"].as_str() {
-            Some(problem) => Err(Error::Rank { rank, problem: problem.into() }),
-            None => serde_json::from_value(said["ok"].take()).map_err(|_| garbled()),
-        }
-    };
-    all.iter().enumerate().map(read).collect()
 }

@@ -306,13 +306,6 @@ impl RunConfig {
     /// [`Error::BadValue`] naming what cannot be split, with the values that can.
     pub fn validate_on(&self, ranks: usize) -> Result<()> {
         self.step().check_mesh(ranks > 1)?;
-        if ranks > 1 && self.eval.every > 0 {
-            return Err(Error::bad_value(
-                "eval.every",
-                "benchmarks during training are for one device",
-                "set eval.every = 0, and ask checkpoints with `recua eval run`",
-            ));
-        }
         let dp = self.parallel.dp_of(ranks)?;
         self.parallel.validate(&self.model, self.seq_len(), self.train.batch, self.micro_batch_on(dp), ranks)
     }

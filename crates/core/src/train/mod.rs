@@ -22,4 +22,4 @@ pub use config::{HeldOut, RunConfig};
 pub use crate::config::Layers;
 pub use metrics::Validation;
 pub use observe::{Observer, RunInfo, RunSummary};
-pub use run::{Start, Then, Trained, Trainer, check, train, train_on, train_then, train_threads};
+pub use run::{Start, Then, Trained, Trainer, check, train, train_on, train_then, train_threads, write_report};

@@ -15,7 +15,7 @@ use super::metrics::Validation;
 use super::observe::{Observer, RunSummary};
 use super::pieces;
 use super::report::ReportInfo;
-use super::session::{Learner, Opening, SLOW_TIMEOUT, Session};
+use super::session::{Learner, Opening, Session};
 use super::state::OptimState;
 use super::step::{MicroBatch, StepConfig, StepOutput, batch_loss, batch_loss_on, check_device, train_step};
 use crate::backend::context::Scope;
@@ -24,13 +24,13 @@ use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM
 use crate::checkpoint::weights::{infos, load, load_part, read, to_bytes};
 use crate::checkpoint::{RankFiles, TensorSource};
 use crate::error::{Error, Result};
-use crate::generate::{Engine, EngineConfig, Request, SampleConfig, generate_in};
+use crate::generate::{Engine, EngineConfig, Follower, Request, SampleConfig, generate_in};
 use crate::model::llama::fuse;
 use crate::model::regions::Single;
 use crate::model::{Llama, unfuse};
 use crate::ops::{Job, LlamaOps};
 use crate::optim::AdamW;
-use crate::parallel::ranks::agree;
+use crate::parallel::agree::{SLOW_TIMEOUT, agree};
 use crate::parallel::{Communicator, Failure, LocalOptions, LocalWorld, Mesh, Ranks, Watch};
 use crate::tokenizer::Tokenizer;
 
@@ -46,9 +46,12 @@ pub fn train(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<RunSummary> {
-    train_then(config, dir, start, backend, stop, observer, &mut |trained, summary, _| {
-        super::report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
-    })
+    train_then(config, dir, start, backend, stop, observer, &mut write_report(dir))
+}
+
+/// What [`train`] does at its end: `report.html` of the run in `dir`.
+pub fn write_report(dir: &Path) -> impl FnMut(&dyn Trained, &RunSummary, &mut dyn Observer) -> Result<()> {
+    move |trained, summary, _| super::report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
 }
 
 /// Everything that [`train`] checks before its first step, and nothing more: settings, data, tokenizer, checkpoint, and what the device
@@ -125,10 +128,7 @@ pub fn train_threads(
     let world = LocalWorld::new(ranks, LocalOptions::default());
     let run = |rank: usize, observer: &mut dyn Observer| {
         let result = world.rank(rank).and_then(|comm| {
-            let write = &mut |trained: &dyn Trained, summary: &RunSummary, _: &mut dyn Observer| {
-                super::report::write(dir, &trained.report_info(summary, &dir.display().to_string())).map(drop)
-            };
-            train_on(config.clone(), dir, start, backend, comm, Watch::default(), stop, observer, write)
+            train_on(config.clone(), dir, start, backend, comm, Watch::default(), stop, observer, &mut write_report(dir))
         });
         if result.is_err() {
             world.fail(rank, Failure::Dead); // so that nobody waits for it
@@ -345,6 +345,12 @@ impl<B: LlamaOps> Learner for DeviceLearner<B> {
 
     fn engine(&self, config: EngineConfig) -> Result<Engine> {
         Engine::new(self.model().clone(), config)
+    }
+
+    fn part(&self, config: &EngineConfig) -> Result<Option<Follower>> {
+        let Some(mesh) = self.ranks.mesh().filter(|mesh| mesh.replica().index == 0) else { return Ok(None) };
+        let model = self.model();
+        Follower::new(model.clone(), mesh.inference_regions(model.config()), None, config).map(Some)
     }
 
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()> {

@@ -1,12 +1,13 @@
 //! The loop: data -> step -> metrics, validation, samples, checkpoints; stops on signals and goes on bit for bit. Nothing here knows
 //! the backend: what is asked of the device is a [`Learner`], so that the loop is compiled once.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -24,11 +25,11 @@ use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint, Unfini
 use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::{Bos, Engine, EngineConfig, Request, SampleConfig, end_ids};
+use crate::generate::{Bos, Engine, EngineConfig, Follower, Lead, Request, SampleConfig, end_ids, follow};
 use crate::model::Part;
 use crate::parallel::Mesh;
+use crate::parallel::agree::{SLOW_TIMEOUT, agree, any};
 use crate::parallel::comm::gather_numbers;
-use crate::parallel::ranks::{agree, any};
 use crate::tokenizer::Tokenizer;
 
 /// A model that learns, on a device of some backend.
@@ -49,6 +50,8 @@ pub(super) trait Learner {
     fn write(&self, request: Request) -> Result<Vec<u32>>;
     /// An engine of the model as it stands.
     fn engine(&self, config: EngineConfig) -> Result<Engine>;
+    /// This rank's part of an engine of the whole; `None`: its replica only waits.
+    fn part(&self, config: &EngineConfig) -> Result<Option<Follower>>;
     /// Weights and moments into a checkpoint.
     fn save(&self, writer: &mut CheckpointWriter) -> Result<()>;
     /// What this rank writes of them into an unfinished checkpoint.
@@ -91,9 +94,6 @@ pub(super) struct Session {
     /// Held as long as the run is open.
     _lock: Option<File>,
 }
-
-/// How long ranks wait for each other where one reads or writes a checkpoint: that takes longer than a step.
-pub(super) const SLOW_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Steps of this process whose times are noted; fewer where it makes fewer.
 const TRACED: Range<usize> = 2..5;
@@ -244,7 +244,8 @@ impl Session {
             (last.rank_tok_s, last.rank_wait_s) =
                 self.of_ranks(step_s, &mut waited, tokens_per_step as f64 / replica.of as f64)?;
             let due = |every: u64| every > 0 && (self.step.is_multiple_of(every) || self.step == steps);
-            if due(self.config.train.val_every) || due(self.config.sample.every) {
+            let evaluates = due(self.config.eval.every) && !self.config.eval.tasks.is_empty();
+            if due(self.config.train.val_every) || due(self.config.sample.every) || evaluates {
                 learner.settle()?;
             }
             if due(self.config.train.val_every)
@@ -261,10 +262,9 @@ impl Session {
                     Err(e) => observer.note(&format!("step {}: no sample: {e}", self.step)),
                 }
             }
-            if due(self.config.eval.every) && !self.config.eval.tasks.is_empty() {
-                match observer.evaluate(&|config| learner.engine(config)) {
+            if evaluates {
+                match self.evaluate(learner, observer)? {
                     Ok(scores) => last.eval = scores,
-                    Err(e @ Error::Backend { .. }) => return Err(e),
                     Err(e) => observer.note(&format!("step {}: no evaluation: {e}", self.step)),
                 }
             }
@@ -372,6 +372,33 @@ impl Session {
         }
         let tokens = self.write(learner, &prompt, c.tokens, &c.sampler)?;
         Ok(Some(format!("{}{}", c.prompt, tokenizer.decode_after(&prompt, &tokens)?)))
+    }
+
+    /// Benchmarks of the model as it stands. The first rank asks and judges; the others of its replica compute with it, and those of
+    /// other replicas, which have the same model, wait. An error inside ends nothing.
+    fn evaluate(&self, learner: &dyn Learner, observer: &mut dyn Observer) -> Result<Result<BTreeMap<String, f64>>> {
+        let goes_on = |e: Error| match e {
+            Error::Backend { .. } | Error::Communication { .. } | Error::Rank { .. } => Err(e),
+            e => Ok(Err(e)),
+        };
+        let Some(mesh) = &self.mesh else {
+            return observer.evaluate(&|config| learner.engine(config)).map_or_else(goes_on, |scores| Ok(Ok(scores)));
+        };
+        if mesh.world().rank() > 0 {
+            follow(mesh.world(), &mut |config| learner.part(config))?;
+            return Ok(Ok(BTreeMap::new()));
+        }
+        let lead = Lead::new(mesh.shared_world())?;
+        let part = |config: &EngineConfig| {
+            learner.part(config)?.ok_or_else(|| Error::internal("evaluation", "the first rank holds no part of the model"))
+        };
+        let scores = observer.evaluate(&|config| lead.engine(None, config, part));
+        // An engine that the others could not make has ended them.
+        let result = match scores {
+            Err(e) if lead.is_broken() => Err(e),
+            scores => scores.map_or_else(goes_on, |scores| Ok(Ok(scores))),
+        };
+        lead.end(&result).and(result)
     }
 
     /// Whether any rank says so.

@@ -83,13 +83,19 @@ pub struct LmFiles {
 pub struct Decontaminate {
     /// Text, JSON, CSV or Parquet files of the sets, or folders of them. Empty: nothing is done.
     pub files: Vec<String>,
+    /// Tasks of `recua eval`, whose questions are counted one by one: names, groups, suites, task files (.toml).
+    pub tasks: Vec<String>,
+    /// Folders with a folder of data a task, as `recua eval run --data` takes them.
+    pub data: Vec<PathBuf>,
     /// Words of a run (GPT-3 and later work: 13).
     pub ngram: usize,
+    /// Documents with such a run go. `false`: they stay, and are counted and marked.
+    pub remove: bool,
 }
 
 impl Default for Decontaminate {
     fn default() -> Self {
-        Self { files: Vec::new(), ngram: 13 }
+        Self { files: Vec::new(), tasks: Vec::new(), data: Vec::new(), ngram: 13, remove: true }
     }
 }
 
@@ -155,6 +161,15 @@ impl BuildConfig {
         }
         if self.decontaminate.ngram == 0 {
             return bad("decontaminate.ngram".into(), "expected a number above 0, got 0".into(), "the usual number is 13");
+        }
+        if self.decontaminate.tasks.is_empty() != self.decontaminate.data.is_empty() {
+            let (key, other) = if self.decontaminate.data.is_empty() { ("data", "tasks") } else { ("tasks", "data") };
+            let problem = format!("none is given, though decontaminate.{other} are");
+            return bad(
+                format!("decontaminate.{key}"),
+                problem,
+                "name both: tasks of `recua eval list`, and the folders that hold their data",
+            );
         }
         if self.threads == Some(0) {
             return bad("threads".into(), "expected a number above 0, got 0".into(), "leave it out for all cores");

@@ -14,6 +14,7 @@
 //!
 //! [`Build::run`] runs them; [`explain`] tells what became of a document.
 
+mod benchmarks;
 mod clean;
 mod config;
 mod dedup;
@@ -25,18 +26,21 @@ mod report;
 mod score;
 mod tokenize;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Serialize;
 
+pub use benchmarks::{ItemCount, TaskCount};
 pub use clean::clean_text;
 pub use config::{BuildConfig, Decontaminate, LmFiles, Mix, Models};
 pub use mixture::{Mixture, Part, Share};
 
 use crate::engine::{self, Counts, Output, Progress, Shard, Shuffle, ShuffleOptions, StageSpec, StageSummary};
 use crate::error::{Error, Result};
+use crate::filters::decontaminate::Item;
 use crate::sources::{NAMES, Source, SourceName};
 use crate::tokens::Tokens;
 use crate::walk;
@@ -124,6 +128,7 @@ pub struct Build<'a> {
     patience: Duration,
     observer: &'a dyn Observer,
     tokens: &'a dyn Tokens,
+    items: Vec<Item>,
     shuffle: OnceLock<Shuffle>,
     models: OnceLock<score::OpenModels>,
 }
@@ -156,7 +161,16 @@ impl<'a> Build<'a> {
         }
         // Alone, what is not there now will not come.
         let patience = if world.1 > 1 { Duration::from_secs(7 * 24 * 3600) } else { Duration::ZERO };
-        Ok(Self { config, world, patience, observer, tokens, shuffle: OnceLock::new(), models: OnceLock::new() })
+        let (items, shuffle, models) = (Vec::new(), OnceLock::new(), OnceLock::new());
+        Ok(Self { config, world, patience, observer, tokens, items, shuffle, models })
+    }
+
+    /// The questions of `decontaminate.tasks`, which evaluation's room reads (`recua::build::benchmark_items`). Without them a build whose
+    /// settings name tasks ends with an error before the work.
+    #[must_use]
+    pub fn with_items(mut self, items: Vec<Item>) -> Self {
+        self.items = items;
+        self
     }
 
     /// Looks at every setting and every file that some stages need, and says what there is to do. Nothing is read or written.
@@ -175,6 +189,15 @@ impl<'a> Build<'a> {
             engine::check_scheduler(scheduler)?;
         }
         inputs::files("decontaminate.files", &self.config.decontaminate.files)?;
+        if self.items.is_empty() && !self.config.decontaminate.tasks.is_empty() {
+            let problem = "the questions of the tasks were not handed to the build";
+            let hint = "give it `recua::build::benchmark_items(&config)` with `Build::with_items`, as `recua data build` does";
+            return Err(Error::bad_value("decontaminate.tasks", problem, hint));
+        }
+        if !self.items.is_empty() {
+            let tasks: BTreeSet<&str> = self.items.iter().map(|item| item.task.as_str()).collect();
+            lines.push(format!("decontaminate {} questions of {} tasks to look for", self.items.len(), tasks.len()));
+        }
         if runs(Stage::Score) {
             self.models()?;
         }
@@ -206,6 +229,9 @@ impl<'a> Build<'a> {
         let runs = |stage: Stage| stages.contains(&stage) && self.world.0 == 0;
         if runs(Stage::Report) {
             let path = report::write(self)?;
+            if let Some(tasks) = self.benchmarks()? {
+                benchmarks::lines(&tasks).iter().for_each(|line| self.observer.note(line));
+            }
             self.observer.note(&format!("report: {}", path.display()));
         }
         if nothing {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::read::PASSED;
-use super::{Build, Stage};
+use super::{Build, Stage, benchmarks};
 use crate::engine::{Counts, Manifest, Shown, Table, shown};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
@@ -88,6 +88,17 @@ pub(super) fn write(build: &Build<'_>) -> Result<PathBuf> {
             grouped(mixture.most),
             mixture.limited_by
         );
+    }
+    match build.benchmarks()? {
+        Some(tasks) => {
+            let sets = &build.config.decontaminate;
+            benchmarks::section(&mut page, &tasks, sets.ngram, sets.remove);
+            let path = build.config.out.join("contamination.json");
+            let text = serde_json::to_vec_pretty(&tasks).map_err(|e| Error::internal("report", e.to_string()))?;
+            write_atomic(&path, &text)?;
+        }
+        None if build.config.decontaminate.tasks.is_empty() => {}
+        None => build.observer.note("the benchmarks' questions are not counted yet: the stage `score` is not complete"),
     }
     for (source, steps, look) in &all {
         source_section(&mut page, *source, steps, look);
@@ -322,7 +333,7 @@ fn sample(page: &mut String, id: &str, why: &str, text: &str) {
 }
 
 /// `1234567` as `1 234 567`.
-fn grouped(n: u64) -> String {
+pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -346,7 +357,7 @@ fn bytes(n: u64) -> String {
     }
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -355,7 +366,7 @@ const STYLE: &str = "
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7ee;--soft:#9aa3b2;--line:#3a404c;--fill:#6fa0dd;--wash:#26354a;--page:#15181e}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:72rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th:first-child,td.l{text-align:left}a{color:var(--fill)}
+td:not(.l){white-space:nowrap}th:first-child,td.l{text-align:left}a{color:var(--fill)}
 .bar{background:linear-gradient(to right,var(--wash) var(--w),transparent var(--w));text-align:left;padding:0 .3rem;min-width:7rem}
 .charts{display:flex;flex-wrap:wrap;gap:1.5rem;align-items:flex-start}figure{margin:0;min-width:18rem}figcaption{font-weight:600}
 svg{width:24rem;max-width:100%}rect{fill:var(--fill)}text{font-size:9px;fill:var(--soft)}.bars th{font-weight:400;text-align:left}

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
+use super::benchmarks::{SEEN, Seen};
 use super::{Build, inputs};
-use crate::engine::{StageSpec, input_hash, read_table};
+use crate::engine::{StageSpec, config_hash, input_hash, read_table};
 use crate::error::{Error, Result};
 use crate::fasttext::{FastText, Lid};
-use crate::filters::decontaminate::Contamination;
+use crate::filters::decontaminate::{Contamination, ItemRun};
 use crate::filters::perplexity::{Cutoffs, PerplexityModel, bucket};
 use crate::lm::Model;
 use crate::sources::{PageQuality, Source};
@@ -30,33 +31,49 @@ pub(super) fn plan(build: &Build<'_>, source: &dyn Source, dedup: &StageSpec) ->
     let sets = inputs::files(SETS, &config.decontaminate.files)?;
     let sets = sets.iter().map(|file| input_hash(file)).collect::<Result<Vec<_>>>()?;
     let models = json!({ "lid": config.models.lid.as_deref().map(hash), "lms": lms, "classifier": classifier });
-    build.next(
-        "score",
-        source,
-        dedup,
-        &json!({
-            "source": source.common().name, "rules": rules, "english": quality.min_english, "models": models, "sets": sets,
-            "ngram": config.decontaminate.ngram,
-        }),
-    )
+    let mut settings = json!({
+        "source": source.common().name, "rules": rules, "english": quality.min_english, "models": models, "sets": sets,
+        "ngram": config.decontaminate.ngram,
+    });
+    // Only where they say something: what was built without them is not to be built again.
+    if !build.items.is_empty() {
+        settings["items"] = config_hash(&build.items)?.into();
+    }
+    if !config.decontaminate.remove {
+        settings["remove"] = false.into();
+    }
+    build.next("score", source, dedup, &settings)
 }
 
 pub(super) fn run(build: &Build<'_>, source: &dyn Source, dedup: &StageSpec, spec: &StageSpec) -> Result<()> {
     let made = dedup.complete(build.patience)?;
-    let judge = Judge { source, models: build.models()? };
+    let judge = Judge { source, models: build.models()?, remove: build.config.decontaminate.remove };
     judge.tell(build);
     build.stage(spec, |shard, out| {
         if let (true, Some(table), Some(made)) = (judge.asks_nothing(), shard.files.first(), made.get(out.index() as usize)) {
             return out.pass(table, made);
         }
         let tables = shard.files.clone();
-        out.clean(
+        let mut seen = Seen::default();
+        out.map(
             |sink| tables.iter().try_for_each(|path| read_table(path, sink)),
-            |record| match judge.judge(record) {
-                Some(reason) => Cleaned::dropped(reason),
-                None => Cleaned::kept(std::mem::take(&mut record.text)),
+            |mut record| {
+                let (reason, items) = match judge.judge(&mut record) {
+                    Some(reason) => (Some(reason), Vec::new()),
+                    None => judge.contaminated(&mut record),
+                };
+                let cleaned = match reason {
+                    Some(reason) => Cleaned::dropped(reason),
+                    None => Cleaned::kept(std::mem::take(&mut record.text)),
+                };
+                (record, cleaned, items)
             },
-        )
+            |out, (record, cleaned, items)| {
+                seen.add(&items);
+                out.cleaned(record, cleaned)
+            },
+        )?;
+        if build.items.is_empty() { Ok(()) } else { out.blob(SEEN, &seen.to_bytes()?) }
     })?;
     Ok(())
 }
@@ -97,7 +114,10 @@ impl OpenModels {
         }
         let sets = &config.decontaminate;
         let files = inputs::files(SETS, &sets.files)?;
-        let contamination = (!files.is_empty()).then(|| Contamination::open(&files, sets.ngram)).transpose()?;
+        let mut contamination = (!files.is_empty()).then(|| Contamination::open(&files, sets.ngram)).transpose()?;
+        if !build.items.is_empty() {
+            contamination.get_or_insert_with(|| Contamination::of(&[], sets.ngram)).watch(&build.items);
+        }
         Ok(Self { lid, lms, classifier, contamination })
     }
 }
@@ -106,6 +126,8 @@ impl OpenModels {
 struct Judge<'a> {
     source: &'a dyn Source,
     models: &'a OpenModels,
+    /// What is in an evaluation set goes.
+    remove: bool,
 }
 
 impl Judge<'_> {
@@ -151,13 +173,16 @@ impl Judge<'_> {
         {
             return Some(reason);
         }
-        if let Some(contamination) = &self.models.contamination
-            && let Some(words) = contamination.found(&record.text)
-        {
-            record.meta.insert("contamination".into(), words.into());
-            return Some("contaminated");
-        }
         None
+    }
+
+    /// Whether a document goes for what it has of evaluation sets, and what it has of benchmarks' questions.
+    fn contaminated(&self, record: &mut Record) -> (Option<&'static str>, Vec<ItemRun>) {
+        let Some(contamination) = &self.models.contamination else { return (None, Vec::new()) };
+        let found = contamination.look(&record.text);
+        let Some(words) = found.words else { return (None, found.items) };
+        record.meta.insert("contamination".into(), words.into());
+        (self.remove.then_some("contaminated"), found.items)
     }
 
     /// CCNet's filters and the paper's classifier.

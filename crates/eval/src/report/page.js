@@ -30,7 +30,8 @@ for (const view of document.querySelectorAll("[data-items]")) {
     const head = make("div", `question ${item.id} `);
     if (item.correct !== null) head.append(make("span", item.correct ? "right" : "wrong", item.correct ? "right" : "wrong"));
     if (item.metrics) head.append(make("span", ` ${item.metrics}`, "soft"));
-    body.append(head, make("pre", item.context));
+    body.append(head);
+    if (item.context) body.append(make("pre", item.context));
     if (item.choices.length) {
       const table = make("table");
       const top = make("tr");

@@ -110,18 +110,17 @@ impl Values<'_> {
         }
     }
 
-    /// Asks for the rows of a block before they are needed: blocks lie anywhere, and the CPU does not see them coming.
-    fn prefetch(&self, at: usize, width: usize) {
-        fn ask<E>(rows: &[E]) {
-            let bytes = size_of_val(rows);
-            (0..bytes).step_by(64).for_each(|i| prefetch(rows.as_ptr().cast::<u8>().wrapping_add(i)));
+    /// Where the rows of a block lie.
+    fn place(&self, at: usize, width: usize) -> Ahead {
+        fn of<E>(rows: &[E]) -> Ahead {
+            Ahead { at: rows.as_ptr().cast(), bytes: size_of_val(rows) }
         }
         let place = at * width..(at + KV_BLOCK) * width;
         match self {
-            Self::F32(all) => ask(&all[place]),
-            Self::Bf16(all) => ask(&all[place]),
-            Self::F16(all) => ask(&all[place]),
-            Self::Int8(all, _) => ask(&all[place]),
+            Self::F32(all) => of(&all[place]),
+            Self::Bf16(all) => of(&all[place]),
+            Self::F16(all) => of(&all[place]),
+            Self::Int8(all, _) => of(&all[place]),
         }
     }
 
@@ -135,6 +134,26 @@ impl Values<'_> {
                 all.copy_within(place, to * block);
                 factors.copy_within(from * factors_of_block..(from + 1) * factors_of_block, to * factors_of_block);
             }
+        }
+    }
+}
+
+/// Memory that is needed soon: the block after the present one. Blocks lie anywhere, and the CPU does not see them coming.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: *const u8,
+    bytes: usize,
+}
+
+impl Ahead {
+    const NOTHING: Self = Self { at: std::ptr::null(), bytes: 0 };
+
+    /// Asks for one of `parts`, between pieces of work: all at once would stop the core until most of them are there.
+    #[inline(always)]
+    fn ask(self, part: usize, parts: usize) {
+        let lines = self.bytes / 64;
+        for line in part * lines / parts..(part + 1) * lines / parts {
+            prefetch(self.at.wrapping_add(line * 64));
         }
     }
 }
@@ -153,6 +172,8 @@ struct Queries {
     scores: Vec<f32>,
     /// Keys that each query sees in the present block.
     seen: Vec<usize>,
+    /// Keys and values of the next block.
+    next: [Ahead; 2],
     head_dim: usize,
     scale: f32,
 }
@@ -170,6 +191,9 @@ unsafe fn block_body<L: Lanes, E: Element>(s: &mut Queries, keys: *const E, valu
             let scores = s.scores.as_mut_ptr().add(row * KV_BLOCK);
             for key in (0..KV_BLOCK).step_by(4) {
                 let keys = keys.add(key * dim);
+                if row == 0 {
+                    s.next[0].ask(key / 4, KV_BLOCK / 4);
+                }
                 macro_rules! put {
                     ($rows:literal) => {
                         for (r, sums) in tile::<L, f32, E, $rows, 4>(q, dim, keys, dim, dim).iter().enumerate() {
@@ -191,6 +215,7 @@ unsafe fn block_body<L: Lanes, E: Element>(s: &mut Queries, keys: *const E, valu
         row += left;
     }
     for i in 0..n {
+        s.next[1].ask(i, n);
         let seen = s.seen[i];
         if seen == 0 {
             continue;
@@ -323,6 +348,7 @@ fn attend(h: &Heads<'_>, k: &Values<'_>, v: &Values<'_>, rows: &BatchRows, out: 
             weights: vec![0.0; n],
             scores: vec![0.0; n * KV_BLOCK],
             seen: vec![0; n],
+            next: [Ahead::NOTHING; 2],
             head_dim: h.dim,
             scale: h.scale,
         };
@@ -336,10 +362,10 @@ fn attend(h: &Heads<'_>, k: &Values<'_>, v: &Values<'_>, rows: &BatchRows, out: 
             }
             let place = |block: u32| (block as usize * h.kv + head) * KV_BLOCK;
             let at = place(block);
+            s.next = [Ahead::NOTHING; 2];
             if n <= FEW && i < last / KV_BLOCK {
                 let next = place(rows.tables[sequence][i + 1]);
-                k.prefetch(next, h.dim);
-                v.prefetch(next, h.dim);
+                s.next = [k.place(next, h.dim), v.place(next, h.dim)];
             }
             let (keys, values) = (k.block(at, h.dim, room_k), v.block(at, h.dim, room_v));
             // SAFETY: both are a block's rows.

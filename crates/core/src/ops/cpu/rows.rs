@@ -279,12 +279,41 @@ unsafe fn bf16_product(x: &[f32], w: *const bf16, out: &mut [MaybeUninit<f32>], 
     // SAFETY: the caller's promise; a kernel is one that this CPU has.
     unsafe {
         if let Some(kernel) = bf16_kernel() {
-            let x: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+            let x: Vec<bf16> = rounded(x, to_bf16);
             return product_at(kernel, &x, w, out, sizes, place, add);
         }
-        let x: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).widen()).collect();
+        let x: Vec<f32> = rounded(x, |x| to_bf16(x).widen());
         product_at(stripe, &x, w, out, sizes, place, add);
     }
+}
+
+/// [`bf16::from_f32`] without a branch, so that the compiler makes vectors of it.
+#[inline(always)]
+fn to_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let even = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let nan = bits | 0x40_0000;
+    let kept = if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { even };
+    bf16::from_bits((kept >> 16) as u16)
+}
+
+/// Each element by `f`; many of them by all threads.
+fn rounded<T: Copy + Send + Sync>(x: &[f32], f: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    const CHUNK: usize = 1 << 14;
+    let mut out = Vec::with_capacity(x.len());
+    if x.len() <= CHUNK {
+        out.extend(x.iter().map(|&x| f(x)));
+        return out;
+    }
+    let each = |(out, x): (&mut [MaybeUninit<T>], &[f32])| {
+        for (out, &x) in out.iter_mut().zip(x) {
+            out.write(f(x));
+        }
+    };
+    out.spare_capacity_mut()[..x.len()].par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(each);
+    // SAFETY: the chunks are all elements, and each was written.
+    unsafe { out.set_len(x.len()) };
+    out
 }
 
 /// `out (+)= x [rows, k] w [columns, k]^T`, into the columns from `first` on of an output `[rows, width]`.
@@ -313,10 +342,11 @@ unsafe fn product_at<X: Element, W: Element>(
         }
         return;
     }
-    // As many stripes as keep all threads busy to the end, none larger than the cache.
+    // As many stripes as keep all threads busy to the end, none larger than the cache: of one row equal ones, of more whole tiles.
     let threads = rayon::current_num_threads();
     let fits = STRIPE / (DEPTH.min(k) * size_of::<W>()).max(1);
-    let wide = columns.div_ceil(threads * 4).next_multiple_of(40).min(fits.next_multiple_of(40));
+    let tile = if rows == 1 { 4 } else { FEW };
+    let wide = columns.div_ceil(threads * 4).next_multiple_of(tile).min(fits.next_multiple_of(tile));
     let out = Rows::new(out);
     let w = Shared(w);
     (0..columns.div_ceil(wide)).into_par_iter().for_each(|i| {

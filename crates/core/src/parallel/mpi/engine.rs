@@ -304,6 +304,8 @@ fn folded(parts: Buffer, n: usize, how: Reduce) -> Buffer {
             sum.iter_mut().zip(part).for_each(|(a, b)| *a = with(*a, *b));
         }
         parts.truncate(len);
+        // A result is kept until somebody waits for it; what the others sent is not.
+        parts.shrink_to_fit();
         parts
     }
     match (parts, how) {
