@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 # Feature set of the package `recua` (without defaults), and the Rust that Cargo.toml and the README promise for it.
-PROMISED = {"cli,flex": "1.92", "cli,ndarray,wgpu,cuda,fusion,tui,mpi": "1.92", "cli,flex,data,ballista": "1.94"}
+PROMISED = {"cli,flex": "1.92", "cli,ndarray,wgpu,cuda,nccl,fusion,tui,mpi": "1.92", "cli,flex,data,ballista": "1.94"}
 
 
 def run(*args: str) -> str:

@@ -61,7 +61,9 @@ pub(super) fn run(shared: Arc<Shared>, clock: Clock) {
             return;
         }
         let flights = lock(&watcher.shared.flights);
-        if flights.is_empty() && watcher.shared.closing.load(Ordering::Acquire) {
+        // What has ended, and was never asked for, is left to whoever holds it.
+        let left = |flight: &Flight| flight.ended && !flight.state.closed();
+        if flights.iter().all(left) && watcher.shared.closing.load(Ordering::Acquire) {
             return;
         }
         let quiet = moved.elapsed();
