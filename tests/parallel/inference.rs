@@ -9,10 +9,10 @@ use std::time::Duration;
 use recua::backend::BackendName;
 use recua::checkpoint::{self, Checkpoint, Format, SaveOptions};
 use recua::eval::Scorer;
-use recua::generate::{Engine, EngineConfig, Lead, Request, SampleConfig};
+use recua::generate::{Engine, EngineConfig, Request, SampleConfig};
 use recua::model::{InitConfig, Llama};
 use recua::parallel::{
-    Failure, LocalOptions, LocalWorld, Mesh, ParallelConfig, Watch, follow_engine, lead_engine, run_ranks, run_ranks_of,
+    Failure, Lead, LocalOptions, LocalWorld, Mesh, ParallelConfig, Watch, follow_engine, lead_engine, run_ranks, run_ranks_of,
     split_engine,
 };
 use recua::train::metrics::{self, StepRecord};

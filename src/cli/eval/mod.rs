@@ -12,11 +12,11 @@ use recua::backend::BackendName;
 #[cfg(any(feature = "mpi", feature = "nccl"))]
 use recua::checkpoint::Checkpoint;
 #[cfg(any(feature = "mpi", feature = "nccl"))]
-use recua::generate::{Engine, EngineConfig, Lead};
+use recua::generate::{Engine, EngineConfig};
 #[cfg(any(feature = "mpi", feature = "nccl"))]
 use recua::parallel::launch::{self, Launched};
 #[cfg(any(feature = "mpi", feature = "nccl"))]
-use recua::parallel::{Mesh, ParallelConfig, follow_engine, lead_engine};
+use recua::parallel::{Lead, Mesh, ParallelConfig, follow_engine, lead_engine};
 use recua::{Error, Result};
 
 #[cfg(any(feature = "mpi", feature = "nccl"))]

@@ -187,7 +187,7 @@ impl Engine {
         Ok(Self::with_runner(Some(context.clone()), runner, config, size))
     }
 
-    pub(super) fn with_runner(
+    pub(crate) fn with_runner(
         context: Option<DeviceContext>,
         runner: Box<dyn Runner>,
         config: EngineConfig,

@@ -21,17 +21,17 @@ pub(super) const NO_TOKEN: u32 = u32::MAX;
 
 /// One forward pass.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct StepInput {
+pub(crate) struct StepInput {
     /// The token of each row.
-    pub(super) tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Where the rows are.
-    pub(super) rows: BatchRows,
+    pub(crate) rows: BatchRows,
     /// The rows whose logits are asked for, in order.
-    pub(super) logits: Vec<u32>,
+    pub(crate) logits: Vec<u32>,
 }
 
 /// What an engine runs on.
-pub(super) trait Runner: Send {
+pub(crate) trait Runner: Send {
     /// The model's shape.
     fn model(&self) -> &ModelConfig;
     /// Bytes of the matrices that a step reads, all but the embedding, of which it looks up some rows: of each type, by ggml's name.
@@ -53,11 +53,11 @@ pub(super) trait Runner: Send {
 
 /// Sizes of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CacheSize {
+pub(crate) struct CacheSize {
     /// Of all layers.
-    pub(super) block_bytes: u64,
-    pub(super) blocks: usize,
-    pub(super) max_len: usize,
+    pub(crate) block_bytes: u64,
+    pub(crate) blocks: usize,
+    pub(crate) max_len: usize,
 }
 
 /// How many blocks there are, and how long a sequence may be.
@@ -105,7 +105,7 @@ fn cache_size(
 }
 
 /// A model with its cache.
-pub(super) struct ModelRunner<B: LlamaOps> {
+pub(crate) struct ModelRunner<B: LlamaOps> {
     model: Llama<B>,
     /// Between the devices that have parts of the model.
     regions: Box<dyn Regions<B>>,
@@ -115,7 +115,7 @@ pub(super) struct ModelRunner<B: LlamaOps> {
 }
 
 impl<B: LlamaOps> ModelRunner<B> {
-    pub(super) fn new(
+    pub(crate) fn new(
         model: Llama<B>,
         regions: Box<dyn Regions<B>>,
         config: &EngineConfig,

@@ -38,6 +38,8 @@ pub use crate::dtype::Dtype;
 pub use adamw::AdamWScalars;
 pub(crate) use cached::int_tensor;
 pub use cached::{BatchRows, CacheRows, CachedAttention, KV_BLOCK, KvDtype, KvPool, KvShape, KvValues};
+#[cfg(feature = "nccl")]
+pub(crate) use cube::{Order, Way};
 pub use run::{BackendInfo, Job, list};
 pub use sample::SampleRows;
 pub use weight::{Weight, WeightPart, WeightPlace};
@@ -359,15 +361,6 @@ pub fn launches() -> u64 {
     return cube::launches();
     #[cfg(not(feature = "cube"))]
     0
-}
-
-/// The thread of a CUDA device on which CubeCL launches, for NCCL.
-#[cfg(feature = "nccl")]
-pub(crate) fn cuda_launch_device(
-    index: usize,
-    library: std::sync::Arc<dyn crate::parallel::nccl::Library>,
-) -> std::sync::Arc<dyn crate::parallel::nccl::LaunchDevice> {
-    std::sync::Arc::new(cube::NcclDevice::new(index, library))
 }
 
 /// For tests: on this thread, CUDA and wgpu have no page larger than this.

@@ -1,12 +1,13 @@
 //! Inference by a model that is split over ranks: all have the same requests ([`split_engine`]), or the first has them and the others
-//! follow its steps ([`Lead`](crate::generate::Lead), [`follow_engine`]).
+//! follow its steps ([`Lead`], [`follow_engine`]).
 
+use super::led::{Follower, Lead, follow};
 use super::mesh::Mesh;
 use crate::backend::DeviceContext;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::weights::load_part;
 use crate::error::{Error, Result};
-use crate::generate::{Engine, EngineConfig, Follower, Lead, follow};
+use crate::generate::{Engine, EngineConfig};
 use crate::ops::{Job, LlamaOps};
 
 /// The engine of one of several ranks, each of which calls this and is then given the same requests; all draw the same tokens. Weights are

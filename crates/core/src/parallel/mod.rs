@@ -13,6 +13,7 @@ pub mod config;
 pub mod data;
 pub mod infer;
 pub mod launch;
+mod led;
 pub mod local;
 pub mod measure;
 pub mod mesh;
@@ -35,6 +36,7 @@ pub use config::ParallelConfig;
 #[cfg(feature = "train")]
 pub use data::DataParallel;
 pub use infer::{follow_engine, lead_engine, split_engine};
+pub use led::{Follower, Lead, follow};
 pub use local::{Failure, Link, LocalOptions, LocalWorld, run_ranks, run_ranks_of};
 pub use mesh::Mesh;
 #[cfg(feature = "train")]

@@ -24,14 +24,14 @@ use crate::checkpoint::native::{CheckpointWriter, MODEL, NativeCheckpoint, OPTIM
 use crate::checkpoint::weights::{infos, load, load_part, read, to_bytes};
 use crate::checkpoint::{RankFiles, TensorSource};
 use crate::error::{Error, Result};
-use crate::generate::{Engine, EngineConfig, Follower, Request, SampleConfig, generate_in};
+use crate::generate::{Engine, EngineConfig, Request, SampleConfig, generate_in};
 use crate::model::llama::fuse;
 use crate::model::regions::Single;
 use crate::model::{Llama, unfuse};
 use crate::ops::{Job, LlamaOps};
 use crate::optim::AdamW;
 use crate::parallel::agree::{SLOW_TIMEOUT, agree};
-use crate::parallel::{Communicator, Failure, LocalOptions, LocalWorld, Mesh, Ranks, Watch};
+use crate::parallel::{Communicator, Failure, Follower, LocalOptions, LocalWorld, Mesh, Ranks, Watch};
 use crate::tokenizer::Tokenizer;
 
 /// Opens and runs a training on a backend chosen at run time, and writes its `report.html`.

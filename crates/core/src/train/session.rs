@@ -25,11 +25,11 @@ use crate::checkpoint::native::{self, CheckpointWriter, NativeCheckpoint, Unfini
 use crate::data::{Batch, BatchSplit, Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::generate::{Bos, Engine, EngineConfig, Follower, Lead, Request, SampleConfig, end_ids, follow};
+use crate::generate::{Bos, Engine, EngineConfig, Request, SampleConfig, end_ids};
 use crate::model::Part;
-use crate::parallel::Mesh;
 use crate::parallel::agree::{SLOW_TIMEOUT, agree, any};
 use crate::parallel::comm::gather_numbers;
+use crate::parallel::{Follower, Lead, Mesh, follow};
 use crate::tokenizer::Tokenizer;
 
 /// A model that learns, on a device of some backend.

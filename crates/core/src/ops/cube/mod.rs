@@ -52,7 +52,7 @@ use super::{
 use crate::backend::{Gemm, context};
 
 #[cfg(feature = "nccl")]
-pub(crate) use cuda::NcclDevice;
+pub(crate) use cuda::{Order, Way};
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> LlamaOps for CubeBackend<R, F, I, BT> {
     fn matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {

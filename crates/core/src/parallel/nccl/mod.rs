@@ -20,6 +20,7 @@
 //! error. Communicators are blocking ones: of NCCL's non-blocking ones every launch starts a thread, and what they are for, an end of
 //! calls that wait, is had by an abort from the thread that looks after them.
 
+mod cuda;
 mod device;
 mod group;
 mod hub;
@@ -113,7 +114,7 @@ impl Nccl {
             Error::Engine { what: "NCCL", problem, hint: "take --backend cuda".into() }
         })?;
         let library = Arc::new(System::load(index)?);
-        let device = crate::ops::cuda_launch_device(index, library.clone());
+        let device = Arc::new(cuda::NcclDevice::new(index, library.clone())) as Arc<dyn LaunchDevice>;
         Self::start_on(library, device, place, options)
     }
 

@@ -2,8 +2,6 @@
 //! and products (`gemm.rs`), and products by cuBLASLt (`product.rs`).
 
 mod attention;
-#[cfg(feature = "nccl")]
-mod collective;
 mod cublaslt;
 mod gemm;
 mod order;
@@ -11,7 +9,7 @@ mod product;
 mod raw;
 
 #[cfg(feature = "nccl")]
-pub(crate) use collective::NcclDevice;
+pub(crate) use order::{Order, Way};
 
 pub(super) use attention::{attention_backward, attention_forward};
 pub(super) use gemm::gemm;

@@ -24,7 +24,7 @@ use libloading::Library;
 use super::cublaslt::functions;
 
 /// A `CUstream`.
-pub(super) type Stream = *mut c_void;
+pub(crate) type Stream = *mut c_void;
 
 const BEFORE: &[u8] = b"Stream { sys: 0x";
 
@@ -85,7 +85,7 @@ fn check(what: &str, status: c_int) -> Result<(), String> {
 }
 
 /// A stream of one's own, and what orders it.
-pub(super) struct Events {
+pub(crate) struct Events {
     driver: Driver,
     context: *mut c_void,
     stream: Stream,
@@ -135,13 +135,13 @@ impl Events {
 #[cfg(feature = "nccl")]
 impl Events {
     /// Records an event after all that the context was given.
-    pub(super) fn record(&self, event: *mut c_void) -> Result<(), String> {
+    pub(crate) fn record(&self, event: *mut c_void) -> Result<(), String> {
         // SAFETY: handles of this context, which live as long as the process.
         check("event of the context", unsafe { (self.driver.record_all)(self.context, event) })
     }
 
     /// All that the context is given later waits for an event.
-    pub(super) fn wait(&self, event: *mut c_void) -> Result<(), String> {
+    pub(crate) fn wait(&self, event: *mut c_void) -> Result<(), String> {
         // SAFETY: as above.
         check("wait of the context", unsafe { (self.driver.all_wait)(self.context, event) })
     }
@@ -149,7 +149,7 @@ impl Events {
 
 /// What stands for CubeCL's work.
 #[derive(Clone, Copy)]
-pub(super) enum Way<'a> {
+pub(crate) enum Way<'a> {
     /// Its stream.
     Stream(Stream),
     /// The whole context.
@@ -158,7 +158,7 @@ pub(super) enum Way<'a> {
 
 /// The ways found so far. Belongs to the device's thread.
 #[derive(Default)]
-pub(super) struct Order {
+pub(crate) struct Order {
     streams: HashMap<StreamId, Stream>,
     events: Option<Events>,
 }
@@ -166,7 +166,7 @@ pub(super) struct Order {
 impl Order {
     /// Launches in order with what `id` has given to `server` and will give it. The server must have been asked for something of
     /// `id` before.
-    pub(super) fn launch<T>(
+    pub(crate) fn launch<T>(
         &mut self,
         server: &impl fmt::Debug,
         id: StreamId,
@@ -179,7 +179,7 @@ impl Order {
     }
 
     /// What stands for what `id` has given to `server` and will give it. The server must have been asked for something of `id` before.
-    pub(super) fn way(&mut self, server: &impl fmt::Debug, id: StreamId) -> Result<Way<'_>, String> {
+    pub(crate) fn way(&mut self, server: &impl fmt::Debug, id: StreamId) -> Result<Way<'_>, String> {
         if let Some(stream) = self.streams.get(&id) {
             return Ok(Way::Stream(*stream));
         }

@@ -14,15 +14,15 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::{Engine, EngineConfig};
-use super::runner::{CacheSize, ModelRunner, Runner, StepInput};
+use super::agree::{SLOW_TIMEOUT, agree};
+use super::comm::{Buffer, Communicator, Pending};
 use crate::backend::DeviceContext;
 use crate::error::{Error, Result};
+use crate::generate::runner::{CacheSize, ModelRunner, Runner, StepInput};
+use crate::generate::{Engine, EngineConfig};
 use crate::model::regions::Regions;
 use crate::model::{Llama, ModelConfig};
 use crate::ops::{BatchRows, KV_BLOCK, LlamaOps, SampleRows};
-use crate::parallel::agree::{SLOW_TIMEOUT, agree};
-use crate::parallel::{Buffer, Communicator, Pending};
 
 /// What the first rank sends.
 #[derive(Debug, Serialize, Deserialize)]

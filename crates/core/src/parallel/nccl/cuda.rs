@@ -1,7 +1,7 @@
-//! Tensors of CubeCL's on CUDA for NCCL (`parallel/nccl`): where they lie, and how a stream beside CubeCL's is ordered with it.
+//! Tensors of CubeCL's on CUDA for NCCL: where they lie, and how a stream beside CubeCL's is ordered with it.
 //!
 //! Jobs are given to the device's thread like CubeCL's own launches (`DeviceHandle::submit`: first in, first out); there the stream is found
-//! as for products (`order.rs`). A binding keeps its memory from being given out anew (cubecl-runtime: memory_pool/handle.rs, `is_free`) and
+//! as for products (`ops/cube/cuda/order.rs`). A binding keeps its memory from being given out anew (cubecl-runtime: memory_pool/handle.rs, `is_free`) and
 //! counts for nothing where a tensor may be written in place (`can_mut`); the tensor itself is held for that.
 
 use std::any::Any;
@@ -19,10 +19,11 @@ use cubecl::device_handle::DeviceHandle;
 use cubecl::server::{Binding, ComputeServer};
 use cubecl::stream_id::StreamId;
 
-use super::order::{Order, Way};
 use crate::backend::Cuda;
 use crate::fault::caught;
-use crate::parallel::nccl::{DeviceTensors, Event, LaunchDevice, LaunchJob, Launching, Library, Memory, Stream};
+use crate::ops::{Order, Way};
+
+use super::{DeviceTensors, Event, LaunchDevice, LaunchJob, Launching, Library, Memory, Stream};
 
 type Server = <CudaRuntime as Runtime>::Server;
 type Tensor = CubeTensor<CudaRuntime>;
