@@ -181,7 +181,8 @@ impl Runner<'_> {
             Pass::Generate { tokens } => tokens.clone(),
         };
         let contexts: Vec<Vec<u32>> = passes.iter().map(context).collect();
-        let (mut first, mut rows): (HashMap<&[u32], usize>, HashMap<&[u32], usize>) = Default::default();
+        let mut first = HashMap::<&[u32], usize>::new();
+        let mut rows = HashMap::<&[u32], usize>::new();
         for (at, context) in contexts.iter().enumerate() {
             if passes[at].tokens().len() == context.len() + 1 {
                 if let Some(leader) = rows.get(&context[..]) {
