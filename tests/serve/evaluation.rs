@@ -50,7 +50,7 @@ fn a_server_gives_the_scores_of_its_model() {
 fn a_server_that_is_not_there_or_cannot_score_is_refused_by_name() {
     let said = |url: &str| RemoteModel::open(url, None, None).err().unwrap().to_string();
     assert!(said("http://127.0.0.1:9").contains("127.0.0.1:9"), "{}", said("http://127.0.0.1:9"));
-    assert!(said("https://127.0.0.1").contains("expected http://"));
+    assert!(said("https://127.0.0.1").contains("https is not spoken here, http only"));
     // One that speaks, but gives no log-probabilities of a prompt.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

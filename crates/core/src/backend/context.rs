@@ -84,12 +84,16 @@ impl DeviceContext {
             return Err(failed(problem));
         }
         let result = catch_unwind(AssertUnwindSafe(|| self.scope.enter(job)));
+        #[cfg(feature = "wgpu")]
+        if let (Err(_) | Ok(Err(_)), OpenDevice::Wgpu(device)) = (&result, &self.device) {
+            super::wgpu::poll(device);
+        }
         match (result, faults.take()) {
             (Ok(done), None) => done,
             (_, Some(problem)) => Err(failed(problem)),
             // A device's task that panics also drops the channel on which its caller waits, which then panics with `CallError` alone.
             (Err(panic), None) => match fault::message(&*panic) {
-                text if text.starts_with(FAILED_READ) => Err(failed(text)),
+                text if FAILED_READS.iter().any(|begins| text.starts_with(begins)) => Err(failed(text)),
                 _ => resume_unwind(panic),
             },
         }
@@ -111,8 +115,8 @@ impl DeviceContext {
     }
 }
 
-/// How a read that fails begins (burn-tensor: tensor/api/base.rs, `into_data`).
-const FAILED_READ: &str = "Error while reading data";
+/// How a read that fails begins (burn-tensor: tensor/api/base.rs, `into_data`; cubecl-wgpu: compute/stream.rs, `read_resources`).
+const FAILED_READS: [&str; 2] = ["Error while reading data", "Failed to map buffer"];
 
 /// What the operations see of a context.
 #[derive(Clone, Debug, Default)]

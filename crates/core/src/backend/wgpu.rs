@@ -51,6 +51,14 @@ struct Opened {
     lost: Arc<AtomicBool>,
 }
 
+impl Opened {
+    /// wgpu says that a device is lost when it is polled.
+    fn poll(&self) {
+        // What it could not do the next operation says.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+    }
+}
+
 /// A process has one device of an adapter: CubeCL keeps what belongs to it for good.
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 
@@ -58,6 +66,7 @@ static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 pub(super) fn device(index: usize, adapter: &Adapter) -> Result<WgpuDevice, String> {
     let key = (index, adapter.name.clone());
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    opened.iter().for_each(Opened::poll);
     if let Some(found) = opened.iter().find(|o| o.adapter == key && !o.lost.load(Ordering::Acquire)) {
         return Ok(found.id.clone());
     }
@@ -88,6 +97,12 @@ pub(super) fn device(index: usize, adapter: &Adapter) -> Result<WgpuDevice, Stri
     });
     opened.push(Opened { adapter: key, device, id: id.clone(), lost });
     Ok(id)
+}
+
+/// Lets wgpu tell whether a device is lost.
+pub(super) fn poll(id: &WgpuDevice) {
+    let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    opened.iter().filter(|o| o.id == *id).for_each(Opened::poll);
 }
 
 /// For tests: loses a device, as when its driver is reset.
