@@ -359,7 +359,7 @@ def benchmarks(r: Ranks) -> None:
         r.out("", "eval", "run", "--model", run, "--suite", "quick", "--limit", "6", "--out", str(out), "--threads", "1", *nproc)
         results = json.loads((out / "results.json").read_text())
         samples = {path.name: [json.loads(line) for line in path.open()] for path in sorted((out / "samples").iterdir())}
-        texts[ranks] = [[task["metrics"] for task in results["tasks"]], samples]
+        texts[ranks] = [results["results"], samples]
         given = "[1, 5, 9, 5, 9]\n[7]\n[300, 301, 302, 40, 41, 42]\n"
         scores = r.out(given, "eval", "score", "--model", run, "--json", "--threads", "1", *nproc)
         texts[ranks].append([json.loads(line) for line in scores.splitlines()])

@@ -74,6 +74,7 @@ impl ClusterVerb {
         format!("{} on {}, {}{threads}", of(ranks, "rank"), of(machines, "machine"), self.device.backend)
     }
 
+    #[cfg_attr(not(any(feature = "mpi", feature = "nccl")), allow(unused_mut))] // a rank has a device of its own
     pub(super) fn run(mut self) -> Result<()> {
         let role = self.ranks.role(&self.device.backend)?;
         let config = self.config()?;

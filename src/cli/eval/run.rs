@@ -133,6 +133,7 @@ impl Run {
         Ok(Asking { shots, limit, samples, temperature, seed })
     }
 
+    #[cfg_attr(not(any(feature = "mpi", feature = "nccl")), allow(unused_mut))] // a rank has a device of its own
     pub(super) fn run(mut self) -> Result<()> {
         let role = self.ranks.role(&self.device.backend)?;
         self.engine.check()?;

@@ -27,6 +27,7 @@ pub(crate) struct Score {
 }
 
 impl Score {
+    #[cfg_attr(not(any(feature = "mpi", feature = "nccl")), allow(unused_mut))] // a rank has a device of its own
     pub(super) fn run(mut self) -> Result<()> {
         match self.ranks.role(&self.device.backend)? {
             Role::Launcher(ranks, network) => {
