@@ -5,7 +5,7 @@
 #     bash examples/whole_path.sh DUMPS OUT
 #
 # DUMPS has a folder for each source, as in the tutorial. Needs mpirun, and a Python (PYTHON=...) with the package `openai` for the last
-# step. STEPS sets how long to train: 2,000 steps take some three minutes on two cores.
+# step. STEPS sets how long to train: 2,000 steps take a minute or two on two cores.
 set -euo pipefail
 
 dumps="$(cd "${1:?the folder of dumps}" && pwd)"
