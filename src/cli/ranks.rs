@@ -193,9 +193,7 @@ impl Ranks {
     /// Runs them to their end. The first signal that this process gets is handed on as `signal`, the second ends all.
     #[cfg(unix)]
     fn run(&self, resume: bool, input: Input, stop: &AtomicBool, signal: i32) -> Result<i32> {
-        use std::os::unix::process::CommandExt;
-
-        use recua::parallel::processes::{Processes, exit_code};
+        use recua::parallel::processes::{Processes, belongs_to_this, exit_code};
 
         let arguments = launch::rank_arguments(std::env::args_os().skip(1), resume);
         let Some(mpirun) = self.mpirun else {
@@ -208,16 +206,8 @@ impl Ranks {
         let mut command = Command::new("mpirun");
         command.args(own).arg(&self.program).args(arguments);
         command.envs(variables).stdin(if input == Input::Own { Stdio::piped() } else { Stdio::null() });
-        // A terminal's signals come to this process alone, which tells the ranks: mpirun would give them a second to end.
-        command.process_group(0);
-        #[cfg(target_os = "linux")]
-        // SAFETY: one system call between fork and exec. The ranks end with whoever started them, however that ended.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                Ok(())
-            });
-        }
+        // Told by the terminal, mpirun would give the ranks a second to end.
+        belongs_to_this(&mut command);
         let mut child = command.spawn().map_err(Error::io("start", "mpirun"))?;
         // A process that is not in the terminal's foreground may not read it: this one reads for it. mpirun hands it to the first rank.
         if let Some(mut to) = child.stdin.take() {

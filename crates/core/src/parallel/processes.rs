@@ -31,6 +31,20 @@ pub fn exit_code(status: ExitStatus) -> i32 {
     status.signal().map_or(status.code().unwrap_or(1), |signal| 128 + signal)
 }
 
+/// What is started gets no signals of the terminal, which come to this process alone (it tells the ranks), and ends with this process,
+/// however that ends (Linux).
+pub fn belongs_to_this(command: &mut Command) {
+    command.process_group(0);
+    #[cfg(target_os = "linux")]
+    // SAFETY: one system call between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+}
+
 /// Processes that were started; dropped, those that still run are ended.
 struct Running(Vec<(Child, Option<ExitStatus>)>);
 
@@ -76,16 +90,7 @@ impl Processes {
             // The first one writes the results.
             command.stdout(Stdio::null());
         }
-        // A terminal's signals come to the launcher alone, which tells the ranks.
-        command.process_group(0);
-        #[cfg(target_os = "linux")]
-        // SAFETY: one system call between fork and exec. The ranks end with whoever started them, however that ended.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                Ok(())
-            });
-        }
+        belongs_to_this(&mut command);
         command
     }
 
