@@ -158,8 +158,17 @@ pub struct Completion {
     pub ended: Instant,
 }
 
-/// Tells which ranks have not come to an operation, where an engine knows.
-pub type Report = Box<dyn Fn() -> String + Send + Sync>;
+/// What an engine knows of the ranks that have not come to an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// A rank does not answer at all: it is stopped, gone or cut off. One that is slow answers.
+    pub silent: bool,
+    /// Who, in words.
+    pub said: String,
+}
+
+/// Asks which ranks have not come to an operation.
+pub type Report = Box<dyn Fn() -> Missing + Send + Sync>;
 
 /// The engine's end of a [`Pending`].
 pub type Completer = Sender<Completion>;
@@ -169,6 +178,8 @@ pub struct Pending {
     call: Call,
     state: State,
     timeout: Duration,
+    /// How long a wait may take while all ranks answer.
+    patience: Duration,
     missing: Option<Report>,
 }
 
@@ -187,13 +198,14 @@ impl Pending {
     /// An operation whose result the engine sends. Waiting ends with an error after `timeout`; `missing` says who has not come.
     pub fn new(call: Call, timeout: Duration, missing: Option<Report>) -> (Self, Completer) {
         let (send, receive) = channel();
-        (Self { call, state: State::Started(receive), timeout, missing }, send)
+        (Self { call, state: State::Started(receive), timeout, patience: timeout, missing }, send)
     }
 
     /// An operation that has ended.
     pub fn ready(call: Call, result: Result<Buffer>) -> Self {
         let now = Instant::now();
-        Self { call, state: State::Ready(Completion { result, began: now, ended: now }), timeout: Duration::ZERO, missing: None }
+        let (state, none) = (State::Ready(Completion { result, began: now, ended: now }), Duration::ZERO);
+        Self { call, state, timeout: none, patience: none, missing: None }
     }
 
     /// What it is.
@@ -214,30 +226,36 @@ impl Pending {
         self.complete().result
     }
 
-    /// [`Pending::wait`] with another time, for what takes longer than a step: saving.
+    /// [`Pending::wait`] for what takes longer than a step, saving: goes on for so long while all ranks answer. One that does not is an
+    /// error as soon as elsewhere.
     ///
     /// # Errors
     /// As there.
-    pub fn wait_within(mut self, timeout: Duration) -> Result<Buffer> {
-        self.timeout = timeout;
+    pub fn wait_within(mut self, patience: Duration) -> Result<Buffer> {
+        self.patience = patience;
         self.wait()
     }
 
     /// [`Pending::wait`] with the times.
     pub fn complete(self) -> Completion {
-        let Self { call, state, timeout, missing } = self;
+        let Self { call, state, timeout, patience, missing } = self;
         let receive = match state {
             State::Ready(done) => return done,
             State::Started(receive) => receive,
         };
         let asked = Instant::now();
-        let problem = match receive.recv_timeout(timeout) {
-            Ok(done) => return done,
-            Err(RecvTimeoutError::Timeout) => {
-                let missing = missing.map_or_else(|| "a rank hangs, died or is much slower".into(), |missing| missing());
-                format!("no result within {:.1} s: {missing}", timeout.as_secs_f64())
+        let problem = loop {
+            match receive.recv_timeout(timeout.min(patience.saturating_sub(asked.elapsed()))) {
+                Ok(done) => return done,
+                Err(RecvTimeoutError::Disconnected) => break "the engine ended".to_string(),
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            Err(RecvTimeoutError::Disconnected) => "the engine ended".to_string(),
+            let waited = asked.elapsed();
+            let unknown = || Missing { silent: false, said: "a rank hangs, died or is much slower".into() };
+            let Missing { silent, said } = missing.as_ref().map_or_else(unknown, |missing| missing());
+            if silent || waited >= patience {
+                break format!("no result within {:.1} s: {said}", waited.as_secs_f64());
+            }
         };
         Completion { result: Err(call.error(problem)), began: asked, ended: Instant::now() }
     }

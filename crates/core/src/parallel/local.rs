@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::comm::{Buffer, Call, Communicator, Completer, Completion, Operation, Pending, Reduce};
+use super::comm::{Buffer, Call, Communicator, Completer, Completion, Missing, Operation, Pending, Reduce};
 use crate::error::{Error, Result};
 
 /// The time that operations take on the way, beside that of moving memory.
@@ -77,12 +77,15 @@ impl Hub {
         Arc::new(Self { name, members, rounds: Mutex::default(), news: Condvar::new() })
     }
 
-    fn missing(&self, sequence: u64) -> String {
+    /// A rank that is a thread of this process never is silent: one that died is known without being asked.
+    fn missing(&self, sequence: u64) -> Missing {
         let rounds = lock(&self.rounds);
-        let Some(round) = rounds.get(&sequence) else { return "no rank has come to it".into() };
+        let Some(round) = rounds.get(&sequence) else {
+            return Missing { silent: false, said: "no rank has come to it".into() };
+        };
         let late: Vec<String> =
             self.members.iter().zip(&round.came).filter(|(_, came)| came.is_none()).map(|(rank, _)| rank.to_string()).collect();
-        format!("missing: rank {}", late.join(", "))
+        Missing { silent: false, said: format!("missing: rank {}", late.join(", ")) }
     }
 
     /// Brings this member's buffer and waits for all.

@@ -98,7 +98,7 @@ impl Mesh {
 
     /// Tensors over the ranks of this replica.
     pub fn tensor_collectives<B: LlamaOps>(&self) -> Arc<dyn Collectives<B>> {
-        Arc::new(Hosted::new(self.tensor.clone(), self.watch.clone(), self.config.overlap))
+        self.collectives(&self.tensor)
     }
 
     /// What a pass does between the ranks of this replica.

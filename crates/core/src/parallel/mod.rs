@@ -31,7 +31,7 @@ pub mod tensor;
 pub mod trace;
 
 pub use collectives::{Collectives, Hosted, Traffic, TrafficSum, Watch};
-pub use comm::{Buffer, Call, Communicator, Completion, Operation, Pending, Reduce, Report};
+pub use comm::{Buffer, Call, Communicator, Completion, Missing, Operation, Pending, Reduce, Report};
 pub use config::ParallelConfig;
 #[cfg(feature = "train")]
 pub use data::DataParallel;

@@ -9,9 +9,9 @@ use ::mpi::topology::{Color, Communicator as _, SimpleCommunicator};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::MpiOptions;
-use super::ask::Asking;
+use super::ask::{Asking, EVERY};
 use super::operation::{Collective, Running, return_errors};
-use crate::parallel::comm::{Buffer, Call, Completer, Completion, Operation, Reduce};
+use crate::parallel::comm::{Buffer, Call, Completer, Completion, Missing, Operation, Reduce};
 
 /// What the thread is asked for.
 pub(super) enum Job {
@@ -20,7 +20,7 @@ pub(super) enum Job {
     /// [`split`](crate::parallel::Communicator::split); answers with the new group, the rank in it, and its size.
     Split { group: usize, color: usize, key: usize, tell: Sender<Result<(usize, usize, usize), String>> },
     /// Which ranks do not answer.
-    Ask(Sender<String>),
+    Ask(Sender<Missing>),
     /// The end, together with all ranks.
     Finish(Sender<()>),
     /// The end of the whole job, now.
@@ -346,7 +346,8 @@ pub(super) fn run(options: MpiOptions, jobs: &Receiver<Job>, tell: &Sender<Resul
         let busy = asking.busy() || groups.iter().any(Group::busy);
         let quiet = last.elapsed();
         let job = if !busy {
-            jobs.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            // Others may ask whether this rank is still there.
+            jobs.recv_timeout(EVERY)
         } else if quiet < EAGER {
             std::thread::yield_now();
             jobs.recv_timeout(Duration::ZERO)
@@ -384,7 +385,7 @@ pub(super) fn run(options: MpiOptions, jobs: &Receiver<Job>, tell: &Sender<Resul
                 return;
             }
         }
-        asking.look();
+        asking.look(groups.iter().any(Group::busy));
         for group in &mut groups {
             if group.advance(&options) {
                 last = Instant::now();

@@ -6,7 +6,6 @@
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -16,7 +15,7 @@ use super::meeting::lock;
 use super::shared::{Flight, Landing, Shared, State};
 use crate::error::{Error, Result};
 use crate::parallel::collectives::Watch;
-use crate::parallel::comm::{Buffer, Call, Communicator, Operation, Pending, Reduce, gather_numbers};
+use crate::parallel::comm::{Buffer, Call, Communicator, Missing, Operation, Pending, Reduce, gather_numbers};
 
 /// What a group has called so far.
 #[derive(Default)]
@@ -137,17 +136,7 @@ impl NcclGroup {
         let [ready, began, done, asked] = events.map_err(|e| call.error(e.to_string()))?;
         let state = Arc::new(State::default());
         let landing = Landing::Device { asked, ready, bytes: len * element.bytes(), watch };
-        let flight = Flight {
-            call: call.clone(),
-            group: key.clone(),
-            issued: Instant::now(),
-            state: state.clone(),
-            began,
-            done,
-            landing,
-            ended: false,
-        };
-        shared.fly(flight);
+        shared.fly(Flight::new(call.clone(), key.clone(), state.clone(), [began, done], landing));
         let (of, comm, stream, told, at) = (shared.clone(), *comm, *stream, call.clone(), state.clone());
         let [send, receive] = memories.clone();
         shared.device.submit(Box::new(move |launching| {
@@ -216,23 +205,13 @@ impl NcclGroup {
         let (of, at) = (shared.clone(), key.clone());
         let sequence = call.sequence;
         let missing = Box::new(move || match of.problem() {
-            Some(problem) => problem.text().to_string(),
+            Some(problem) => Missing { silent: true, said: problem.text().to_string() },
             None => of.meeting.missing(&at, sequence),
         });
         let (pending, completer) = Pending::new(call.clone(), shared.options.timeout, Some(missing));
         let state = Arc::new(State::default());
         let landing = Landing::Host { give, take, empty, len, done: completer };
-        let flight = Flight {
-            call: call.clone(),
-            group: key.clone(),
-            issued: Instant::now(),
-            state: state.clone(),
-            began,
-            done,
-            landing,
-            ended: false,
-        };
-        shared.fly(flight);
+        shared.fly(Flight::new(call.clone(), key.clone(), state.clone(), [began, done], landing));
         let (of, comm, stream) = (shared.clone(), *comm, *stream);
         shared.device.submit(Box::new(move |_| {
             let launched = of.calls(|library| {

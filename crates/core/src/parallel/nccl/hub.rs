@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::meeting::{Known, PATIENCE, lock};
 use super::message::{Message, receive, send};
 use crate::error::{Error, Result};
+use crate::parallel::comm::Missing;
 
 /// What one member has called.
 struct First {
@@ -66,8 +67,8 @@ impl Hub {
                     // Not here: the rank that asks is asked as well, and answers on this connection.
                     let own = self.clone();
                     let answer = move || {
-                        let text = own.inquire(&group, sequence);
-                        let _ = send(&lock(&own.peers[rank - 1]), &Message::Said { question, text });
+                        let Missing { silent, said: text } = own.inquire(&group, sequence);
+                        let _ = send(&lock(&own.peers[rank - 1]), &Message::Said { question, silent, text });
                     };
                     let _ = std::thread::Builder::new().name("meeting".into()).stack_size(STACK).spawn(answer);
                 }
@@ -124,7 +125,7 @@ impl Hub {
     }
 
     /// Asks every rank how far it is.
-    pub(super) fn inquire(&self, group: &str, sequence: u64) -> String {
+    pub(super) fn inquire(&self, group: &str, sequence: u64) -> Missing {
         let question = self.next.fetch_add(1, Ordering::Relaxed);
         let mut answered: Answered = vec![None; self.peers.len() + 1];
         answered[0] = Some(self.known.came(group));
@@ -141,15 +142,16 @@ impl Hub {
         let list = |of: Vec<usize>| of.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
         let silent: Vec<_> = (0..answers.len()).filter(|rank| answers[*rank].is_none()).collect();
         if !silent.is_empty() {
-            return format!("no answer from rank {}: stopped, gone or cut off", list(silent));
+            return Missing { silent: true, said: format!("no answer from rank {}: stopped, gone or cut off", list(silent)) };
         }
         // A rank that is not in the group does not count.
         let late = |rank: &usize| matches!(answers[*rank], Some(Some(came)) if came <= sequence);
         let late: Vec<_> = (0..answers.len()).filter(late).collect();
-        match late.is_empty() {
+        let said = match late.is_empty() {
             false => format!("rank {} has not come to it", list(late)),
             true => "every rank has come to it: a device or the network between them hangs".into(),
-        }
+        };
+        Missing { silent: false, said }
     }
 
     /// Ends the job, here and on all ranks but one.

@@ -14,6 +14,7 @@ use super::hub::Hub;
 use super::library::UniqueId;
 use super::message::{Message, receive, send};
 use crate::error::{Error, Result};
+use crate::parallel::comm::Missing;
 
 /// How long an answer may take.
 pub(super) const PATIENCE: Duration = Duration::from_millis(1500);
@@ -52,7 +53,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Answers that are waited for, by question.
-type Answers = Arc<Mutex<HashMap<u64, Sender<String>>>>;
+type Answers = Arc<Mutex<HashMap<u64, Sender<Missing>>>>;
 
 enum Link {
     /// There is one rank.
@@ -136,9 +137,9 @@ impl Meeting {
     }
 
     /// Who has not come to an operation of a group, in words. Takes up to some seconds.
-    pub(super) fn missing(&self, group: &str, sequence: u64) -> String {
+    pub(super) fn missing(&self, group: &str, sequence: u64) -> Missing {
         match &self.link {
-            Link::Alone => "the device hangs".into(),
+            Link::Alone => Missing { silent: false, said: "the device hangs".into() },
             Link::Hub(hub) => hub.inquire(group, sequence),
             Link::Spoke { to, answers, questions } => {
                 let question = questions.fetch_add(1, Ordering::Relaxed);
@@ -147,7 +148,7 @@ impl Meeting {
                 let asked = send(&lock(to), &Message::Ask { question, group: group.into(), sequence });
                 let answer = asked.ok().and_then(|()| told.recv_timeout(2 * PATIENCE).ok());
                 lock(answers).remove(&question);
-                answer.unwrap_or_else(|| "rank 0 does not answer: stopped, gone or cut off".into())
+                answer.unwrap_or_else(|| Missing { silent: true, said: "no answer from rank 0: stopped, gone or cut off".into() })
             }
         }
     }
@@ -300,9 +301,9 @@ fn listen(mut from: BufReader<TcpStream>, known: &Known, answers: &Answers) {
             Ok(Some(Message::Ask { question, group, .. })) => {
                 let _ = send(from.get_ref(), &Message::Here { question, came: known.came(&group) });
             }
-            Ok(Some(Message::Said { question, text })) => {
+            Ok(Some(Message::Said { question, silent, text })) => {
                 if let Some(tell) = lock(answers).remove(&question) {
-                    let _ = tell.send(text);
+                    let _ = tell.send(Missing { silent, said: text });
                 }
             }
             Ok(Some(Message::End { text })) => known.end(&text),

@@ -25,7 +25,7 @@ pub(super) enum Message {
     /// So many operations were started.
     Here { question: u64, came: Option<u64> },
     /// What a question came to.
-    Said { question: u64, text: String },
+    Said { question: u64, silent: bool, text: String },
     /// The job ends on all ranks.
     End { text: String },
     /// A rank is done.

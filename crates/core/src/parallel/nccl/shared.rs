@@ -82,6 +82,13 @@ pub(super) struct Flight {
     pub(super) ended: bool,
 }
 
+impl Flight {
+    /// Under way from now on, between two events.
+    pub(super) fn new(call: Call, group: Arc<str>, state: Arc<State>, [began, done]: [Event; 2], landing: Landing) -> Self {
+        Self { call, group, issued: Instant::now(), state, began, done, landing, ended: false }
+    }
+}
+
 /// Why nothing more is done.
 #[derive(Clone, Debug)]
 pub(super) struct Problem {

@@ -94,7 +94,7 @@ impl Watcher {
                     self.land(flight);
                 }
                 Seen::Late => {
-                    let who = self.shared.meeting.missing(&flight.group, flight.call.sequence);
+                    let who = self.shared.meeting.missing(&flight.group, flight.call.sequence).said;
                     let problem = format!("no result within {:.1} s: {who}", self.shared.options.timeout.as_secs_f64());
                     self.shared.fail(Some(&flight.call), problem);
                     kept.push(flight);
