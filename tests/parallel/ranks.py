@@ -184,6 +184,11 @@ def strike(r: Ranks, name: str, job: subprocess.Popen, rank: int, how: signal.Si
     os.kill(found(r, name, job, rank), how)
 
 
+def heard(r: Ranks, name: str, rank: int, how: signal.Signals) -> None:
+    if how == signal.SIGSTOP and f"no answer from rank {rank}" not in r.said(name):
+        fail(f"{name}: rank {rank} was stopped, and nobody says so", r.said(name))
+
+
 def kills(r: Ranks, whole: Whole, count: int, chance: random.Random) -> None:
     """The same ranks go on: to the bit."""
     meshes = {"dp": (2, []), "tp": (2, TP2), "both": (4, TP2)}
@@ -199,8 +204,7 @@ def kills(r: Ranks, whole: Whole, count: int, chance: random.Random) -> None:
         time.sleep(chance.random())
         strike(r, name, job, rank, how)
         code, took = r.ended(name, job, ranks)
-        if how == signal.SIGSTOP and f"no answer from rank {rank}" not in r.said(name):
-            fail(f"{name}: rank {rank} was stopped, and nobody says so", r.said(name))
+        heard(r, name, rank, how)
         r.run(name, ranks, *STEPS, *sets, "--resume")
         got = r.weights(name)
         print(f"{name}: {mesh}, {how.name} of rank {rank}: exit code {code} after {took:.1f} s; resumed to {got.split()[0]}")
@@ -236,24 +240,26 @@ LARGE = ["--set", "model.dim=256", "--set", "model.n_layers=4", "--steps", "8", 
 
 
 def writing(r: Ranks, whole: Whole, tries: int) -> None:
-    """A rank is killed while the checkpoint after the first is being written: the first stays whole."""
+    """A rank is killed or stopped while the checkpoint after the first is being written: the first stays whole, and nobody waits for
+    the other as long as writing may take."""
     expected, half = r.weights(whole.run("large", 2, *LARGE)), 0
     for i in range(tries):
-        name, rank = f"writing-{i}", i % 2
+        name, rank, how = f"writing-{i}", i // 2 % 2, [signal.SIGKILL, signal.SIGSTOP][i % 2]
         job = r.begin(name, 2, *LARGE)
         r.first_checkpoint(name, job)
         root, file = r.work / name / "checkpoints", f"r{rank:05}.safetensors"
         pid = found(r, name, job, rank)
         while job.poll() is None and not any(path.name.endswith(file) for path in root.glob("*tmp*/*")):
             time.sleep(0.001)  # a checkpoint is written in tens of milliseconds
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
         r.ended(name, job, 2)
+        heard(r, name, rank, how)
         left, before = [path.name for path in root.glob("*tmp*")], r.checkpoints(name)
         half += bool(left)
         r.run(name, 2, *LARGE, "--resume")
         if r.weights(name) != expected or list(root.glob("*tmp*")):
             fail(f"{name}: killed after {before} with {left} half-written: other weights, or what was left is still there")
-        print(f"{name}: SIGKILL of rank {rank} after {before[-1]}, {len(left)} half-written; resumed to the same weights")
+        print(f"{name}: {how.name} of rank {rank} after {before[-1]}, {len(left)} half-written; resumed to the same weights")
     if not half:
         fail(f"in {tries} tries no checkpoint was half-written")
 
