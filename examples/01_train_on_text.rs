@@ -1,9 +1,9 @@
-//! Text to a trained model, on the CPU: tokenizer, token dataset, trainer.
+//! Trains on a text file, on the CPU: tokenizer, token dataset, 100 steps of a small model, a text.
 //!
 //!     cargo run --release --example 01_train_on_text [FILE.txt]
 //!
-//! Prints the loss falling from about ln(vocabulary) and what the model then writes. Without a file it takes this crate's
-//! README. The run (checkpoints, metrics, config) stays in a folder that it names.
+//! Prints the loss, which falls from about ln(512), and what the model then writes. Without a file it takes this crate's README. The run
+//! (checkpoints, metrics, settings) stays in a folder that the last line names.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
@@ -18,6 +18,7 @@ use recua::train::config::{DataConfig, TrainConfig};
 use recua::train::metrics::StepRecord;
 use recua::train::{Observer, RunConfig, Start, Trainer};
 
+/// Is told of every step.
 struct Print;
 
 impl Observer for Print {

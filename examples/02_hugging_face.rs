@@ -1,9 +1,9 @@
-//! Loads a Hugging Face (or Meta, or native) checkpoint and generates.
+//! Loads a checkpoint and generates with greedy decoding: a folder of Hugging Face's, Meta's or recua's format, or a GGUF file.
 //!
-//!     cargo run --release --example 02_hugging_face [FOLDER [PROMPT]]
+//!     cargo run --release --example 02_hugging_face [MODEL [PROMPT]]
 //!
-//! Without a folder it loads the small random model of the tests and prints 16 greedy token ids; with a folder that has a
-//! tokenizer it prints text.
+//! Prints the prompt and up to 16 tokens after it: text where the model has a tokenizer, else ids. Without MODEL it takes the small random model
+//! of the tests, which has none.
 
 use std::ops::ControlFlow;
 
@@ -14,11 +14,11 @@ use recua::tokenizer::Tokenizer;
 
 fn main() -> recua::Result<()> {
     let mut args = std::env::args().skip(1);
-    let folder = args.next().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny_llama").into());
+    let path = args.next().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny_llama").into());
     let text = args.next().unwrap_or_else(|| "The pack train".into());
 
-    let checkpoint = Checkpoint::open(&folder)?;
-    println!("{}: {}, {} parameters", folder, checkpoint.format(), checkpoint.config().num_params());
+    let checkpoint = Checkpoint::open(&path)?;
+    println!("{}: {}, {} parameters", path, checkpoint.format(), checkpoint.config().num_params());
     let model = checkpoint.load::<Flex>(&Default::default())?;
 
     let tokenizer = checkpoint.tokenizer_path().map(Tokenizer::open).transpose()?;

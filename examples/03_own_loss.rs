@@ -2,7 +2,8 @@
 //!
 //!     cargo run --release --example 03_own_loss
 //!
-//! Prints cross-entropy and z-loss at every fifth step, and fails unless both fall.
+//! Prints cross-entropy and z-loss at every fifth step, and fails unless both fall. A program of your own needs `burn` and `burn-autodiff`
+//! beside recua, in the version that recua pins (0.21.0).
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};

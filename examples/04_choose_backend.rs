@@ -3,8 +3,8 @@
 //!     cargo run --release --example 04_choose_backend [NAME...]
 //!     cargo run --release --features wgpu --example 04_choose_backend flex wgpu
 //!
-//! Prints the loss of the same fresh model on every backend named (default: the CPU backends of this build): equal up to
-//! rounding, whatever computes it. A name that cannot be had is an error that says what to install.
+//! Prints the loss of the same untrained model on every backend named (default: the CPU backends of this build): equal up to rounding.
+//! A name that cannot be had is an error that says what to install.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use recua::backend::{BackendName, Job, Kind};

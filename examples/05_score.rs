@@ -1,18 +1,18 @@
-//! Scores: how likely a model finds given tokens, and which of several endings it prefers.
+//! Scores given tokens: the log-probability of each, and which of several endings a model prefers.
 //!
-//!     cargo run --release --example 05_score [FOLDER]
+//!     cargo run --release --example 05_score [MODEL]
 //!
-//! Prints the log-probability of each token of a sequence, then the endings from the likeliest to the least. Without a
-//! folder (Hugging Face, Meta or native) it takes the small random model of the tests.
+//! Prints the log-probability of each token of a sequence and its perplexity, then the endings from the likeliest to the least. MODEL is a
+//! folder of Hugging Face's, Meta's or recua's format, or a GGUF file; without it the small random model of the tests.
 
 use recua::backend::Flex;
 use recua::checkpoint::Checkpoint;
 use recua::eval::logprobs;
 
 fn main() -> recua::Result<()> {
-    let folder = std::env::args().nth(1);
-    let folder = folder.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny_llama").into());
-    let model = Checkpoint::open(&folder)?.load::<Flex>(&Default::default())?;
+    let path = std::env::args().nth(1);
+    let path = path.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny_llama").into());
+    let model = Checkpoint::open(&path)?.load::<Flex>(&Default::default())?;
 
     let context = [1, 17, 230, 5];
     let scores = logprobs(&model, &context)?;

@@ -1,4 +1,5 @@
-//! What the pipeline is handed of tokenizers and token datasets.
+//! `recua data build` with recua's own tokenizers and token datasets. The pipeline ([`crate::corpus::pipeline`]) knows neither:
+//! [`RecuaTokens`] brings both.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! What [`crate::eval`] is handed of a training run: its held-out text, and its model as it stands.
+//! Benchmarks while a model trains: tasks, and questions made of the run's held-out text ([`held_out`]), are asked of the weights
+//! as they stand at a step ([`Evaluating`], an observer of the run).
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

@@ -13,14 +13,15 @@
 //! | [`data`] | texts -> token shards -> windows -> batches, each step in a fixed order |
 //! | [`ops`] | the operations of LLaMA as one trait, a default body and faster ones by backend |
 //! | [`model`] | hyper-parameters, one layer, the whole, first weights, the backward pass |
-//! | [`checkpoint`] | native checkpoints, Hugging Face's and Meta's, and the way between them |
-//! | [`generate`] | KV-cached decoding and sampling |
-//! | [`eval`] | log-probabilities; what a model has to beat: xz, an n-gram model |
+//! | [`checkpoint`] | native checkpoints, Hugging Face's, Meta's and GGUF, and the way between them |
+//! | [`generate`] | inference: continuous batching over a KV cache of blocks, sampling |
+//! | [`eval`] | log-probabilities of given tokens; benchmarks (feature `eval`); what a model has to beat: xz, an n-gram model |
 //! | `serve` | the HTTP server: OpenAI's and Anthropic's APIs, a chat page (feature `serve`) |
 //! | [`optim`] | AdamW, the global-norm clip, the schedule |
 //! | [`parallel`] | several ranks: the collectives between them and their engines; time and memory of a run on a cluster |
 //! | `train` | settings, one step, the loop, what it writes down (feature `train`) |
 //! | `bench`, `selftest` | how fast a backend is, and whether it is right (feature `train`) |
+//! | `evaluate` | benchmarks while a model trains (features `eval`, `train`) |
 //! | `build` | `recua data build` with recua's own tokenizers (feature `data`) |
 //! | `quickstart` | all of it in one file (feature `quickstart`) |
 //!

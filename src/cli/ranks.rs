@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use recua::backend::{BackendName, Kind};
-use recua::parallel::launch::{self, Engine, Launched, Mpirun};
+use recua::parallel::launch::{Engine, Launched, Mpirun};
 use recua::{Error, Result};
 
 use super::say;
@@ -168,6 +168,7 @@ pub(super) enum Input {
 }
 
 /// Ranks that are started here.
+#[cfg_attr(not(unix), allow(dead_code))]
 struct Ranks {
     /// `None`: processes of our own.
     mpirun: Option<Mpirun>,
@@ -193,9 +194,10 @@ impl Ranks {
     /// Runs them to their end. The first signal that this process gets is handed on as `signal`, the second ends all.
     #[cfg(unix)]
     fn run(&self, resume: bool, input: Input, stop: &AtomicBool, signal: i32) -> Result<i32> {
+        use recua::parallel::launch::rank_arguments;
         use recua::parallel::processes::{Processes, belongs_to_this, exit_code};
 
-        let arguments = launch::rank_arguments(std::env::args_os().skip(1), resume);
+        let arguments = rank_arguments(std::env::args_os().skip(1), resume);
         let Some(mpirun) = self.mpirun else {
             let (program, ranks) = (self.program.clone(), self.ranks);
             return Processes { program, arguments, ranks, reads: input == Input::Own, grace: GRACE }.run(stop, signal);

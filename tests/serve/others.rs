@@ -162,6 +162,7 @@ fn the_server_says_what_it_has_done() {
     assert_eq!(up.client.get("/v1/completions").refused(405)["code"], "method_not_allowed");
 }
 
+#[cfg(unix)]
 #[test]
 fn the_verb_serves_until_it_is_told_to_stop() {
     let (path, model) = (run(), format!("llama={}", run()));
@@ -191,6 +192,7 @@ fn the_verb_serves_until_it_is_told_to_stop() {
     assert_eq!(missing.status.code(), Some(1), "{}", stderr(&missing));
 }
 
+#[cfg(unix)]
 #[test]
 fn a_second_signal_is_enough() {
     let endless = endless(config(), std::time::Duration::from_secs(5));

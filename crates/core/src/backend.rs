@@ -39,7 +39,7 @@ pub enum Kind {
     Flex,
     /// CPU, on the ndarray crate.
     NdArray,
-    /// GPUs through Vulkan, Metal or DirectX 12.
+    /// GPUs through Vulkan (Linux, Windows) or Metal (macOS).
     Wgpu,
     /// NVIDIA GPUs.
     Cuda,
@@ -233,7 +233,7 @@ impl BackendName {
                 wgpu::device(index, adapter).map_err(refused)
             }
             None if adapters.is_empty() => Err(self.error(
-                "no Vulkan, Metal or DirectX 12 adapter found",
+                "no Vulkan or Metal adapter found",
                 "install the GPU's driver, or a software one (Debian: mesa-vulkan-drivers)",
             )),
             None => Err(self.error(&format!("there are {} adapters", adapters.len()), "`recua info` lists them")),

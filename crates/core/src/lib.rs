@@ -1,4 +1,5 @@
-//! From text to a trained model to text: the rooms of recua that compute. A part of the crate `recua`, which re-exports it.
+//! From text to a trained model to text: tokenizers, token datasets, operations, model, checkpoints, training, generation, on any backend
+//! of Burn. A part of the crate `recua`, which re-exports it.
 
 #![warn(missing_docs)]
 

@@ -1,5 +1,5 @@
-//! What a build needs of tokenizers and token datasets, which are made in rooms further down: whoever starts a build hands it in
-//! (`recua::build::tokens`).
+//! Traits of the tokenizers and token datasets that a build uses. This crate has none: whoever starts a build brings them (recua's own:
+//! `recua::build::RecuaTokens`).
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What flows between the stages of the pipeline: documents with an id and what is known of them.
+//! What flows between the stages of the pipeline: documents with an id, a text and metadata.
 
 use std::borrow::Cow;
 

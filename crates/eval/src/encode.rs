@@ -1,4 +1,5 @@
-//! Strings as the tokens that are scored, as the reference harness makes them of a causal model's.
+//! Turns the strings of a question into the tokens that a model is given and those that are scored, by lm-evaluation-harness's rules for
+//! causal models: context and continuation are encoded together and cut where the context ends.
 
 use recua_core::tokenizer::Tokenizer;
 

@@ -41,9 +41,10 @@ impl Partial {
         let file = match &known {
             // A line that was cut off by the kill is not gone on with.
             Some((_, end)) => {
-                let file = File::options().append(true).open(&path).map_err(Error::io("open", &path))?;
-                file.set_len(*end).map_err(Error::io("cut", &path))?;
-                file
+                // Windows cuts no file that is open for appending only.
+                let cut = File::options().write(true).open(&path).and_then(|file| file.set_len(*end));
+                cut.map_err(Error::io("cut", &path))?;
+                File::options().append(true).open(&path).map_err(Error::io("open", &path))?
             }
             None => {
                 let mut file = File::create(&path).map_err(Error::io("create", &path))?;

@@ -1,4 +1,4 @@
-//! An evaluation as one page, `report.html`: no other file, no request, light and dark.
+//! An evaluation as one HTML page, `report.html`, that needs no network and no other file.
 
 mod paper;
 

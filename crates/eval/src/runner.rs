@@ -1,4 +1,5 @@
-//! Passes of all tasks through an engine, in one stream: the next ones come in as others end, so that a batch is always full.
+//! Scores and generates for all tasks with one engine: their passes go through it in one stream, the next ones come in as others end, so
+//! that a batch is always full.
 //!
 //! Passes of one question that share a context go one after the other: the first computes the context, whose blocks the others find in
 //! the cache. Those that score one token after the same context are one pass: one row of logits says them all.

@@ -24,6 +24,14 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Brings a closed file to the disk. Windows does so only for one that is open for writing.
+///
+/// # Errors
+/// Those of opening it, and a disk that refuses.
+pub fn sync_file(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path).or_else(|_| File::open(path))?.sync_all()
+}
+
 /// Writes a whole small file.
 ///
 /// # Errors
@@ -124,7 +132,7 @@ impl Sealed {
         let temporary = Temporary::beside(path)?;
         if fs::hard_link(from, &temporary.path).is_err() {
             fs::copy(from, &temporary.path).map_err(Error::io("write", path))?;
-            File::open(&temporary.path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))?;
+            sync_file(&temporary.path).map_err(Error::io("sync", path))?;
         }
         // A lock would be one on the first name too.
         Ok(Self { _lock: File::open(&temporary.path).map_err(Error::io("read", path))?, temporary })
@@ -374,8 +382,7 @@ fn sync_tree(dir: &Path) -> Result<()> {
         if path.is_dir() {
             sync_tree(&path)?;
         } else {
-            let file = OpenOptions::new().write(true).open(&path).or_else(|_| File::open(&path));
-            file.and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
+            sync_file(&path).map_err(Error::io("sync", &path))?;
         }
     }
     sync_dir(dir)

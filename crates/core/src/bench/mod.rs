@@ -1,4 +1,5 @@
-//! What speed a machine gives: training (the trainer's own step), attention, products; the engine's decoding, prefill and serving.
+//! Measures speed, for `recua bench`: training (the trainer's own step), attention, matrix products, and the engine's decoding, prefill
+//! and serving.
 
 mod bandwidth;
 mod cluster;

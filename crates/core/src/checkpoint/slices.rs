@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::native::FileEntry;
 use super::tensors::{SafetensorsFile, Tensor, TensorInfo, TensorSource, no_such_tensor, write_safetensors};
 use crate::error::{Error, Result};
+use crate::files::sync_file;
 use crate::model::Slice;
 use crate::ops::Dtype;
 
@@ -54,7 +54,7 @@ impl RankFiles {
         let offsets: Map<String, Value> =
             slices.iter().map(|slice| (slice.name.clone(), json!({ "saved_offsets": slice.offsets }))).collect();
         let summary = write_safetensors(&path, &infos, &[("DCP_SHARDING_INFO", &Value::Object(offsets).to_string())], next)?;
-        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
+        sync_file(&path).map_err(Error::io("sync", &path))?;
         self.files.push(FileEntry::new(file, summary));
         self.pieces.extend(slices.iter().map(|slice| Piece { slice: slice.clone(), file: file.into() }));
         Ok(())

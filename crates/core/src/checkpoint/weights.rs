@@ -1,4 +1,5 @@
-//! Between tensors on disk and a model on a device.
+//! Loads the tensors of a checkpoint into a model on a device, as float32 or in a narrower type ([`load`], [`load_as`], [`load_part`]), and
+//! reads a model's tensors back for saving ([`ModelTensors`]).
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! How well a model does: probabilities of given tokens, held-out loss, bits per byte, and the baselines to hold them against.
+//! How well a model does: log-probabilities of given tokens, and the baselines that a text model is held against.
 
 #[cfg(feature = "baselines")]
 pub mod baselines;

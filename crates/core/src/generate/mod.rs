@@ -1,5 +1,5 @@
-//! Weights to text: an [`Engine`] answers [`Request`]s, in token ids; a [`Sampler`] chooses them. How a prompt's text begins and what
-//! ends a text: [`encode_prompt`], [`end_ids`].
+//! Inference, weights to text: an [`Engine`] answers [`Request`]s in token ids, with continuous batching over a KV cache of blocks; a
+//! [`Sampler`] chooses the tokens. How a prompt's text begins and what ends a text: [`encode_prompt`], [`end_ids`].
 
 mod cache;
 #[cfg(feature = "constrain")]

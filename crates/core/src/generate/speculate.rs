@@ -1,4 +1,5 @@
-//! Tokens drafted from a request's own text, for the model to check several at once.
+//! Speculative decoding without a draft model (prompt lookup): tokens are drafted from a request's own text, and the model checks several
+//! at once.
 //!
 //! What is drafted is certain, not drawn. So at each drafted place the model's token is drawn as without a draft, by the same
 //! [`Sampler`](super::Sampler): where it is the drafted one, which happens with the probability that the model gives that, the next

@@ -1,4 +1,4 @@
-//! First weights. Training begins from these; they are the same on every backend, whatever the number of threads.
+//! Random initialisation: the weights that training begins from. They are the same on every backend, whatever the number of threads.
 
 use std::ops::Range;
 

@@ -1,5 +1,6 @@
-//! What surrounds the products of a pass where a model is split over devices: Megatron's f and g (Shoeybi et al. 2019), with rows of the
-//! residual stream split as well g and g-bar (Korthikanti et al. 2022).
+//! Where tensor parallelism enters the model: what surrounds the products of a pass where a model is split over devices, and does nothing on
+//! one. Megatron's f and g (Shoeybi et al. 2019); with rows of the residual stream split as well (sequence parallelism) g and g-bar
+//! (Korthikanti et al. 2022).
 
 use burn::tensor::DType;
 use burn::tensor::ops::{FloatTensor, IntTensor};

@@ -1,5 +1,5 @@
-//! Elements of weights between their bytes and float32: the float types, and ggml's blocks. A block is a run of a row's elements with
-//! factors of its own; see [`Dtype::block`].
+//! Converts weights between their bytes in files and float32: the float types, and ggml's quantised blocks. A block is a run of a row's
+//! elements with factors of its own; see [`Dtype::block`].
 
 use half::{bf16, f16};
 use rayon::prelude::*;

@@ -1,8 +1,9 @@
 //! The operations that LLaMA needs and Burn does not give in the needed form, as one trait, [`LlamaOps`].
 //!
 //! Each operation has a default body in plain Burn tensor operations, right on every backend. A backend overrides what it
-//! does better (`cpu/`: Flex and NdArray; `cube/`: CUDA and wgpu; `fusion.rs`: Burn's `Fusion` around these). `Autodiff<B>` overrides each differentiable operation with one node whose
-//! backward is written by hand (`autodiff.rs`), so that a loss of one's own gets the same memory and speed as the trainer.
+//! does better (`cpu/`: Flex and NdArray; `cube/`: CUDA and wgpu; `fusion.rs`: Burn's `Fusion` around these). `Autodiff<B>` overrides
+//! each differentiable operation with one node whose backward is written by hand (`autodiff.rs`), so that a loss of one's own gets
+//! the same memory and speed as the trainer.
 //!
 //! The functions of this module take and return [`Tensor`]s; the trait's methods speak Burn's primitives, whose rank is not
 //! in the type.

@@ -1,4 +1,5 @@
-//! One answer of all ranks.
+//! What all ranks say, gathered on each: whether any of them says yes ([`any()`]), and their results, of which an error on one is an error
+//! on all ([`agree()`]).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Collective operations over tensors on a device.
+//! Collective operations (sum, gather, scatter) over tensors on a device.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Settings: `[parallel]`.
+//! The settings `[parallel]`: how many replicas, how many ranks a model is split over, what is sharded, what overlaps.
 
 use serde::{Deserialize, Serialize};
 

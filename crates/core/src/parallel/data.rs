@@ -1,6 +1,6 @@
-//! Replicas: gradients are summed over them, and each keeps the optimizer's state of its rows of every matrix alone (ZeRO, Rajbhandari et
-//! al. 2020). What crosses goes in buckets, whose sums start while earlier layers compute their backward, and whose new weights arrive
-//! while the next forward computes the layers before.
+//! Data parallelism: gradients are summed over the replicas of a model, and each keeps the optimizer's state of its rows of every matrix
+//! alone (ZeRO, Rajbhandari et al. 2020). What crosses goes in buckets, whose sums start while earlier layers compute their backward, and
+//! whose new weights arrive while the next forward computes the layers before.
 //!
 //! A matrix of `n` rows is cut into `dp` shares of `ceil(n / dp)` rows, the last ones filled up with zeros, which AdamW leaves zero. Gains
 //! of norms are few: every replica keeps them whole.

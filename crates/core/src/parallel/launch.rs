@@ -1,5 +1,5 @@
-//! Who started this process, as which of how many: read from the variables that launchers set. And how `recua` starts ranks of its
-//! own machine.
+//! Launchers (mpirun, srun, torchrun): which rank of how many this process is, read from the variables that they set; and how `recua`
+//! starts ranks on its own machine.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The engine of one process: ranks are threads, a group's operations meet in a hub. Reductions add in the order of ranks, so equal
+//! The engine without a network: ranks are threads of one process, a group's operations meet in a hub. Reductions add in the order of ranks, so equal
 //! inputs give equal bits. For tests of everything above it: a link of any speed can be put under it, and a rank can die or hang.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! How fast tensors cross between ranks, and whether they come right.
+//! Measures the collective operations between ranks: how fast tensors cross, and whether they come right.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! Several ranks, one model: the mesh of ranks, the network under the computation ([`comm`]), and what is split how.
+//! Training and inference on several ranks: the mesh of ranks ([`mesh`]), the collective operations between them ([`comm`],
+//! [`collectives`]), data parallelism with a sharded optimizer ([`ParallelConfig::zero`]), tensor and sequence parallelism ([`tensor`]).
 //!
 //! A rank is a process, or in tests a thread, with one device. [`Communicator`] is the border to the engines that move bytes between
 //! ranks (`mpi`; `nccl`; [`local`]: threads of one process). Everything above it is the same for all engines.

@@ -1,4 +1,5 @@
-//! What a training step asks of the other ranks.
+//! What a training step needs of the other ranks: what crosses inside of a pass of a split model, and what replicas exchange. With one
+//! rank nothing.
 
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{FloatDType, TensorMetadata};

@@ -1,4 +1,5 @@
-//! A model split over ranks: the regions between them (Shoeybi et al. 2019; Korthikanti et al. 2022).
+//! Tensor and sequence parallelism: a model split over ranks, and the collective operations at the borders of its parts (Shoeybi et al.
+//! 2019; Korthikanti et al. 2022).
 
 use std::sync::Arc;
 

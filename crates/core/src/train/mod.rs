@@ -1,5 +1,5 @@
-//! Loss to weights: settings ([`config`]), what memory they need ([`plan`]), one step ([`step`]), a run of
-//! them ([`run`]), what it writes down ([`metrics`], [`report`]).
+//! Training, loss to weights: settings ([`config`]), what memory they need ([`plan`]), one step ([`step`]), a run of them ([`run`]), what
+//! it writes down ([`metrics`], [`report`]).
 
 pub mod config;
 mod inputs;

@@ -1,4 +1,5 @@
-//! What documents have in common.
+//! Deduplication: what of several documents counts as one ([`Rule`]): CCNet's paragraphs, C4's lines, equal files, books that overlap
+//! ([`overlap`]), and near-duplicates ([`minhash`]).
 
 pub mod minhash;
 pub mod overlap;

@@ -1,4 +1,5 @@
-//! Rules that judge or change a text, whatever source it is from.
+//! Filters: rules that judge or change a text, whatever source it is from. C4's and CCNet's cleaning, perplexity under a language model,
+//! overlap with evaluation sets, personal data.
 
 pub mod c4;
 pub mod ccnet;

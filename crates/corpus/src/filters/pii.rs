@@ -1,4 +1,4 @@
-//! Personal data in text: e-mail addresses, IP addresses and telephone numbers are replaced by what they are.
+//! Masks personal data: e-mail addresses, IP addresses and telephone numbers become `<EMAIL>`, `<IP>` and `<PHONE>`.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
