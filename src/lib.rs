@@ -13,9 +13,9 @@
 //! | [`data`] | texts -> token shards -> windows -> batches, each step in a fixed order |
 //! | [`ops`] | the operations of LLaMA as one trait, a default body and faster ones by backend |
 //! | [`model`] | hyper-parameters, one layer, the whole, first weights, the backward pass |
-//! | [`checkpoint`] | native checkpoints, Hugging Face's and Meta's, and the way between them |
+//! | [`checkpoint`] | native checkpoints, Hugging Face's, Meta's and GGUF files, and the way between them |
 //! | [`generate`] | KV-cached decoding and sampling |
-//! | [`eval`] | log-probabilities; what a model has to beat: xz, an n-gram model |
+//! | [`eval`] | log-probabilities; what a model has to beat: xz, an n-gram model; benchmarks (feature `eval`) |
 //! | `serve` | the HTTP server: OpenAI's and Anthropic's APIs, a chat page (feature `serve`) |
 //! | [`optim`] | AdamW, the global-norm clip, the schedule |
 //! | [`parallel`] | several ranks: the collectives between them and their engines; time and memory of a run on a cluster |
