@@ -69,7 +69,7 @@ enum Verb {
     /// Benchmarks, and scores of given tokens
     #[command(subcommand)]
     Eval(eval::Eval),
-    /// Turn a checkpoint into another format (Hugging Face, Meta, native)
+    /// Turn a checkpoint into another format (Hugging Face, Meta, native, GGUF)
     Convert(convert::Convert),
     /// Measure training, attention, prefill, decoding and serving speed on this machine
     #[command(subcommand)]

@@ -47,16 +47,32 @@ impl Buffer {
 
     /// Bytes of all elements.
     pub fn bytes(&self) -> usize {
+        self.width() * self.len()
+    }
+
+    /// Bytes of an element.
+    pub(crate) fn width(&self) -> usize {
         match self {
-            Self::F32(x) => 4 * x.len(),
-            Self::F64(x) => 8 * x.len(),
-            Self::U16(x) => 2 * x.len(),
-            Self::Bytes(x) => x.len(),
+            Self::F32(_) => 4,
+            Self::F64(_) => 8,
+            Self::U16(_) => 2,
+            Self::Bytes(_) => 1,
+        }
+    }
+
+    /// Elements that it has memory for.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn capacity(&self) -> usize {
+        match self {
+            Self::F32(x) => x.capacity(),
+            Self::F64(x) => x.capacity(),
+            Self::U16(x) => x.capacity(),
+            Self::Bytes(x) => x.capacity(),
         }
     }
 
     /// So many zeros of the same type.
-    #[cfg(feature = "nccl")]
+    #[cfg(any(feature = "mpi", feature = "nccl"))]
     pub(crate) fn zeros(&self, len: usize) -> Self {
         match self {
             Self::F32(_) => Self::F32(vec![0.0; len]),

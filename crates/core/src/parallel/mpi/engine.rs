@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::MpiOptions;
 use super::ask::{Asking, EVERY};
-use super::operation::{Collective, Running, return_errors};
+use super::operation::{Collective, Running, Spare, resized, return_errors};
 use crate::parallel::comm::{Buffer, Call, Completer, Completion, Missing, Operation, Reduce};
 
 /// What the thread is asked for.
@@ -70,6 +70,7 @@ struct Group {
     comm: SimpleCommunicator,
     waiting: VecDeque<Start>,
     active: Option<Active>,
+    spare: Spare,
     /// Hash of all that was called.
     history: u64,
     called: u64,
@@ -122,7 +123,7 @@ fn numbers(buffer: &Buffer) -> Vec<u64> {
 impl Group {
     fn new(comm: SimpleCommunicator) -> Self {
         return_errors(&comm);
-        Self { comm, waiting: VecDeque::new(), active: None, history: 0, called: 0 }
+        Self { comm, waiting: VecDeque::new(), active: None, spare: Spare::default(), history: 0, called: 0 }
     }
 
     /// Goes on as far as it can without waiting. Whether there was anything to go on with.
@@ -167,8 +168,8 @@ impl Group {
         }
     }
 
-    fn collective(&self, collective: Collective, buffer: Buffer, options: &MpiOptions) -> Result<Running, String> {
-        Running::start(&self.comm, collective, buffer, options.most_elements)
+    fn collective(&mut self, collective: Collective, buffer: Buffer, options: &MpiOptions) -> Result<Running, String> {
+        Running::start(&self.comm, collective, buffer, options.most_elements, &mut self.spare)
     }
 
     /// Starts the operation itself, or what it needs first.
@@ -218,7 +219,7 @@ impl Group {
     /// A stage has ended.
     fn next_stage(&mut self, options: &MpiOptions) {
         let Some(mut active) = self.active.take() else { return };
-        let result = std::mem::replace(&mut active.running, Running::none()).finish();
+        let result = std::mem::replace(&mut active.running, Running::none()).finish(&mut self.spare);
         match active.stage {
             Stage::Compare => match self.differs(&numbers(&result)) {
                 Some(problem) => self.end_of(active.start, active.began, Err(problem)),
@@ -237,7 +238,7 @@ impl Group {
             }
             Stage::Collect { whole } => {
                 let (Operation::AllReduce(how) | Operation::ReduceScatter(how)) = active.start.operation else { return };
-                let reduced = folded(result, self.comm.size() as usize, how);
+                let reduced = self.folded(result, how);
                 if whole {
                     return self.end_of(active.start, active.began, Ok(reduced));
                 }
@@ -276,46 +277,32 @@ impl Group {
         let _ = start.done.send(Completion { result, began, ended: Instant::now() });
     }
 
+    /// The reduction of all ranks' equal parts, in the order of ranks: equal inputs give equal bits, here and in the engine of threads.
+    fn folded(&mut self, mut parts: Buffer, how: Reduce) -> Buffer {
+        fn fold<T: Copy>(parts: &mut [T], n: usize, with: impl Fn(T, T) -> T) -> Vec<T> {
+            let len = parts.len() / n;
+            let (sum, others) = parts.split_at_mut(len);
+            for part in others.chunks_exact(len.max(1)) {
+                sum.iter_mut().zip(part).for_each(|(a, b)| *a = with(*a, *b));
+            }
+            sum.to_vec()
+        }
+        let n = self.comm.size() as usize;
+        let reduced = match (&mut parts, how) {
+            (Buffer::F32(x), Reduce::Sum) => Buffer::F32(fold(x, n, |a, b| a + b)),
+            (Buffer::F32(x), Reduce::Max) => Buffer::F32(fold(x, n, f32::max)),
+            (Buffer::F32(x), Reduce::Min) => Buffer::F32(fold(x, n, f32::min)),
+            (Buffer::F64(x), Reduce::Sum) => Buffer::F64(fold(x, n, |a, b| a + b)),
+            (Buffer::F64(x), Reduce::Max) => Buffer::F64(fold(x, n, f64::max)),
+            (Buffer::F64(x), Reduce::Min) => Buffer::F64(fold(x, n, f64::min)),
+            _ => return parts, // refused before it was moved
+        };
+        self.spare.keep(parts);
+        reduced
+    }
+
     fn busy(&self) -> bool {
         self.active.is_some() || !self.waiting.is_empty()
-    }
-}
-
-/// The same type with this length.
-fn resized(buffer: Buffer, length: usize) -> Buffer {
-    fn to<T: Clone + Default>(mut of: Vec<T>, length: usize) -> Vec<T> {
-        of.resize(length, T::default());
-        of
-    }
-    match buffer {
-        Buffer::F32(x) => Buffer::F32(to(x, length)),
-        Buffer::F64(x) => Buffer::F64(to(x, length)),
-        Buffer::U16(x) => Buffer::U16(to(x, length)),
-        Buffer::Bytes(x) => Buffer::Bytes(to(x, length)),
-    }
-}
-
-/// The reduction of `n` equal parts, in the order of ranks: equal inputs give equal bits, here and in the engine of threads.
-fn folded(parts: Buffer, n: usize, how: Reduce) -> Buffer {
-    fn fold<T: Copy>(mut parts: Vec<T>, n: usize, with: impl Fn(T, T) -> T) -> Vec<T> {
-        let len = parts.len() / n;
-        let (sum, others) = parts.split_at_mut(len);
-        for part in others.chunks_exact(len.max(1)) {
-            sum.iter_mut().zip(part).for_each(|(a, b)| *a = with(*a, *b));
-        }
-        parts.truncate(len);
-        // A result is kept until somebody waits for it; what the others sent is not.
-        parts.shrink_to_fit();
-        parts
-    }
-    match (parts, how) {
-        (Buffer::F32(x), Reduce::Sum) => Buffer::F32(fold(x, n, |a, b| a + b)),
-        (Buffer::F32(x), Reduce::Max) => Buffer::F32(fold(x, n, f32::max)),
-        (Buffer::F32(x), Reduce::Min) => Buffer::F32(fold(x, n, f32::min)),
-        (Buffer::F64(x), Reduce::Sum) => Buffer::F64(fold(x, n, |a, b| a + b)),
-        (Buffer::F64(x), Reduce::Max) => Buffer::F64(fold(x, n, f64::max)),
-        (Buffer::F64(x), Reduce::Min) => Buffer::F64(fold(x, n, f64::min)),
-        (other, _) => other, // refused before it was moved
     }
 }
 

@@ -49,16 +49,6 @@ fn at(buffer: &mut Buffer, element: usize) -> *mut c_void {
     }
 }
 
-/// So many zeros of a buffer's type.
-fn zeros(like: &Buffer, len: usize) -> Buffer {
-    match like {
-        Buffer::F32(_) => Buffer::F32(vec![0.0; len]),
-        Buffer::F64(_) => Buffer::F64(vec![0.0; len]),
-        Buffer::U16(_) => Buffer::U16(vec![0; len]),
-        Buffer::Bytes(_) => Buffer::Bytes(vec![0; len]),
-    }
-}
-
 /// Copies a range of elements between buffers of one type.
 fn copy(from: &Buffer, range: Range<usize>, to: &mut Buffer, start: usize) {
     let end = start + range.len();
@@ -68,6 +58,52 @@ fn copy(from: &Buffer, range: Range<usize>, to: &mut Buffer, start: usize) {
         (Buffer::U16(a), Buffer::U16(b)) => b[start..end].copy_from_slice(&a[range]),
         (Buffer::Bytes(a), Buffer::Bytes(b)) => b[start..end].copy_from_slice(&a[range]),
         _ => {} // the other is made like the one
+    }
+}
+
+/// Memory of collectives that have ended, for those that come: pages that are mapped anew for each cost as much as moving the bytes.
+#[derive(Default)]
+pub(super) struct Spare(Vec<Buffer>);
+
+/// A group keeps no more, bytes: two buckets of gradients.
+const SPARE: usize = 32 << 20;
+/// The allocator keeps smaller ones itself.
+const LARGE: usize = 1 << 20;
+
+impl Spare {
+    /// Takes what is not needed any more.
+    pub(super) fn keep(&mut self, buffer: Buffer) {
+        let bytes = |of: &Buffer| of.capacity() * of.width();
+        if bytes(&buffer) >= LARGE {
+            self.0.push(buffer);
+        }
+        while self.0.iter().map(bytes).sum::<usize>() > SPARE {
+            self.0.remove(0);
+        }
+    }
+
+    /// So many elements of a buffer's type, whatever is in them: of the smallest that has room.
+    pub(super) fn take(&mut self, like: &Buffer, len: usize) -> Buffer {
+        let room = |kept: &Buffer| if kept.kind() == like.kind() { kept.capacity() } else { 0 };
+        let fits = self.0.iter().enumerate().filter(|(_, kept)| room(kept) >= len);
+        match fits.min_by_key(|(_, kept)| room(kept)).map(|(at, _)| at) {
+            Some(at) if len > 0 => resized(self.0.swap_remove(at), len),
+            _ => like.zeros(len),
+        }
+    }
+}
+
+/// The same type with this length.
+pub(super) fn resized(buffer: Buffer, length: usize) -> Buffer {
+    fn to<T: Clone + Default>(mut of: Vec<T>, length: usize) -> Vec<T> {
+        of.resize(length, T::default());
+        of
+    }
+    match buffer {
+        Buffer::F32(x) => Buffer::F32(to(x, length)),
+        Buffer::F64(x) => Buffer::F64(to(x, length)),
+        Buffer::U16(x) => Buffer::U16(to(x, length)),
+        Buffer::Bytes(x) => Buffer::Bytes(to(x, length)),
     }
 }
 
@@ -108,7 +144,13 @@ impl Running {
     }
 
     /// Starts a collective, in as many calls as `most` elements of all ranks a call make it.
-    pub(super) fn start(comm: &SimpleCommunicator, collective: Collective, buffer: Buffer, most: usize) -> Result<Self, String> {
+    pub(super) fn start(
+        comm: &SimpleCommunicator,
+        collective: Collective,
+        buffer: Buffer,
+        most: usize,
+        spare: &mut Spare,
+    ) -> Result<Self, String> {
         let (size, len) = (comm.size() as usize, buffer.len());
         let mut running = Self::none();
         let each = (most / size).clamp(1, i32::MAX as usize);
@@ -132,7 +174,7 @@ impl Running {
                 }
             }
             Collective::Gather => {
-                running.result = zeros(&buffer, size * len);
+                running.result = spare.take(&buffer, size * len);
                 running.part = len;
                 running.sent.push(buffer);
                 for range in ranges(len, each) {
@@ -151,13 +193,13 @@ impl Running {
                 if part * size != len {
                     return Err(format!("{len} elements cannot be divided among {size} ranks"));
                 }
-                running.result = zeros(&buffer, len);
+                running.result = spare.take(&buffer, len);
                 running.part = part;
                 if part <= each {
                     running.sent.push(buffer);
                 } else {
                     for range in ranges(part, each) {
-                        let mut sent = zeros(&buffer, size * range.len());
+                        let mut sent = buffer.zeros(size * range.len());
                         for rank in 0..size {
                             copy(&buffer, rank * part + range.start..rank * part + range.end, &mut sent, rank * range.len());
                         }
@@ -185,7 +227,7 @@ impl Running {
         if range.len() == self.part {
             return at(&mut self.result, 0);
         }
-        let mut side_by_side = zeros(&self.result, size * range.len());
+        let mut side_by_side = self.result.zeros(size * range.len());
         let to = at(&mut side_by_side, 0);
         self.pieces.push(Piece { range, side_by_side });
         to
@@ -218,8 +260,9 @@ impl Running {
     }
 
     /// The result, once it has ended.
-    pub(super) fn finish(mut self) -> Buffer {
+    pub(super) fn finish(mut self, spare: &mut Spare) -> Buffer {
         let mut result = std::mem::replace(&mut self.result, Buffer::empty());
+        self.sent.drain(..).for_each(|sent| spare.keep(sent));
         for Piece { range, side_by_side } in &self.pieces {
             let ranks = side_by_side.len() / range.len().max(1);
             for rank in 0..ranks {
