@@ -68,9 +68,13 @@ def command(a: argparse.Namespace, work: Path, run: Path, *more: str) -> list[st
 
 # Steps whose times a trace has.
 TRACED = 3
-# What both meshes train: sizes of which a step takes long beside the latency that cannot be lowered.
-MODEL = ["model.dim=256", "model.n_layers=6", "model.n_heads=8", "model.max_seq_len=256", "train.batch=8", "parallel.bucket=500000"]
-MESHES = {"dp 2": [], "tp 2": ["parallel.tp=2", "parallel.sequence=true"]}
+# What a mesh trains: sizes of which a step takes long beside the latency that cannot be lowered. What a split model exchanges grows with
+# its width, what it computes with the width's square: a narrow one spends its cores on moving bytes.
+MODEL = ["model.max_seq_len=256", "parallel.bucket=500000"]
+MESHES = {
+    "dp 2": ["model.dim=256", "model.n_layers=6", "model.n_heads=8", "train.batch=8"],
+    "tp 2": ["model.dim=1024", "model.n_layers=2", "model.n_heads=8", "train.batch=4", "parallel.tp=2", "parallel.sequence=true"],
+}
 
 
 def spans(trace: Path) -> tuple[dict[str, float], float]:
@@ -114,6 +118,8 @@ def overlap(a: argparse.Namespace, work: Path) -> None:
 
 def every(a: argparse.Namespace, work: Path) -> None:
     for name, mesh in MESHES.items():
+        if a.mesh not in name:
+            continue
         sets = [*MODEL, *mesh]
         link(0)
         free = measure(a, work, False, sets)
@@ -178,6 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("--mbit", type=float, default=400)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mesh", default="", help="of `all`: only those whose name has this in it")
     parser.add_argument("--timeout", type=float, default=60)
     own = sys.argv[1:]
     more = own[own.index("--") + 1:] if "--" in own else []
