@@ -251,7 +251,7 @@ impl<'a, B: LlamaOps> BlockPass<'a, B> {
         let qkv = reshape::<B>(qkv, &[self.batch, n / self.batch, heads, self.head_dim]);
         let qkv = self.rotate(qkv, s.kv_heads, false);
         let (out, lse) = B::self_attention_forward(qkv.clone(), s);
-        let h = self.after_attention(x, &out, w.wo.clone())?;
+        let h = self.after_attention(x, &out, w.wo.clone()).wait()?;
         let b = B::rms_norm(h.clone(), w.ffn_norm.clone(), self.eps, compute);
         let kept_b = kept(&b);
         let gate_up = B::project(self.regions.enter(b).wait()?, w.w13.clone(), compute);
@@ -260,8 +260,8 @@ impl<'a, B: LlamaOps> BlockPass<'a, B> {
         Ok((inner, h, swiglu))
     }
 
-    fn after_attention(&self, x: &FloatTensor<B>, out: &FloatTensor<B>, wo: FloatTensor<B>) -> Result<FloatTensor<B>> {
-        self.regions.exit(x.clone(), flat::<B>(out), wo).wait()
+    fn after_attention(&self, x: &FloatTensor<B>, out: &FloatTensor<B>, wo: FloatTensor<B>) -> Handle<B> {
+        self.regions.exit(x.clone(), flat::<B>(out), wo)
     }
 
     fn forward(&self, x: FloatTensor<B>, w: &BlockWeights<B>) -> Result<(FloatTensor<B>, Kept<B>)> {
@@ -290,8 +290,12 @@ impl<'a, B: LlamaOps> BlockPass<'a, B> {
         };
 
         // Feed-forward. What is computed again lives no longer than its product; the gradient is put (and the parameter perhaps
-        // updated) after the last use of the parameter.
-        let dp = self.regions.exit_backward(cast::<B>(dy.clone(), compute)).wait()?;
+        // updated) after the last use of the parameter. Between devices the gradient is gathered under the product of `wo`, which is
+        // made again, and that is summed under the products with `w2`.
+        let dp = self.regions.exit_backward(cast::<B>(dy.clone(), compute));
+        let again = |params: &dyn PassParameters<B>| self.after_attention(&x, &inner.out, weight(params, Wo));
+        let early = (inner.h.is_none() && self.regions.split()).then(|| again(params));
+        let dp = dp.wait()?;
         let swiglu = inner.swiglu.unwrap_or_else(|| B::swiglu(inner.gate_up.clone()));
         let dw = B::project_backward_weight(dp.clone(), swiglu, params.take_grad(at(W2)));
         let dswiglu = B::project_backward_input(dp, weight(params, W2), compute);
@@ -299,7 +303,7 @@ impl<'a, B: LlamaOps> BlockPass<'a, B> {
         let dgate_up = B::swiglu_backward(inner.gate_up, dswiglu);
         let h = match inner.h {
             Some(h) => h,
-            None => self.after_attention(&x, &inner.out, weight(params, Wo))?,
+            None => early.unwrap_or_else(|| again(params)).wait()?,
         };
         let norm = |x: &FloatTensor<B>, gain: FloatTensor<B>| B::rms_norm(x.clone(), gain, self.eps, compute);
         let b = |params: &dyn PassParameters<B>| self.regions.enter(inner.b.unwrap_or_else(|| norm(&h, weight(params, FfnNorm))));
