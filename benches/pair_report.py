@@ -5,9 +5,10 @@ import math
 import statistics
 
 from pairs import interval
-from train_curve import EARLY, EARLY_BOUND, svg_line, svg_text, write_svg
+from train_curve import EARLY, svg_line, svg_text, write_svg
 from turns import own_seconds
 
+EARLY_BOUND = 1e-3  # on the first steps, in float32; the learning rate is four times that of train_curve.py's example
 OURS, PEER = "#1b4f9c", "#d95f02"
 TARGETS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -105,7 +106,7 @@ def table(result):
               f"Largest difference at equal steps: training loss {result['early_difference'][0]:.1e} in steps 1 to {result['early_steps']}, "
               f"{result['train_difference'][0]:.1e} in all (step {result['train_difference'][1]}); "
               f"held-out loss {result['held_out_difference'][0]:.1e} (step {result['held_out_difference'][1]}).",
-              f"PyTorch {start['torch']} loaded in {start['load_s']:.0f} s and compiled in {start['compile_s']:.0f} s. {result['machine']}; {result['recua_version']}."]
+              f"PyTorch {start['torch']} loaded in {start['load_s']:.0f} s and compiled in {start['compile_s']:.0f} s ({', '.join(start['helped']) or 'as pip gives it'}). {result['machine']}; {result['recua_version']}."]
     return "\n".join(lines) + "\n"
 
 

@@ -107,6 +107,28 @@ def for_torch(a, config, weights):
             "compile": not a.eager, "mode": a.compile_mode}
 
 
+def torch_environment(a, folder):
+    """What makes PyTorch fastest here, unless it is wanted as it comes; and what that is, in words."""
+    environment = {"OMP_NUM_THREADS": str(a.threads), "MKL_NUM_THREADS": str(a.threads), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    if a.stock or a.backend.startswith("cuda"):
+        return environment, []
+    # glibc gives large arrays back to the system and gets them again at every step.
+    environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+    done = ["glibc keeps its memory"]
+    if "AuthenticAMD" in pathlib.Path("/proc/cpuinfo").read_text():
+        # MKL takes its AVX-512 code on Intel's processors only. It asks this function.
+        source, library = folder / "amd.c", folder / "amd.so"
+        source.write_text("int mkl_serv_intel_cpu_true(void) { return 1; }\n")
+        try:
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            say("no C compiler (cc): on this AMD processor MKL, and so PyTorch, is slower than it could be")
+        else:
+            environment["LD_PRELOAD"] = str(library)
+            done.append("MKL takes its AVX-512 code on AMD")
+    return environment, done
+
+
 def pair(a, base, config, weights, recua_step_s):
     """Both trainings. Returns them, with what PyTorch said at its start and what was asked of both."""
     folder = a.out / "torch"
@@ -117,12 +139,12 @@ def pair(a, base, config, weights, recua_step_s):
     programs = []
     try:
         say("PyTorch loads and compiles")
-        threads = {"OMP_NUM_THREADS": str(a.threads), "MKL_NUM_THREADS": str(a.threads)}
+        environment, helped = torch_environment(a, folder)
         torch = Program("torch", [sys.executable, str(HERE / "peers/train_pair.py"), str(folder)], folder / "metrics.jsonl",
-                        a.out / "torch.log", threads)
+                        a.out / "torch.log", environment)
         programs.append(torch)
         torch.wait_for(lambda: (folder / "ready.json").exists())
-        ready = json.loads((folder / "ready.json").read_text())
+        ready = json.loads((folder / "ready.json").read_text()) | {"helped": helped}
         fit = int(60 * a.pair_minutes / (recua_step_s + ready["step_s"]))
         steps = max(a.steps or min(fit, a.most_steps or fit, *([] if a.preset else [config["train"]["steps"]])), VALIDATIONS)
         every = -(-steps // VALIDATIONS)
@@ -169,6 +191,7 @@ def main():
     p.add_argument("--vocab-size", type=int, default=32000)
     p.add_argument("--precision", default="f32", choices=["f32", "bf16"])
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of recua, for both")
+    p.add_argument("--stock", action="store_true", help="PyTorch as pip gives it, without what makes it faster here")
     p.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
     p.add_argument("--compile-mode", help="of torch.compile")
     a = p.parse_args()

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import pathlib
+import shutil
 import signal
 import statistics
 import subprocess
@@ -17,6 +18,15 @@ STOPPED = "Tt"
 
 def die_with_parent():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def gpu_memory():
+    """(process, MiB) of each program on the GPU; nothing without one."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    out = subprocess.run(command, capture_output=True, text=True).stdout
+    return [line.split(", ") for line in out.splitlines() if line.count(", ") == 1 and line.split(", ")[1].isdigit()]
 
 
 class Program:
@@ -116,6 +126,9 @@ class Program:
                 pass
         elif self.records:
             self.peak_mb = max(self.peak_mb, peak)
+        for line in gpu_memory():
+            if line[:1] == [str(self.pid)]:
+                self.gpu_mib = max(self.gpu_mib, int(line[1]))
 
     def kill(self):
         """Whatever state it is in. One that is told to end while it stands would stand for ever."""
