@@ -13,6 +13,7 @@
 Writes OUT/pair.json, OUT/pair.md, OUT/pair.svg. The exit code is 1 if the losses of the first steps differ (float32 only).
 Needs Linux, and torch and transformers in the Python that runs it."""
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -25,6 +26,9 @@ import tomllib
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "peers")]
+
+if missing := [name for name in ("numpy", "torch", "transformers") if importlib.util.find_spec(name) is None]:
+    sys.exit(f"reference: {sys.executable} lacks {', '.join(missing)}; pip install torch transformers, or set PYTHON")
 
 from pair_report import report  # noqa: E402
 from train_curve import optim_of  # noqa: E402
