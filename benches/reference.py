@@ -207,7 +207,8 @@ def main():
     if (a.out / "recua/metrics.jsonl").exists():
         p.error(f"{a.out} holds a finished pair: give another folder")
     a.out.mkdir(parents=True, exist_ok=True)
-    # One that is told to end ends its programs first.
+    # One that is told to end ends its programs first; in the background of a script too, where SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
 
