@@ -22,7 +22,7 @@ from transformers import AttentionMaskInterface, LlamaForCausalLM
 
 from train_curve import Order, adamw_of, lr_at, read_tokens
 
-TRIED = 5
+TRIED = 10
 
 
 def held_out_windows(tokens, seq_len, limit, batch):
