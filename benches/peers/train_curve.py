@@ -122,6 +122,21 @@ def lr_at(optim, step, total):
     return least + (lr - least) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
+def optim_of(config):
+    """The optimizer's settings of a config.toml, with the defaults of recua."""
+    return {"lr": 3e-4, "min_lr_ratio": 0.1, "warmup_steps": 2000, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
+            "weight_decay": 0.1, "clip": 1.0} | config.get("optim", {})
+
+
+def adamw_of(model, optim, **how):
+    """PyTorch's AdamW with recua's groups: only matrices decay."""
+    import torch
+
+    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": optim["weight_decay"]},
+              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(optim["beta1"], optim["beta2"]), eps=optim["eps"], **how)
+
+
 def train_torch(a, optim, total, order, batch):
     """Losses, rates and gradient norms of the first a.steps steps of PyTorch."""
     import torch
@@ -132,9 +147,7 @@ def train_torch(a, optim, total, order, batch):
     model.config.use_cache = False
     model.train()
     print(f"torch {torch.__version__}, {sum(p.numel() for p in model.parameters())} parameters", file=sys.stderr)
-    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": optim["weight_decay"]},
-              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(optim["beta1"], optim["beta2"]), eps=optim["eps"])
+    adamw = adamw_of(model, optim)
     records, began = [], time.monotonic()
     for step in range(a.steps):
         rows = torch.from_numpy(order.batch(step * batch, batch))
@@ -153,6 +166,19 @@ def train_torch(a, optim, total, order, batch):
     return records
 
 
+def svg_line(points, style):
+    return f'<polyline fill="none" {style} points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in points)}"/>'
+
+
+def svg_text(px, py, words, more=""):
+    return f'<text x="{px:.0f}" y="{py:.0f}" {more}>{words}</text>'
+
+
+def write_svg(path, width, height, parts):
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">\n'
+                    f'<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n")
+
+
 def plot(path, ours, peer, entropy):
     """Both curves, and their difference on a logarithmic scale, as an SVG."""
     width, high, low, left, top = 860, 300, 170, 60, 30
@@ -168,27 +194,19 @@ def plot(path, ours, peer, entropy):
     def z(d):  # 1e-8 .. 1e-1
         return top + high + 50 + (-1 - math.log10(min(max(d, 1e-8), 1e-1))) / 7 * low
 
-    def line(points, style):
-        return f'<polyline fill="none" {style} points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in points)}"/>'
-
-    def text(px, py, words, more=""):
-        return f'<text x="{px:.0f}" y="{py:.0f}" {more}>{words}</text>'
-
     dashed, right = 'stroke="#999" stroke-dasharray="4 4"', 'text-anchor="end"'
-    parts = [line([(x(0), y(entropy)), (x(n - 1), y(entropy))], dashed), text(x(n - 1), y(entropy) - 5, "unigram entropy", right),
-             line([(x(i), y(v)) for i, v in enumerate(peer)], 'stroke="#d95f02" stroke-width="4" opacity="0.5"'),
-             line([(x(i), y(v)) for i, v in enumerate(ours)], 'stroke="#1b4f9c" stroke-width="1.2"'),
-             text(left, 18, "loss, nats a token: PyTorch (orange, wide), recua (blue)"),
-             text(left, top + high + 40, "absolute difference; dashed: the bounds"),
-             line([(x(i), z(abs(p - q))) for i, (p, q) in enumerate(zip(ours, peer))], 'stroke="#333"')]
+    parts = [svg_line([(x(0), y(entropy)), (x(n - 1), y(entropy))], dashed), svg_text(x(n - 1), y(entropy) - 5, "unigram entropy", right),
+             svg_line([(x(i), y(v)) for i, v in enumerate(peer)], 'stroke="#d95f02" stroke-width="4" opacity="0.5"'),
+             svg_line([(x(i), y(v)) for i, v in enumerate(ours)], 'stroke="#1b4f9c" stroke-width="1.2"'),
+             svg_text(left, 18, "loss, nats a token: PyTorch (orange, wide), recua (blue)"),
+             svg_text(left, top + high + 40, "absolute difference; dashed: the bounds"),
+             svg_line([(x(i), z(abs(p - q))) for i, (p, q) in enumerate(zip(ours, peer))], 'stroke="#333"')]
     early = min(EARLY, n - 1)
-    parts += [line([(x(0), z(EARLY_BOUND)), (x(early), z(EARLY_BOUND))], dashed), line([(x(early), z(LATE_BOUND)), (x(n - 1), z(LATE_BOUND))], dashed)]
-    parts += [text(left - 6, y(floor + k * (ceiling - floor) / 4) + 4, f"{floor + k * (ceiling - floor) / 4:.2f}", right) for k in range(5)]
-    parts += [text(left - 6, z(10.0 ** -k) + 4, f"1e-{k}", right) for k in (1, 3, 5, 7)]
-    parts += [text(x(i), top + high + low + 68, i, 'text-anchor="middle"') for i in range(0, n, max(n // 6, 1))]
-    size = f'width="{width}" height="{top + high + low + 80}"'
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">\n'
-                    f'<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n")
+    parts += [svg_line([(x(0), z(EARLY_BOUND)), (x(early), z(EARLY_BOUND))], dashed), svg_line([(x(early), z(LATE_BOUND)), (x(n - 1), z(LATE_BOUND))], dashed)]
+    parts += [svg_text(left - 6, y(floor + k * (ceiling - floor) / 4) + 4, f"{floor + k * (ceiling - floor) / 4:.2f}", right) for k in range(5)]
+    parts += [svg_text(left - 6, z(10.0 ** -k) + 4, f"1e-{k}", right) for k in (1, 3, 5, 7)]
+    parts += [svg_text(x(i), top + high + low + 68, i, 'text-anchor="middle"') for i in range(0, n, max(n // 6, 1))]
+    write_svg(path, width, top + high + low + 80, parts)
 
 
 def compare(ours, peer, entropy):
@@ -241,8 +259,7 @@ def main():
 
     config = tomllib.loads((a.run / "config.toml").read_text())
     train, data, model = (config.get(section, {}) for section in ("train", "data", "model"))
-    optim = {"lr": 3e-4, "min_lr_ratio": 0.1, "warmup_steps": 2000, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
-             "weight_decay": 0.1, "clip": 1.0} | config.get("optim", {})
+    optim = optim_of(config)
     folders = a.data or [pathlib.Path(d) for d in data["train"]]
     seq_len = a.seq_len or train.get("seq_len") or model["max_seq_len"]
     batch = a.batch or train["batch"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What types cost in quality: bits per byte of a text, and the largest difference of a token's log-probability against float32.
 
-    python3 benches/types.py RECUA MODEL TEXT_FILE ... [--bytes 200000] [--weights f32,bf16,f16,q8_0,q4_0] [--kv f32,bf16,f16,int8]
+    python3 benches/weight_types.py RECUA MODEL TEXT_FILE ... [--bytes 200000] [--weights f32,bf16,f16,q8_0,q4_0] [--kv f32,bf16,f16,int8]
                              [--gguf FILE ...]
 
 The texts are cut at line ends into pieces that fit the model; each piece is scored as a prompt (`generate --tokens 0 --echo`), whose
