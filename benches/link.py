@@ -16,6 +16,7 @@ choice, and leaves traces for ui.perfetto.dev in the work folder. netem is not i
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def measure(a: argparse.Namespace, work: Path, overlap: bool, sets: list[str]) -
         sys.exit(f"exit code {done.returncode}\n{done.stderr}")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [r["step_s"] for r in records if "step_s" in r][2:]
+    shutil.rmtree(run)  # its checkpoint is large
     sums, moved = spans(trace)
     return {"step": statistics.median(steps), "moved": sums.get("communication", 0.0), "waited": sums.get("waiting", 0.0),
             "bytes": moved, "trace": str(trace)}
