@@ -238,7 +238,7 @@ impl Group {
             }
             Stage::Collect { whole } => {
                 let (Operation::AllReduce(how) | Operation::ReduceScatter(how)) = active.start.operation else { return };
-                let reduced = self.folded(result, how);
+                let reduced = folded(result, self.comm.size() as usize, how);
                 if whole {
                     return self.end_of(active.start, active.began, Ok(reduced));
                 }
@@ -277,32 +277,32 @@ impl Group {
         let _ = start.done.send(Completion { result, began, ended: Instant::now() });
     }
 
-    /// The reduction of all ranks' equal parts, in the order of ranks: equal inputs give equal bits, here and in the engine of threads.
-    fn folded(&mut self, mut parts: Buffer, how: Reduce) -> Buffer {
-        fn fold<T: Copy>(parts: &mut [T], n: usize, with: impl Fn(T, T) -> T) -> Vec<T> {
-            let len = parts.len() / n;
-            let (sum, others) = parts.split_at_mut(len);
-            for part in others.chunks_exact(len.max(1)) {
-                sum.iter_mut().zip(part).for_each(|(a, b)| *a = with(*a, *b));
-            }
-            sum.to_vec()
-        }
-        let n = self.comm.size() as usize;
-        let reduced = match (&mut parts, how) {
-            (Buffer::F32(x), Reduce::Sum) => Buffer::F32(fold(x, n, |a, b| a + b)),
-            (Buffer::F32(x), Reduce::Max) => Buffer::F32(fold(x, n, f32::max)),
-            (Buffer::F32(x), Reduce::Min) => Buffer::F32(fold(x, n, f32::min)),
-            (Buffer::F64(x), Reduce::Sum) => Buffer::F64(fold(x, n, |a, b| a + b)),
-            (Buffer::F64(x), Reduce::Max) => Buffer::F64(fold(x, n, f64::max)),
-            (Buffer::F64(x), Reduce::Min) => Buffer::F64(fold(x, n, f64::min)),
-            _ => return parts, // refused before it was moved
-        };
-        self.spare.keep(parts);
-        reduced
-    }
-
     fn busy(&self) -> bool {
         self.active.is_some() || !self.waiting.is_empty()
+    }
+}
+
+/// The reduction of `n` equal parts, in the order of ranks: equal inputs give equal bits, here and in the engine of threads.
+fn folded(parts: Buffer, n: usize, how: Reduce) -> Buffer {
+    fn fold<T: Copy>(mut parts: Vec<T>, n: usize, with: impl Fn(T, T) -> T) -> Vec<T> {
+        let len = parts.len() / n;
+        let (sum, others) = parts.split_at_mut(len);
+        for part in others.chunks_exact(len.max(1)) {
+            sum.iter_mut().zip(part).for_each(|(a, b)| *a = with(*a, *b));
+        }
+        parts.truncate(len);
+        // A result is kept until somebody waits for it; what the others sent is not.
+        parts.shrink_to_fit();
+        parts
+    }
+    match (parts, how) {
+        (Buffer::F32(x), Reduce::Sum) => Buffer::F32(fold(x, n, |a, b| a + b)),
+        (Buffer::F32(x), Reduce::Max) => Buffer::F32(fold(x, n, f32::max)),
+        (Buffer::F32(x), Reduce::Min) => Buffer::F32(fold(x, n, f32::min)),
+        (Buffer::F64(x), Reduce::Sum) => Buffer::F64(fold(x, n, |a, b| a + b)),
+        (Buffer::F64(x), Reduce::Max) => Buffer::F64(fold(x, n, f64::max)),
+        (Buffer::F64(x), Reduce::Min) => Buffer::F64(fold(x, n, f64::min)),
+        (other, _) => other, // refused before it was moved
     }
 }
 

@@ -61,14 +61,15 @@ fn copy(from: &Buffer, range: Range<usize>, to: &mut Buffer, start: usize) {
     }
 }
 
-/// Memory of collectives that have ended, for those that come: pages that are mapped anew for each cost as much as moving the bytes.
+/// What collectives that have ended have sent, as memory for those that come: the allocator maps large blocks anew each time, and new
+/// pages cost as much as moving the bytes.
 #[derive(Default)]
 pub(super) struct Spare(Vec<Buffer>);
 
-/// A group keeps no more, bytes: two buckets of gradients.
-const SPARE: usize = 32 << 20;
-/// The allocator keeps smaller ones itself.
-const LARGE: usize = 1 << 20;
+/// A group keeps no more, bytes: two buckets of gradients of the default size.
+const SPARE: usize = 36 << 20;
+/// The allocator keeps smaller blocks itself (the command line's `tune_allocator`).
+const LARGE: usize = 12 << 20;
 
 impl Spare {
     /// Takes what is not needed any more.
