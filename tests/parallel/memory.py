@@ -27,11 +27,11 @@ def sizes(dim: int, layers: int, heads: int, ffn: int, seq: int, batch: int) -> 
     return [word for key, value in model.items() for word in ("--set", f"{key}={value}")]
 
 
-def peak(recua: str, data: str, work: Path, ranks: int, model: list[str], more: list[str]) -> float:
-    """Bytes of the largest rank."""
+def peak(recua: str, data: str, work: Path, ranks: int, model: list[str], more: list[str], steps: int) -> float:
+    """Bytes of the largest rank. The steps take long enough to be looked at."""
     run = work / f"run-{time.time_ns()}"
     nproc = ["--nproc", str(ranks)] if ranks > 1 else []
-    job = subprocess.Popen([recua, "train", "--data", data, "--run", str(run), "--steps", "3", "--threads", "1", *nproc, *model, *more,
+    job = subprocess.Popen([recua, "train", "--data", data, "--run", str(run), "--steps", str(steps), "--threads", "1", *nproc, *model, *more,
                             "--set", "train.val_every=0", "--set", "sample.every=0", "--set", "train.checkpoint_every=0"],
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     peaks: dict[int, int] = {}
@@ -70,7 +70,7 @@ if __name__ == "__main__":
         for dp, tp in [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (2, 2)]:
             ranks, batch = dp * tp, ["--set", f"train.batch={dp}"]
             parallel = ["--set", f"parallel.tp={tp}", "--set", f"parallel.sequence={'true' if tp > 1 else 'false'}"]
-            large, tiny = (peak(recua, data, work, ranks, sizes(*m), batch + parallel) for m in (LARGE, TINY))
+            large, tiny = (peak(recua, data, work, ranks, sizes(*m), batch + parallel, n) for m, n in ((LARGE, 3), (TINY, 400)))
             if vocab is None:
                 config = next(work.glob("run-*/config.toml")).read_text()
                 vocab = next(line.split("=")[1].strip() for line in config.splitlines() if line.startswith("vocab_size"))
