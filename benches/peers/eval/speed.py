@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`recua eval run` and pip's lm-eval (`hf`, float32, CPU) in turn: the same questions, the same exported model, as many threads each.
 
-    speed.py RECUA --model RUN --shared DIR --eval-data DIR [--rounds 5] [--threads 2] [--work DIR] [--json FILE]
+    speed.py RECUA --model RUN --shared DIR --eval-data DIR [--rounds 5] [--threads 2] [--shots 0] [--work DIR] [--json FILE]
 
 RUN is a run, a checkpoint or a Hugging Face folder; it is exported once. Each round asks both of every task, and each round the other one
 begins. Times are of the answers alone: neither the start of a process, nor the reading of model and data, nor the writing of results. For
@@ -33,7 +33,7 @@ LIMIT = {"boolq": 40, "truthfulqa_mc2": 40, "wikitext": 6}
 
 def ours(a, model, published, task):
     """Seconds, and the first metric."""
-    out = subprocess.run([a.recua, "eval", "run", "--model", model, "--tasks", task, "--data", published, "--shots", "0", "--limit", str(LIMIT.get(task, a.limit)),
+    out = subprocess.run([a.recua, "eval", "run", "--model", model, "--tasks", task, "--data", published, "--shots", str(a.shots), "--limit", str(LIMIT.get(task, a.limit)),
                           "--threads", str(a.threads), "--json"], check=True, capture_output=True, text=True).stdout
     results = json.loads(out)
     one = results["tasks"][0]
@@ -70,7 +70,7 @@ class Theirs:
             self.managers[task] = items.prepare(SimpleNamespace(data=a.work), [task])
         manager, names = self.managers[task]
         self.spent = 0.0
-        ran = lm_eval.simple_evaluate(model=self.model, tasks=names, task_manager=manager, num_fewshot=0, limit=LIMIT.get(task, a.limit), log_samples=False, bootstrap_iters=0)
+        ran = lm_eval.simple_evaluate(model=self.model, tasks=names, task_manager=manager, num_fewshot=a.shots, limit=LIMIT.get(task, a.limit), log_samples=False, bootstrap_iters=0)
         metrics = {key.split(",")[0]: value for key, value in ran["results"][names[0]].items() if key.endswith(",none") and "stderr" not in key}
         return self.spent, metrics
 
@@ -84,6 +84,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--shots", type=int, default=0, help="examples before each question; where there are some, name tasks that have any")
     parser.add_argument("--batches", type=lambda s: [int(x) for x in s.split(",")], default=[1, 8])
     parser.add_argument("--tasks", type=lambda s: s.split(","), default=CHOICES + ROLLING)
     parser.add_argument("--bos", action="store_true", help="lm-eval's add_bos_token, for tokenizers of recua's earlier versions, whose files do not say it")
@@ -134,7 +135,7 @@ def main():
     size = f"{parameters:,} parameters, {config['hidden_size']} wide, {config['num_hidden_layers']} layers, vocabulary {config['vocab_size']:,}, context {config['max_position_embeddings']}"
     import torch
     import transformers
-    about = f"{size}; {a.threads} threads each, {a.rounds} rounds, lm-eval's batch size {batch}; torch {torch.__version__}, transformers {transformers.__version__}"
+    about = f"{size}; {a.threads} threads each, {a.rounds} rounds, {a.shots} shots, lm-eval's batch size {batch}; torch {torch.__version__}, transformers {transformers.__version__}"
     print(about)
     print(f"\n| task | questions | recua s | lm-eval s | lm-eval / recua | least | largest |\n|---|---|---|---|---|---|---|")
     table = [(task, LIMIT.get(task, a.limit), rows[task]) for task in a.tasks]
