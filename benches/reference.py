@@ -95,7 +95,8 @@ def first_weights(a, base):
 
 def settings_of(a, base):
     """The resolved settings of the pair; their schedule is not used."""
-    shown = recua(a, "train", *base, "--run", a.out / "recua", "--steps", "1000", "--dry-run", *computes(a), capture=True)
+    steps = ["--steps", "1000"] if a.preset else []  # a finished reference has its own, which are the most that are compared
+    shown = recua(a, "train", *base, "--run", a.out / "recua", *steps, "--dry-run", *computes(a), capture=True)
     return tomllib.loads(shown)
 
 
